@@ -1,0 +1,56 @@
+"""GT Store: a fault-tolerant, replicated key-value store for Python programs.
+
+::
+
+    import gtstore
+
+    with gtstore.connect("127.0.0.1:9001") as store:
+        store.put("key1", b"value1")
+        store.get("key1")
+"""
+
+from .client import Client, connect
+from .errors import (
+    BatchFailed,
+    ClusterError,
+    ConnectError,
+    ConnectionLost,
+    DeadlineExceeded,
+    GTStoreError,
+    InvalidInput,
+    LocalProtocolError,
+    NetworkError,
+    OperationFailed,
+    OutcomeUnknown,
+    ProtocolError,
+    RemoteError,
+    RemoteProtocolError,
+    Unavailable,
+)
+from .operations import Location, PutResult, StoredEntry, Version
+from .version import __version__
+
+__all__ = [
+    "BatchFailed",
+    "Client",
+    "ClusterError",
+    "ConnectError",
+    "ConnectionLost",
+    "DeadlineExceeded",
+    "GTStoreError",
+    "InvalidInput",
+    "LocalProtocolError",
+    "Location",
+    "NetworkError",
+    "OperationFailed",
+    "OutcomeUnknown",
+    "ProtocolError",
+    "PutResult",
+    "RemoteError",
+    "RemoteProtocolError",
+    "StoredEntry",
+    "Unavailable",
+    "Version",
+    "__version__",
+    "connect",
+]

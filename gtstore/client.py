@@ -1,0 +1,317 @@
+"""The client: the public operations, over operations.py (the rules) and session.py (the sockets).
+
+A put's way: ``Client.put`` checks key and value and takes a lane; ``operations.put`` places the key, makes
+the frame and says to whom it goes; ``Session.run`` sends it to all owners and receives from all;
+on each node ``server.py`` cuts out the frame and ``replica.Replicas.write`` stores the entry.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import secrets
+import threading
+import time
+import weakref
+from collections.abc import Callable, Iterable, Mapping
+from types import TracebackType
+from typing import Any, TypeVar, overload
+
+from . import operations
+from .connection import format_address, parse_address
+from .errors import BatchFailed, ConnectError, GTStoreError, InvalidInput
+from .operations import MANAGER, Location, Operation, PutResult, Source, StoredEntry
+from .placement import Routes
+from .session import Session
+from .wire.messages import CLIENT_TIMEOUT_S, KEY_SIZE_MAX, VALUE_SIZE_MAX
+
+Result = TypeVar("Result")
+Default = TypeVar("Default")
+Key = TypeVar("Key", bound=str | bytes)
+
+
+class _Lane:
+    """What one call at a time uses: an identity with its clock, and a connection to each peer."""
+
+    __slots__ = ("__weakref__", "session", "source")
+
+    def __init__(self, session: Session) -> None:
+        self.session = session
+        self.source = Source(
+            secrets.randbits(64), lambda: time.time_ns() // 1000, random.Random().random
+        )
+
+
+class Client:
+    """A connection to a GT Store cluster; ``gtstore.connect`` makes one.
+
+    It may be used by many threads at once, and after a fork, by parent and child: each call in
+    progress has connections of its own, and a child makes new ones. Close it, or use it in a
+    ``with`` statement.
+
+    Keys are 1 to 500 bytes, values up to 16 MiB; a str counts as its UTF-8 bytes. Whatever a method
+    raises is a GTStoreError (gtstore.errors draws the tree):
+
+    Raises, of every method:
+        InvalidInput: a key or value breaks a limit. Nothing was sent.
+        OperationFailed, Unavailable, ConnectError: it did not happen.
+        DeadlineExceeded: a read did not end in time.
+        OutcomeUnknown: a write may have happened, at most once.
+
+    Args:
+        manager: ``HOST:PORT`` of the cluster's manager.
+        timeout: seconds that each call may take in all.
+    """
+
+    def __init__(self, manager: str = "127.0.0.1:9001", timeout: float = CLIENT_TIMEOUT_S) -> None:
+        if not timeout > 0:
+            raise InvalidInput(f"timeout={timeout!r}: it must be more than 0 seconds")
+        self._manager = parse_address(manager)
+        self._timeout_s = timeout
+        self._routes = Routes()
+        self._is_closed = False
+        # Lanes that no call uses. append and pop are atomic, so the hot path takes no lock.
+        self._idle: list[_Lane] = []
+        self._lanes_lock = threading.Lock()
+        self._lanes: weakref.WeakSet[_Lane] = (
+            weakref.WeakSet()
+        )  # all of them; guarded by _lanes_lock
+        _clients.add(self)
+        try:
+            self._run(lambda lane: operations.initialize(self._routes, lane.source))
+        except BaseException:
+            self.close()
+            raise
+
+    # --- single keys -----------------------------------------------------------------------------
+
+    def put(self, key: str | bytes, value: str | bytes) -> PutResult:
+        """Store a value under a key, on all nodes that own the key."""
+        key, value = _key(key), _value(value)
+        lane = self._take_lane()
+        try:
+            operation = operations.put(self._routes, lane.source, key, value)
+            return lane.session.run(operation, self._timeout_s)
+        finally:
+            self._give_back(lane)
+
+    @overload
+    def get(self, key: str | bytes) -> bytes | None: ...
+    @overload
+    def get(self, key: str | bytes, default: Default) -> bytes | Default: ...
+    def get(self, key: str | bytes, default: Any = None) -> Any:
+        """Return the latest value of a key, or ``default`` if it has none."""
+        key = _key(key)
+        lane = self._take_lane()
+        try:
+            entry = lane.session.run(
+                operations.get(self._routes, lane.source, key), self._timeout_s
+            )
+        finally:
+            self._give_back(lane)
+        return default if entry is None else entry.value
+
+    def get_entry(self, key: str | bytes) -> StoredEntry | None:
+        """Return a key's value, its version and the node that answered, or None if it has none."""
+        key = _key(key)
+        return self._run(lambda lane: operations.get(self._routes, lane.source, key))
+
+    def delete(self, key: str | bytes) -> PutResult:
+        """Remove a key's value, if it has one."""
+        key = _key(key)
+        return self._run(lambda lane: operations.delete(self._routes, lane.source, key))
+
+    # --- many keys -------------------------------------------------------------------------------
+
+    def put_many(self, items: Mapping[Key, str | bytes]) -> dict[Key, PutResult]:
+        """Store many values, in parallel over the nodes. Each key is stored on its own.
+
+        Raises BatchFailed if some keys failed; its ``results`` and ``errors`` say which.
+        """
+        checked = {_key(key): _value(value) for key, value in items.items()}
+        if len(checked) < len(items):
+            raise InvalidInput("put_many: a key is given twice, as str and as bytes")
+        return self._run_batch(
+            list(items),
+            lambda lane: (
+                operations.put(self._routes, lane.source, key, value)
+                for key, value in checked.items()
+            ),
+        )
+
+    @overload
+    def get_many(self, keys: Iterable[Key]) -> dict[Key, bytes | None]: ...
+    @overload
+    def get_many(self, keys: Iterable[Key], default: Default) -> dict[Key, bytes | Default]: ...
+    def get_many(self, keys: Iterable[Any], default: Any = None) -> dict[Any, Any]:
+        """Return the latest values of many keys, read in parallel over the nodes; ``default`` stands
+        for those that have none.
+
+        Raises BatchFailed if some keys failed; its ``results`` and ``errors`` say which.
+        """
+        if isinstance(keys, str | bytes):
+            raise InvalidInput("get_many takes several keys, not one")
+        given = list(keys)
+        checked = [_key(key) for key in given]
+        if len(set(checked)) < len(checked):
+            raise InvalidInput("get_many: a key is given twice")
+        entries = self._run_batch(
+            given,
+            lambda lane: (operations.get(self._routes, lane.source, key) for key in checked),
+        )
+        return {key: default if entry is None else entry.value for key, entry in entries.items()}
+
+    # --- the cluster -----------------------------------------------------------------------------
+
+    def where(self, key: str | bytes) -> Location:
+        """Return a key's partition and the nodes that own it, primary first, as the manager says."""
+        key = _key(key)
+        return self._run(lambda lane: operations.where(self._routes, lane.source, key))
+
+    def status(self) -> dict[str, Any]:
+        """Return the object that ``gtclient --json status`` prints: nodes, states, epoch, partitions
+        that are not fully replicated."""
+        return self._run(lambda lane: operations.status(lane.source))
+
+    def close(self) -> None:
+        """Close all connections. Calls in progress in other threads end with their own results."""
+        self._is_closed = True
+        while self._idle:
+            self._idle.pop().session.close()
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    # --- lanes -----------------------------------------------------------------------------------
+
+    def _run(self, make: Callable[[_Lane], Operation[Result]]) -> Result:
+        lane = self._take_lane()
+        try:
+            return lane.session.run(make(lane), self._timeout_s)
+        finally:
+            self._give_back(lane)
+
+    def _run_batch(
+        self, keys: list[Any], make: Callable[[_Lane], Iterable[Operation[Any]]]
+    ) -> dict[Any, Any]:
+        lane = self._take_lane()
+        try:
+            outcomes = lane.session.run_many(make(lane), self._timeout_s)
+        finally:
+            self._give_back(lane)
+        pairs = list(zip(keys, outcomes, strict=True))
+        results = {key: outcome for key, outcome in pairs if not isinstance(outcome, GTStoreError)}
+        errors = {key: outcome for key, outcome in pairs if isinstance(outcome, GTStoreError)}
+        if errors:
+            raise BatchFailed(results, errors)
+        return results
+
+    def _take_lane(self) -> _Lane:
+        if self._is_closed:
+            raise GTStoreError("this client was closed")
+        try:
+            return self._idle.pop()
+        except IndexError:
+            lane = _Lane(Session(self._locate))
+            with self._lanes_lock:
+                self._lanes.add(lane)
+            return lane
+
+    def _give_back(self, lane: _Lane) -> None:
+        if self._is_closed or lane.source.is_worn:
+            lane.session.close()
+        else:
+            self._idle.append(lane)
+
+    def _locate(self, node: int) -> tuple[str, str, int]:
+        """Where a peer listens, for Session."""
+        if node == MANAGER:
+            host, port = self._manager
+            return f"the manager at {format_address(host, port)}", host, port
+        member = self._routes.members.get(node)
+        if member is None:
+            raise ConnectError(f"node {node}", "its address is not known")
+        address = format_address(member.host, member.port)
+        return f"node {node} ({address})", member.host, member.port
+
+    def _after_fork(self) -> None:
+        """In a forked child: leave the parent's connections alone, and draw new identities.
+
+        The sockets are closed here without a word, also those of calls that other threads of the parent
+        had in progress: the nodes see nothing of it, since the parent still holds them.
+        """
+        self._lanes_lock = threading.Lock()
+        self._idle = []
+        for lane in list(self._lanes):
+            lane.session.abort()
+        self._lanes = weakref.WeakSet()
+
+
+_clients: weakref.WeakSet[Client] = weakref.WeakSet()
+
+
+def _after_fork_in_child() -> None:
+    for client in list(_clients):
+        client._after_fork()
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)
+
+
+def connect(manager: str = "127.0.0.1:9001", timeout: float = CLIENT_TIMEOUT_S) -> Client:
+    """Connect to the cluster whose manager listens at ``HOST:PORT``.
+
+    Args:
+        manager: the manager's address.
+        timeout: seconds that each call may take in all.
+
+    Raises:
+        InvalidInput: the address or the timeout is none.
+        ConnectError: no manager answers there.
+        DeadlineExceeded: it did not answer in time.
+    """
+    return Client(manager, timeout)
+
+
+def _key(key: str | bytes) -> bytes:
+    if key.__class__ is str:
+        key = _encoded(key, "key")
+    elif key.__class__ is not bytes:
+        key = _as_bytes(key, "key")
+    if not 0 < len(key) <= KEY_SIZE_MAX:
+        raise InvalidInput(f"a key has 1 to {KEY_SIZE_MAX} bytes, not {len(key)}")
+    return key  # type: ignore[return-value]  # a str has been encoded
+
+
+def _value(value: str | bytes) -> bytes:
+    if value.__class__ is str:
+        value = _encoded(value, "value")
+    elif value.__class__ is not bytes:
+        value = _as_bytes(value, "value")
+    if len(value) > VALUE_SIZE_MAX:
+        raise InvalidInput(f"a value has at most {VALUE_SIZE_MAX} bytes, not {len(value)}")
+    return value  # type: ignore[return-value]  # a str has been encoded
+
+
+def _encoded(text: Any, what: str) -> bytes:
+    try:
+        data: bytes = text.encode()
+    except UnicodeEncodeError as error:
+        raise InvalidInput(f"the {what} cannot be written in UTF-8: {error}") from error
+    return data
+
+
+def _as_bytes(value: Any, what: str) -> bytes:
+    if isinstance(value, str):
+        return _encoded(value, what)
+    if isinstance(value, bytes | bytearray | memoryview):
+        return bytes(value)
+    raise InvalidInput(f"a {what} is str or bytes, not {type(value).__name__}")

@@ -1,0 +1,229 @@
+"""One socket to one peer: connecting, deadlines, and OSError -> our errors.
+
+A Connection is used by one thread at a time. ``call`` is the simple way, for one request and its reply;
+session.py drives many connections at once. A connection on which anything went wrong is closed, and
+never used again.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import struct
+import time
+from collections import deque
+from typing import Any, Final
+
+from .errors import (
+    ConnectError,
+    ConnectionLost,
+    DeadlineExceeded,
+    InvalidInput,
+    RemoteProtocolError,
+)
+from .wire import messages
+from .wire.codec import decode, encode
+from .wire.stream import FrameBuffer
+
+PATIENCE_S: Final = 0.020
+"""How long a blocking send or receive of the hot path waits before a selector takes over: so
+long waits have exact deadlines, and short ones cost no system call beyond the send or the receive."""
+
+_PATIENCE: Final = struct.pack("ll", 0, int(PATIENCE_S * 1_000_000))
+
+
+class Deadline:
+    """The absolute end of one operation; passed down, so that all of its steps share it."""
+
+    __slots__ = ("at", "timeout_s")
+
+    def __init__(self, timeout_s: float) -> None:
+        self.timeout_s = timeout_s
+        self.at = time.monotonic() + timeout_s
+
+    def remaining_s(self) -> float:
+        return max(0.0, self.at - time.monotonic())
+
+    def has_passed(self) -> bool:
+        return time.monotonic() >= self.at
+
+
+def parse_address(text: str, default_port: int = messages.MANAGER_PORT) -> tuple[str, int]:
+    """Return host and port of ``HOST:PORT``, ``HOST`` or ``[IPV6]:PORT``. Raises InvalidInput."""
+    if text.startswith("["):
+        host, _, rest = text[1:].partition("]")
+        colon, _, port = rest.partition(":") if rest else ("", "", str(default_port))
+        is_valid = not colon
+    else:
+        host, colon, port = text.partition(":")
+        is_valid = True
+        port = port if colon else str(default_port)
+    if not is_valid or not host or not port.isascii() or not port.isdigit():
+        raise InvalidInput(f"{text!r} is no address; write HOST:PORT, for example 127.0.0.1:9001")
+    if not 0 < int(port) < 65536:
+        raise InvalidInput(f"{text!r}: a port is a number from 1 to 65535")
+    return host, int(port)
+
+
+def format_address(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def describe(error: OSError) -> str:
+    """An OSError in the words of the operating system, without its number."""
+    if isinstance(error, TimeoutError):
+        return "timed out"
+    return (error.strerror or str(error)).lower()
+
+
+class Connection:
+    """One TCP connection, as its opener holds it.
+
+    ``send`` and ``recv`` are the socket's own methods, for the hot path. The socket blocks, but
+    no longer than PATIENCE_S: then the methods raise BlockingIOError.
+    """
+
+    __slots__ = (
+        "awaiting", "buffer", "is_connecting", "node", "outgoing", "owed", "peer",
+        "queued_size", "recv", "send", "sent_size", "sock", "watched",
+    )  # fmt: skip
+
+    def __init__(self, node: int, peer: str, sock: socket.socket) -> None:
+        self.node = node
+        self.peer = peer
+        self.sock = sock
+        self.send = sock.send
+        self.recv = sock.recv
+        self.buffer = FrameBuffer()
+        self.owed = b""  # frames without a reply that go out in front of the next request (C7)
+        self.is_connecting = True
+        # For session.py's selector loop:
+        self.outgoing: deque[bytes | memoryview] = deque()
+        self.queued_size = 0  # bytes that were ever put into outgoing
+        self.sent_size = 0  # bytes of them that the kernel took
+        self.awaiting: dict[int, tuple[Any, int, int]] = {}  # request id -> who waits for the reply
+        self.watched = 0  # the selector's events
+
+    @classmethod
+    def start(cls, node: int, peer: str, host: str, port: int) -> Connection:
+        """Begin to connect, without waiting. ``finish_connecting`` is due once it can be written to.
+
+        Raises ConnectError if it is refused at once.
+        """
+        try:
+            # On this machine "localhost" may mean ::1 first, where nobody listens by default.
+            resolved = socket.getaddrinfo(
+                "127.0.0.1" if host == "localhost" else host, port, type=socket.SOCK_STREAM
+            )
+            family, kind, protocol, _, address = resolved[0]
+            sock = socket.socket(
+                family, kind | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC, protocol
+            )
+        except OSError as error:
+            raise ConnectError(peer, describe(error)) from error
+        connection = cls(node, peer, sock)
+        code = sock.connect_ex(address)
+        if code not in (0, errno.EINPROGRESS):
+            sock.close()
+            raise ConnectError(peer, os.strerror(code).lower())
+        return connection
+
+    def finish_connecting(self) -> None:
+        """Take the new connection into use. Raises ConnectError, closed, if it did not come about."""
+        try:
+            code = self.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+            # A port from the range of outgoing connections, where nobody listens, may by chance
+            # connect to itself.
+            if not code and self.sock.getsockname() == self.sock.getpeername():
+                code = errno.ECONNREFUSED
+            if code:
+                raise OSError(code, os.strerror(code))
+            self.sock.setblocking(True)
+            self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _PATIENCE)
+            self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _PATIENCE)
+        except OSError as error:
+            self.close()
+            raise ConnectError(self.peer, describe(error)) from error
+        self.is_connecting = False
+
+    def close(self) -> None:
+        self.sock.close()
+
+    # --- one request at a time -------------------------------------------------------------------
+
+    @classmethod
+    def open(cls, peer: str, host: str, port: int, deadline: Deadline) -> Connection:
+        """Connect and wait until it is there. Raises ConnectError."""
+        connection = cls.start(0, peer, host, port)
+        connection.sock.settimeout(deadline.remaining_s() or 1e-6)
+        try:
+            # A second connect waits for the first one's end.
+            connection.sock.connect((host, port))
+        except TimeoutError as error:
+            connection.close()
+            text = f"no connection within {deadline.timeout_s:g} s"
+            raise ConnectError(peer, text) from error
+        except OSError as error:
+            if error.errno != errno.EISCONN:
+                connection.close()
+                raise ConnectError(peer, describe(error)) from error
+        connection.finish_connecting()
+        return connection
+
+    def call(self, request: messages.Message, deadline: Deadline) -> messages.Message:
+        """Send one request and return its reply, which may be an ERROR.
+
+        Raises:
+            DeadlineExceeded: no reply in time. The connection is closed.
+            ConnectionLost: the connection ended, or the peer does not speak the protocol. It is
+                closed.
+        """
+        try:
+            self.sock.settimeout(deadline.remaining_s() or 1e-6)
+            self.sock.sendall(encode(request, 1))
+            while True:
+                self.sock.settimeout(deadline.remaining_s() or 1e-6)
+                data = self.sock.recv(self.buffer.receive_size)
+                frames = self.buffer.feed(data)
+                if frames and frames[0][2] == 1:
+                    return decode(frames[0][0], frames[0][3])
+                if frames or self.buffer.error or not data:
+                    raise self.ended(data, frames)
+        except (TimeoutError, BlockingIOError) as error:
+            self.close()
+            raise DeadlineExceeded(
+                self.peer, f"no answer within {deadline.timeout_s:g} s"
+            ) from error
+        except OSError as error:
+            self.close()
+            raise ConnectionLost(self.peer, describe(error)) from error
+        except (ConnectionLost, RemoteProtocolError) as error:
+            self.close()
+            raise ConnectionLost(self.peer, str(error)) from error
+
+    def ended(self, data: bytes, frames: list[Any]) -> ConnectionLost:
+        """Why nothing more can be received: what to raise."""
+        if frames:
+            return ConnectionLost(
+                self.peer, f"a reply to a request that was not sent: {frames[0][2]}"
+            )
+        if self.buffer.error is not None:
+            return ConnectionLost(self.peer, str(self.buffer.error))
+        assert not data
+        if self.buffer.is_empty:
+            return ConnectionLost(self.peer, "the connection was closed")
+        return ConnectionLost(self.peer, "the connection was closed within a reply")
+
+
+def call_once(
+    peer: str, host: str, port: int, request: messages.Message, timeout_s: float
+) -> messages.Message:
+    """Open a connection for one request, and return the reply; see open and call for the errors."""
+    deadline = Deadline(timeout_s)
+    connection = Connection.open(peer, host, port, deadline)
+    try:
+        return connection.call(request, deadline)
+    finally:
+        connection.close()

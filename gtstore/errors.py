@@ -1,0 +1,144 @@
+"""Every exception of GT Store.
+
+::
+
+    GTStoreError
+      InvalidInput (also ValueError)   a key, a value or an address breaks a limit; nothing was sent
+      ProtocolError                    abstract
+        LocalProtocolError             this program tried to send something illegal: a bug here
+        RemoteProtocolError            the peer did
+      NetworkError                     an OSError, translated; carries .peer
+        ConnectError                   no connection came about, so nothing was sent
+        ConnectionLost                 the connection ended before the answer
+        DeadlineExceeded               the call's time was up; a read only, or nothing was sent
+      RemoteError                      the peer answered with an ERROR reply
+      OperationFailed                  it did NOT happen
+        Unavailable                    no owner of the key's partition is alive
+      OutcomeUnknown                   it MAY have happened, at most once, now or later
+      BatchFailed                      put_many, get_many: some keys failed; .results and .errors
+      ClusterError                     a daemon could not start or go on
+
+What an error says to a person: what happened, to which address, after how long, whether the
+operation took effect, and what to do next.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+
+class GTStoreError(Exception):
+    """The base of all errors of this package."""
+
+
+class InvalidInput(GTStoreError, ValueError):
+    """The caller's key, value or option breaks a limit. Nothing was sent; correct it and call again."""
+
+
+class ProtocolError(GTStoreError):
+    """Somebody broke the protocol (docs/PROTOCOL.md). See the two subclasses."""
+
+
+class LocalProtocolError(ProtocolError):
+    """This program tried to send something that the protocol does not allow: a bug on this side."""
+
+
+class RemoteProtocolError(ProtocolError):
+    """The peer sent something that the protocol does not allow.
+
+    ``error_code`` is the code of the ERROR reply that answers it (PROTOCOL.md section 8),
+    ``closes`` says whether the connection is of no use afterwards (the frames' borders are lost),
+    and ``detail`` holds the reply's typed fields, if the code has any.
+    """
+
+    def __init__(
+        self, error_code: int, message: str, *, closes: bool = False, detail: Any = None
+    ) -> None:
+        super().__init__(message)
+        self.error_code = error_code
+        self.closes = closes
+        self.detail = detail
+
+
+class NetworkError(GTStoreError):
+    """The network failed. ``peer`` is who was at the other end, in words: ``node 3 (HOST:PORT)``."""
+
+    def __init__(self, peer: str, message: str) -> None:
+        super().__init__(f"{peer}: {message}")
+        self.peer = peer
+        self.reason = message
+
+
+class ConnectError(NetworkError):
+    """No connection came about, so nothing was sent."""
+
+
+class ConnectionLost(NetworkError):
+    """The connection ended before the answer was there. A request that was sent may have been done."""
+
+
+class DeadlineExceeded(NetworkError):
+    """The time given for the whole call passed. Only reads raise it: they change nothing."""
+
+
+class RemoteError(GTStoreError):
+    """The peer answered with an ERROR reply.
+
+    ``code`` is its number, ``name`` its name and ``detail`` its typed fields or None
+    (PROTOCOL.md section 8).
+    """
+
+    def __init__(self, peer: str, code: int, name: str, message: str, detail: Any = None) -> None:
+        super().__init__(f"{peer} answered {name}: {message}")
+        self.peer = peer
+        self.code = code
+        self.name = name
+        self.detail = detail
+
+
+class OperationFailed(GTStoreError):
+    """The operation did not happen and never will. It may be called again."""
+
+
+class Unavailable(OperationFailed):
+    """No owner of the key's partition is alive: ``alive`` of ``required`` owners."""
+
+    def __init__(self, message: str, *, required: int, alive: int) -> None:
+        super().__init__(message)
+        self.required = required
+        self.alive = alive
+
+
+class OutcomeUnknown(GTStoreError):
+    """The write may have happened, at most once: before, now, later or never.
+
+    ``acks`` of ``required`` owners are known to hold it. A ``get`` tells what is stored; a put or a
+    delete may be repeated if it does not matter that another client's write came in between.
+    """
+
+    def __init__(self, message: str, *, acks: int, required: int) -> None:
+        super().__init__(message)
+        self.acks = acks
+        self.required = required
+
+
+class BatchFailed(GTStoreError):
+    """Some keys of a batch failed, each on its own.
+
+    ``results`` maps the keys that were done to what the single call would have returned, ``errors``
+    the others to what it would have raised.
+    """
+
+    def __init__(
+        self, results: Mapping[str | bytes, Any], errors: Mapping[str | bytes, GTStoreError]
+    ) -> None:
+        key, error = next(iter(errors.items()))
+        count = len(results) + len(errors)
+        super().__init__(f"{len(errors)} of {count} keys failed; the first is {key!r}: {error}")
+        self.results = results
+        self.errors = errors
+
+
+class ClusterError(GTStoreError):
+    """A daemon could not start or go on; the message is the one line that its user reads."""

@@ -1,0 +1,523 @@
+"""The manager: starts and probes the nodes, decides the partition map, and tells it.
+
+What is decided, and when, is membership.py's; this module carries it out: processes, threads, sockets.
+The manager is never in the way of a put or a get. Its threads:
+
+- one a node waits for the end of its process, so that a death is seen at once;
+- the prober sends PING to every node once an interval, over the port that clients use;
+- the server's threads answer clients and nodes.
+
+Each of them may tell the membership of an event. That happens under one lock (``_changed``), and what
+the membership returns is done outside of it. Maps are published one after the other, always the newest.
+"""
+
+from __future__ import annotations
+
+import hmac
+import logging
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from .command_line import TOKEN_VARIABLE
+from .connection import call_once, format_address
+from .errors import ClusterError, GTStoreError, NetworkError, RemoteProtocolError
+from .membership import Action, Fence, Membership, Probe, Publish, Report
+from .operations import Lost, Operation, Reply
+from .placement import HASH_FUNCTIONS, PartitionMap, cluster_of, epoch_of, partition_count
+from .server import FrameServer, on_message
+from .session import Session
+from .wire import messages
+from .wire.codec import decode, encode
+
+logger = logging.getLogger("gtstore.manager")
+
+_START_TIMEOUT_S = 60.0
+_STOP_TIMEOUT_S = 3.0
+_EXIT_WAIT_S = 0.25
+_PUBLISH_TIMEOUT_S = 0.25
+_HOLDER_TIMEOUT_S = 0.5
+
+
+@dataclass(frozen=True)
+class ManagerOptions:
+    """What a cluster is started with; see managerd for their meaning."""
+
+    nodes: int
+    replicas: int
+    host: str
+    port: int
+    node_port: int
+    hash_code: int
+    probe_interval_ms: int
+    pin: bool
+    max_connections: int
+    max_memory_mb: int | None
+    log_level: str
+    log_format: str
+
+
+class _Process:
+    """A node's process, as its parent sees it."""
+
+    def __init__(self, popen: subprocess.Popen[bytes]) -> None:
+        self.popen = popen
+        self.exited = threading.Event()
+
+
+class Manager:
+    """One cluster's manager.
+
+    ``start`` returns when every node is ready, or raises soon after ``is_interrupted`` says so;
+    ``stop`` stops the nodes too.
+    """
+
+    def __init__(
+        self, options: ManagerOptions, is_interrupted: Callable[[], bool] = lambda: False
+    ) -> None:
+        self._options = options
+        self._is_interrupted = is_interrupted
+        self._cluster_id = secrets.randbits(32) or 1  # 0 means that there is none
+        self._token = secrets.token_bytes(16)
+        self._processes: dict[int, _Process] = {}
+        self._is_stopping = threading.Event()
+        self._changed = threading.Condition()
+        # Guarded by _changed:
+        self._registered: dict[int, messages.Member] = {}
+        self._membership: Membership | None = None
+        self._removed: set[int] = set()  # dead, and the map without them was published
+        # Guarded by _publishing:
+        self._publishing = threading.Lock()
+        self._push_session = Session(self._locate)
+        self._adopted: dict[int, int] = {}  # node -> the epoch of the map that it holds
+        self._probe_session = Session(self._locate)  # the prober's own
+        self._server = self._make_server()
+
+    def _make_server(self) -> FrameServer:
+        handlers = {
+            **on_message(self.on_ping),
+            **on_message(self.on_cluster_info),
+            **on_message(self.on_get_map),
+            **on_message(self.on_key_nodes),
+            **on_message(self.on_next_primary),
+            **on_message(self.on_register),
+        }
+        try:
+            return FrameServer(self._options.host, self._options.port, handlers)
+        except ClusterError as error:
+            holder = describe_holders(self._options.host, [self._options.port])
+            raise ClusterError(holder or str(error)) from error
+
+    # --- start and stop --------------------------------------------------------------------------
+
+    def start(self) -> str:
+        """Start the nodes, give them their first map, and return the ready line.
+
+        Raises ClusterError, with nothing left running, if that cannot be done.
+        """
+        try:
+            self._check_node_ports()
+            self._server.start()
+            for node in range(1, self._options.nodes + 1):
+                self._spawn(node)
+            self._await_nodes()
+        except BaseException:
+            self.stop()
+            raise
+        threading.Thread(target=self._probe_forever, name="prober", daemon=True).start()
+        ports = [self._registered[node].port for node in sorted(self._registered)]
+        return (
+            f"gtstore: manager ready on {format_address(self._options.host, self._server.port)}, "
+            f"{len(ports)} storage node{'s' * (len(ports) > 1)} on port{'s' * (len(ports) > 1)} "
+            f"{_ranges(ports)}, {self._options.replicas} "
+            f"replica{'s' * (self._options.replicas > 1)}"
+        )
+
+    def stop(self) -> None:
+        """Stop the nodes, by force if they do not stop by themselves, and the server."""
+        self._is_stopping.set()
+        for process in self._processes.values():
+            process.popen.terminate()
+        end = time.monotonic() + _STOP_TIMEOUT_S
+        for node, process in self._processes.items():
+            if not process.exited.wait(max(0.0, end - time.monotonic())):
+                logger.warning(
+                    "node %d did not stop within %g s: killing it", node, _STOP_TIMEOUT_S
+                )
+                process.popen.kill()
+                process.exited.wait()
+        self._server.drain()
+        self._probe_session.abort()
+
+    def _check_node_ports(self) -> None:
+        """Say who holds a port before any process is started in vain."""
+        first = self._options.node_port
+        if not first:
+            return
+        ports = range(first, first + self._options.nodes)
+        busy = [port for port in ports if not _can_listen(self._options.host, port)]
+        if busy:
+            raise ClusterError(
+                describe_holders(self._options.host, busy)
+                or f"cannot listen on port {_ranges(busy)} of {self._options.host}: in use by "
+                "another program; choose others with --node-port"
+            )
+
+    def _spawn(self, node: int) -> None:
+        options = self._options
+        first = options.node_port
+        command = [
+            sys.executable, "-m", "gtstore.storaged",
+            "--node", str(node),
+            "--incarnation", "1",
+            "--host", options.host,
+            "--port", str(first + node - 1 if first else 0),
+            "--manager", format_address(options.host, self._server.port),
+            "--max-connections", str(options.max_connections),
+            "--log-level", options.log_level,
+            "--log-format", options.log_format,
+        ]  # fmt: skip
+        if options.max_memory_mb:
+            command += ["--max-memory-mb", str(options.max_memory_mb)]
+        if options.pin and hasattr(os, "sched_getaffinity"):
+            cpus = sorted(os.sched_getaffinity(0))
+            command += ["--cpu", str(cpus[(node - 1) % len(cpus)])]
+        # The node must be this same package, wherever the program was started from.
+        paths = [str(Path(__file__).parent.parent), os.environ.get("PYTHONPATH", "")]
+        environment = {
+            **os.environ,
+            TOKEN_VARIABLE: self._token.hex(),
+            "PYTHONPATH": os.pathsep.join(filter(None, paths)),
+        }
+        popen = subprocess.Popen(
+            command,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=sys.stderr,
+            # Control-C on the terminal is for the manager, which then stops the nodes in order.
+            start_new_session=True,
+        )
+        process = self._processes[node] = _Process(popen)
+        threading.Thread(target=self._watch, args=(node, process), daemon=True).start()
+
+    def _watch(self, node: int, process: _Process) -> None:
+        """Wait for the end of a node's process."""
+        code = process.popen.wait()
+        process.exited.set()
+        with self._changed:
+            self._changed.notify_all()
+            membership = self._membership
+        if membership is not None and not self._is_stopping.is_set():
+            self._apply(lambda: membership.exited(node, _describe_exit(code)))
+
+    def _await_nodes(self) -> None:
+        """Wait until all nodes have registered, then make and publish the first map."""
+        nodes = self._options.nodes
+
+        def is_settled() -> bool:
+            return (
+                len(self._registered) == nodes
+                or self._is_interrupted()
+                or any(process.exited.is_set() for process in self._processes.values())
+            )
+
+        with self._changed:
+            end = time.monotonic() + _START_TIMEOUT_S
+            while not is_settled() and time.monotonic() < end:
+                self._changed.wait(0.1)  # a signal may interrupt, and notifies nobody
+            if self._is_interrupted():
+                raise ClusterError("stopped before all storage nodes were ready")
+            missing = sorted(set(self._processes) - set(self._registered))
+            for node, process in self._processes.items():
+                if process.exited.is_set():
+                    how = _describe_exit(process.popen.returncode)
+                    raise ClusterError(f"storage node {node} did not start: {how}")
+            if missing:
+                raise ClusterError(
+                    f"storage nodes {_ranges(missing)} did not register within {_START_TIMEOUT_S:g} s"
+                )
+            members = [self._registered[node] for node in sorted(self._registered)]
+            self._membership = Membership(
+                members,
+                PartitionMap.first(
+                    self._cluster_id,
+                    nodes,
+                    self._options.replicas,
+                    {member.node: member.incarnation for member in members},
+                ),
+                self._options.probe_interval_ms / 1000,
+                messages.PROBE_MISSES_MAX,
+            )
+        late = self._publish(timeout_s=_START_TIMEOUT_S)
+        if late:
+            raise ClusterError(f"storage nodes {_ranges(late)} did not take their first map")
+
+    # --- events and actions ----------------------------------------------------------------------
+
+    def _apply(self, event: Callable[[], list[Action]]) -> None:
+        """Tell the membership of an event, and do what it says."""
+        with self._changed:
+            actions = event()
+        for action in actions:
+            match action:
+                case Report(text):
+                    logger.warning("%s", text)
+                case Fence(node):
+                    self._processes[node].popen.kill()
+                case Publish(removed):
+                    self._publish(_PUBLISH_TIMEOUT_S)
+                    with self._changed:
+                        self._removed.add(removed)
+                        self._changed.notify_all()
+                case Probe():
+                    raise AssertionError("only the prober ticks")
+
+    def _publish(self, timeout_s: float) -> list[int]:
+        """Push the newest map to every living node that does not hold it yet. Return those that did
+        not take it in time: the prober sees by their PONGs that they are behind, and has it pushed
+        again."""
+        with self._publishing:
+            with self._changed:
+                assert self._membership is not None
+                partition_map = self._membership.map
+                behind = [
+                    node
+                    for node, member in self._membership.members.items()
+                    if member.state != messages.DEAD
+                    and self._adopted.get(node, 0) < partition_map.epoch
+                ]
+            updates = [
+                messages.MapUpdate(
+                    self._token,
+                    partition_map.epoch,
+                    partition_map.rows_since(self._adopted.get(node, 0)),
+                )
+                for node in behind
+            ]
+            requests = [
+                _request(node, update) for node, update in zip(behind, updates, strict=True)
+            ]
+            late = []
+            replies = self._push_session.run_many(requests, timeout_s)
+            for node, reply in zip(behind, replies, strict=True):
+                if isinstance(reply, messages.Adopted):
+                    self._adopted[node] = reply.epoch
+                else:
+                    logger.info("node %d did not take the map: %s", node, reply)
+                    late.append(node)
+            return late
+
+    def _probe_forever(self) -> None:
+        interval_s = self._options.probe_interval_ms / 1000
+        membership = self._membership
+        assert membership is not None
+        while not self._is_stopping.is_set():
+            with self._changed:
+                actions = membership.tick(time.monotonic())
+            nodes = []
+            for action in actions:
+                if isinstance(action, Probe):
+                    nodes.append(action.node)
+                else:
+                    self._apply(lambda action=action: [action])  # type: ignore[misc]
+            self._probe(membership, nodes, interval_s)
+            self._is_stopping.wait(max(0.0, membership.next_tick - time.monotonic()))
+
+    def _probe(self, membership: Membership, nodes: list[int], timeout_s: float) -> None:
+        requests = [_request(node, messages.Ping()) for node in nodes]
+        is_behind = False
+        for node, reply in zip(
+            nodes, self._probe_session.run_many(requests, timeout_s), strict=True
+        ):
+            if isinstance(reply, messages.Pong) and reply.node == node:
+                is_behind |= reply.epoch < membership.map.epoch
+                self._apply(lambda node=node: membership.answered(node))  # type: ignore[misc]
+            else:
+                reason = str(reply)
+                self._apply(
+                    lambda node=node, reason=reason: membership.missed(node, reason)  # type: ignore[misc]
+                )
+        if is_behind:
+            self._publish(_PUBLISH_TIMEOUT_S)
+
+    def _locate(self, node: int) -> tuple[str, str, int]:
+        with self._changed:
+            member = self._registered[node]
+        return f"node {node} ({format_address(member.host, member.port)})", member.host, member.port
+
+    # --- requests --------------------------------------------------------------------------------
+
+    def on_ping(self, request: messages.Ping) -> messages.Pong:  # noqa: ARG002: it is empty
+        epoch = self._membership.map.epoch if self._membership else 0
+        now_us = time.time_ns() // 1000
+        return messages.Pong(messages.ROLE_MANAGER, 0, 0, os.getpid(), epoch, now_us, 0, 0)
+
+    def on_cluster_info(self, request: messages.ClusterInfo) -> messages.Cluster:  # noqa: ARG002
+        with self._changed:
+            membership = self._ready_membership()
+            return messages.Cluster(
+                membership.map.epoch,
+                self._options.nodes,
+                self._options.replicas,
+                self._options.hash_code,
+                partition_count(self._options.nodes),
+                time.time_ns() // 1000,
+                tuple(membership.members.values()),
+            )
+
+    def on_get_map(self, request: messages.GetMap) -> messages.Map:
+        with self._changed:
+            partition_map = self._ready_membership().map
+        since = request.since
+        if cluster_of(since) != self._cluster_id:
+            since = 0  # another cluster's map: nothing of it holds here
+        return messages.Map(partition_map.epoch, partition_map.rows_since(since))
+
+    def on_key_nodes(self, request: messages.KeyNodes) -> messages.Owners:
+        return self._owners(request.key)
+
+    def on_next_primary(self, request: messages.NextPrimary) -> messages.Owners:
+        self._look_at(request.node)
+        return self._owners(request.key)
+
+    def on_register(self, request: messages.Register) -> messages.Registered:
+        if not hmac.compare_digest(request.token, self._token):
+            raise RemoteProtocolError(
+                messages.NOT_ALLOWED, "the token is not this cluster's", closes=True
+            )
+        with self._changed:
+            # N0: a process registers once; one that is started again is another incarnation.
+            if request.node not in self._processes or request.node in self._registered:
+                raise RemoteProtocolError(
+                    messages.NOT_ALLOWED, f"node {request.node} is not awaited", closes=True
+                )
+            self._registered[request.node] = messages.Member(
+                request.node,
+                messages.ALIVE,
+                request.incarnation,
+                request.pid,
+                request.port,
+                self._options.host,
+            )
+            self._changed.notify_all()
+        return messages.Registered(
+            epoch_of(self._cluster_id, 0),
+            self._options.nodes,
+            self._options.replicas,
+            self._options.hash_code,
+        )
+
+    def _ready_membership(self) -> Membership:
+        if self._membership is None:
+            raise RemoteProtocolError(messages.NOT_READY, "the storage nodes are still starting")
+        return self._membership
+
+    def _owners(self, key: bytes) -> messages.Owners:
+        with self._changed:
+            membership = self._ready_membership()
+            partition = HASH_FUNCTIONS[self._options.hash_code](key) % len(membership.map.rows)
+            row = membership.map.rows[partition]
+            alive = membership.alive_owners(partition)
+            members = tuple(membership.members[owner.node] for owner in row.owners)
+        if not alive:
+            raise RemoteProtocolError(
+                messages.UNAVAILABLE,
+                f"no owner of partition {partition} is alive",
+                detail=messages.AliveDetail(self._options.replicas, alive),
+            )
+        return messages.Owners(row, members)
+
+    def _look_at(self, node: int) -> None:
+        """Find out at once whether a node that a client could not reach is dead. If so, return when
+        the map without it is published. No client is believed: the node is asked."""
+        process = self._processes.get(node)
+        if process is None or node in self._removed:
+            return
+        try:
+            peer, host, port = self._locate(node)
+            timeout_s = self._options.probe_interval_ms / 1000
+            call_once(peer, host, port, messages.Ping(), timeout_s)
+        except NetworkError:
+            # Its sockets close a moment before its end can be seen.
+            if process.exited.wait(_EXIT_WAIT_S):
+                with self._changed:
+                    self._changed.wait_for(lambda: node in self._removed, 2 * _PUBLISH_TIMEOUT_S)
+        except KeyError:
+            pass  # it has not registered yet
+
+
+def _request(node: int, request: messages.Message) -> Operation[messages.Message]:
+    """An operation: one request to one node. Raises NetworkError, RemoteProtocolError."""
+    replies: list[Reply] = yield (node,), 1, encode(request, 1)  # type: ignore[assignment]
+    reply = replies[0]
+    if isinstance(reply, Lost):
+        raise reply.error
+    return decode(reply[0], reply[3])
+
+
+def _describe_exit(code: int) -> str:
+    if code < 0:
+        return f"its process was killed by {signal.Signals(-code).name}"
+    return f"its process ended with exit status {code}"
+
+
+def _ranges(numbers: list[int]) -> str:
+    """Numbers for people: ``10001-10007``, or ``32801 32807 40001`` where they do not follow."""
+    if len(numbers) > 2 and numbers == list(range(numbers[0], numbers[0] + len(numbers))):
+        return f"{numbers[0]}-{numbers[-1]}"
+    return " ".join(map(str, numbers))
+
+
+def _can_listen(host: str, port: int) -> bool:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family) as sock:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            sock.bind((host, port))
+            sock.listen(1)
+        except OSError:
+            return False
+    return True
+
+
+def describe_holders(host: str, ports: list[int]) -> str:
+    """Which GT Store processes hold these ports, and how to stop them; "" if none does.
+
+    The processes are asked with PING, as anybody may.
+    """
+    pongs = dict(_ask_holders(host, ports))
+    managers = [port for port, pong in pongs.items() if pong.role == messages.ROLE_MANAGER]
+    if managers:
+        where = format_address(host, managers[0])
+        pid = pongs[managers[0]].pid
+        return (
+            f"{where} is held by another GT Store manager, process {pid}; stop it with: kill {pid}"
+        )
+    if not pongs:
+        return ""
+    pids = " ".join(str(pong.pid) for pong in pongs.values())
+    nodes = _ranges([pong.node for pong in pongs.values()])
+    text = (
+        f"port {_ranges(list(pongs))} of {host}: held by storage node {nodes} of a cluster that is "
+        f"still running, process {pids}; if its manager is gone, stop them with: kill {pids}"
+    )
+    silent = [port for port in ports if port not in pongs]
+    return text + (f" (port {_ranges(silent)}: in use, no answer)" if silent else "")
+
+
+def _ask_holders(host: str, ports: list[int]) -> Iterator[tuple[int, messages.Pong]]:
+    for port in ports:
+        try:
+            pong = call_once("its holder", host, port, messages.Ping(), _HOLDER_TIMEOUT_S)
+        except GTStoreError:
+            continue
+        if isinstance(pong, messages.Pong):
+            yield port, pong

@@ -1,0 +1,119 @@
+"""``python -m gtstore.managerd NODES REPLICAS``: a manager and its storage nodes."""
+
+from __future__ import annotations
+
+import sys
+
+from .command_line import (
+    DONE,
+    USAGE,
+    OneLineParser,
+    add_daemon_options,
+    configure_logs,
+    integer,
+    stop_event,
+    wait_for_stop,
+)
+from .errors import ClusterError
+from .manager import Manager, ManagerOptions
+from .wire.messages import HASHES, MANAGER_PORT, NODE_PORT, NODES_MAX, PROBE_INTERVAL_MS
+
+
+def parser() -> OneLineParser:
+    """The program's arguments."""
+    result = OneLineParser(
+        prog="gtstore-managerd",
+        description="Start a GT Store cluster: a manager and its storage nodes. It prints one line "
+        "when all are ready, and stops them at SIGTERM or SIGINT.",
+    )
+    result.add_argument("nodes", metavar="NODES", type=integer(1, NODES_MAX), help="storage nodes")
+    result.add_argument(
+        "replicas", metavar="REPLICAS", type=integer(1, NODES_MAX), help="copies of each key"
+    )
+    result.add_argument("--host", default="127.0.0.1", help="address to listen on (%(default)s)")
+    result.add_argument(
+        "--port",
+        type=integer(0, 65535),
+        default=MANAGER_PORT,
+        help="the manager's port, 0 for a free one (%(default)s)",
+    )
+    result.add_argument(
+        "--node-port",
+        type=integer(0, 65535),
+        default=NODE_PORT,
+        help="the first node's port, the others follow; 0 for free ones (%(default)s)",
+    )
+    result.add_argument(
+        "--data-dir", metavar="DIR", help="keep the entries on disk (not built yet)"
+    )
+    result.add_argument("--engine", choices=("memory", "lmdb"), help="where entries are (memory)")
+    result.add_argument(
+        "--hash", choices=tuple(HASHES.values()), default="additive", help="(%(default)s)"
+    )
+    result.add_argument(
+        "--probe-interval-ms",
+        type=integer(10, 60_000),
+        default=PROBE_INTERVAL_MS,
+        metavar="N",
+        help="how often each node is probed (%(default)s)",
+    )
+    result.add_argument(
+        "--no-respawn",
+        action="store_true",
+        help="leave dead nodes dead (this version always does)",
+    )
+    result.add_argument(
+        "--no-pin", action="store_true", help="do not pin each node to one CPU (slower)"
+    )
+    add_daemon_options(result)
+    return result
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the program; return its exit code."""
+    stop = stop_event()
+    options = (arguments_parser := parser()).parse_args(arguments)
+    if options.replicas > options.nodes:
+        arguments_parser.error(
+            f"{options.replicas} replicas need at least as many nodes, not {options.nodes}"
+        )
+    if options.node_port + options.nodes - 1 > 65535:
+        arguments_parser.error("--node-port: the last node's port would be above 65535")
+    if options.engine == "lmdb" or (options.data_dir and options.engine is None):
+        arguments_parser.error(
+            "this version keeps entries in memory only: --data-dir and --engine "
+            "lmdb are not built yet"
+        )
+    configure_logs(options.log_level, options.log_format, "manager")
+    try:
+        manager = Manager(
+            ManagerOptions(
+                options.nodes,
+                options.replicas,
+                options.host,
+                options.port,
+                options.node_port,
+                next(code for code, name in HASHES.items() if name == options.hash),
+                options.probe_interval_ms,
+                not options.no_pin,
+                options.max_connections,
+                options.max_memory_mb,
+                options.log_level,
+                options.log_format,
+            ),
+            stop.is_set,
+        )
+        ready_line = manager.start()
+    except ClusterError as error:
+        if stop.is_set():
+            return DONE
+        print(f"gtstore: {error}", file=sys.stderr)
+        return USAGE
+    print(ready_line, flush=True)
+    wait_for_stop()
+    manager.stop()
+    return DONE
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,703 @@
+"""Each client operation, written once, as a generator: it yields what to send and is sent the replies.
+
+The rules are those of docs/REPLICATION.md (C1 to C9), cited here by their names. This module knows no
+sockets, clocks or threads, so that the same code runs under the client's selector loop, under an
+asyncio client and on the simulated network of the tests.
+
+What an operation yields, and what it is sent back:
+
+``(peers, request_id, frame)``
+    Send this frame to each of these peers at once: numbers of nodes, or MANAGER. The answer is a list of
+    one reply a peer, in the same order, once each peer has answered or failed: the reply's frame, or
+    Lost. With request id 0 no reply is to be waited for: the frame goes out in front of the next
+    request to each peer (C7), and the answer is an empty list.
+``Pause(seconds)``
+    Wait that long. The answer is an empty list.
+
+When the call's deadline has passed, the shell throws DeadlineExceeded in at the next yield, never
+before it has handed over the replies that were awaited, with a Lost for each missing one: so an
+operation always knows which of its requests may have been done.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Generator, Iterable, Sequence
+from typing import Any, Final, NamedTuple, TypeAlias, TypeVar
+
+from .errors import (
+    ConnectError,
+    DeadlineExceeded,
+    GTStoreError,
+    NetworkError,
+    OperationFailed,
+    OutcomeUnknown,
+    RemoteError,
+    RemoteProtocolError,
+    Unavailable,
+)
+from .placement import Route, Routes, cluster_of, is_serving, under_replicated
+from .wire import messages
+from .wire.codec import (
+    ACK,
+    COMMIT,
+    COMMIT_BODY,
+    COMMIT_FRAME,
+    ENTRY,
+    ENTRY_HEAD,
+    ERROR,
+    GET,
+    GET_BODY,
+    GET_FRAME,
+    HEADER,
+    MAGIC_VERSION,
+    NOT_FOUND,
+    SUPERSEDED,
+    WRITE,
+    WRITE_BODY,
+    WRITE_FRAME,
+    Frame,
+    decode,
+    encode,
+    error_detail,
+)
+from .wire.messages import (
+    CLOCK_AHEAD_MAX_S,
+    COMMITTED,
+    ENTRY_HEAD_SIZE,
+    EXPIRES,
+    HASHES,
+    ORDERED,
+    STATES,
+    TOMBSTONE,
+)
+
+logger = logging.getLogger("gtstore.client")
+
+MANAGER: Final = 0
+"""The manager's number as a peer; nodes are numbered from 1."""
+
+_VERSION_SIZE: Final = 16
+_FLAGS_AT: Final = 20
+_GET_FIXED: Final = GET_BODY.size
+_WRITE_FIXED: Final = WRITE_BODY.size
+_COMMIT_FIXED: Final = COMMIT_BODY.size
+_CLOCK_AHEAD_MAX_US: Final = CLOCK_AHEAD_MAX_S * 1_000_000
+_REQUEST_ID_MAX: Final = 0xFFFF_FFFF
+_PAUSE_FIRST_S: Final = 0.001
+_PAUSE_MAX_S: Final = 0.050
+
+
+class Lost(NamedTuple):
+    """In the place of a reply: there is none. ``sent`` is False if the peer surely saw nothing of
+    the request. The ``kind`` is 0, which no frame has."""
+
+    kind: int
+    peer: int
+    sent: bool
+    error: NetworkError
+
+
+class Pause(NamedTuple):
+    """Wait this long, then go on."""
+
+    seconds: float
+
+
+Reply: TypeAlias = Frame | Lost
+Send: TypeAlias = tuple[tuple[int, ...], int, bytes]
+Step: TypeAlias = Send | Pause
+Result = TypeVar("Result")
+Operation: TypeAlias = Generator[Step, Sequence[Reply], Result]
+
+
+class Version(NamedTuple):
+    """A place in the order of a key's writes: later writes have higher versions."""
+
+    time: int
+    client: int
+
+
+class PutResult(NamedTuple):
+    """Where a put or a delete was stored, primary first, and under which version."""
+
+    nodes: tuple[int, ...]
+    version: Version
+
+
+class StoredEntry(NamedTuple):
+    """A key's value, its version, and the node that answered."""
+
+    value: bytes
+    version: Version
+    node: int
+
+
+class Location(NamedTuple):
+    """Where a key is: its partition and the nodes that own it, primary first."""
+
+    partition: int
+    owners: tuple[int, ...]
+
+
+class Source:
+    """One client's identity, clock and counters. Only one operation at a time uses it.
+
+    Args:
+        client: 64 random bits, drawn anew for each source.
+        now_us: the local clock, in microseconds since 1970.
+        random: returns a number from 0 to 1.
+    """
+
+    __slots__ = ("_counter", "_learned_us", "_now_us", "_request_id", "_time", "client", "random")
+
+    def __init__(self, client: int, now_us: Callable[[], int], random: Callable[[], float]) -> None:
+        self.client = client
+        self.random = random
+        self._now_us = now_us
+        self._learned_us = 0
+        self._time = 0
+        self._counter = 0
+        self._request_id = 0
+
+    def next_request_id(self) -> int:
+        self._request_id = self._request_id % _REQUEST_ID_MAX + 1
+        return self._request_id
+
+    def next_counter(self) -> int:
+        """The counter of a new operation: with the client it is the operation's identity, its rid."""
+        self._counter += 1
+        assert self._counter <= _REQUEST_ID_MAX  # the shell draws a new source long before
+        return self._counter
+
+    @property
+    def is_worn(self) -> bool:
+        """Whether the counters are nearly used up, so that a new source is due."""
+        return self._counter > 0xFFFF_0000
+
+    def now_us(self, offset_us: int) -> int:
+        """The clock, corrected by the manager's (``offset_us``) and by what was learned (N9)."""
+        return self._now_us() + offset_us + self._learned_us
+
+    def next_time(self, offset_us: int, above: int = 0) -> int:
+        """The time of a new version: it rises, and is higher than ``above``."""
+        now = self._now_us() + offset_us + self._learned_us
+        self._time = time = max(now, self._time + 1, above + 1)
+        return time
+
+    def learn(self, time: int, offset_us: int) -> None:
+        """Take over the lead of a version that refused ours: an offset, not a point, else the same
+        clock would be behind again after the next round trip. Nothing is learned beyond N9's bound."""
+        ahead = time - self.now_us(offset_us)
+        if ahead > 0 and self._learned_us + ahead <= _CLOCK_AHEAD_MAX_US:
+            self._learned_us += ahead
+
+    def backoff_s(self, attempt: int) -> float:
+        """A random pause before the attempt with this number (from 0), longer each time."""
+        longest: float = min(_PAUSE_FIRST_S * 2 ** min(attempt, 10), _PAUSE_MAX_S)
+        return longest * (0.5 + self.random() / 2)
+
+
+# --- put, delete -----------------------------------------------------------------------------------
+
+
+def put(
+    routes: Routes, source: Source, key: bytes, value: bytes, flags: int = 0
+) -> Operation[PutResult]:
+    """Store a value on all owners of the key at once (C3). A delete is a put of a tombstone.
+
+    Raises:
+        OperationFailed, Unavailable: it did not happen.
+        OutcomeUnknown: it may have happened, at most once.
+    """
+    try:
+        if not routes.cluster_id:
+            yield from initialize(routes, source)
+        route = routes.find(key)
+        nodes = route.nodes
+        time = source.next_time(routes.clock_offset_us)
+        client = source.client
+        counter = source.next_counter()
+        head = ENTRY_HEAD.pack(time, client, counter, flags)
+        request_id = source.next_request_id()
+        replies = yield nodes, request_id, _write_frame(request_id, route, key, head + value)
+        for reply in replies:
+            if reply[0] != ACK:
+                write = _Write(routes, source, key, value, flags, time, counter)
+                return (yield from write.settle(route, replies))
+        yield nodes, 0, _commit_frame(route, key, head[:_VERSION_SIZE])
+        return PutResult(nodes, Version(time, client))
+    except DeadlineExceeded as error:
+        raise OperationFailed(f"the write of {key!r} did not happen: {error}") from error
+
+
+def delete(routes: Routes, source: Source, key: bytes) -> Operation[PutResult]:
+    """Remove a key's value; see put."""
+    return put(routes, source, key, b"", TOMBSTONE)
+
+
+def _write_frame(request_id: int, route: Route, key: bytes, entry: bytes) -> bytes:
+    key_size = len(key)
+    size = _WRITE_FIXED + key_size + len(entry)
+    fixed = WRITE_FRAME.pack(
+        MAGIC_VERSION, WRITE, 0, request_id, size, route.epoch, route.partition, key_size
+    )
+    return b"%b%b%b" % (fixed, key, entry)
+
+
+def _commit_frame(route: Route, key: bytes, version: bytes) -> bytes:
+    key_size = len(key)
+    return (
+        COMMIT_FRAME.pack(
+            MAGIC_VERSION,
+            COMMIT,
+            0,
+            0,
+            _COMMIT_FIXED + key_size,
+            route.partition,
+            version,
+            key_size,
+        )
+        + key
+    )
+
+
+class _Write:
+    """A put or delete whose first round did not simply succeed: the table of rule C3.
+
+    ``acked`` and ``unresolved`` are the two facts about the current tenure: its primary ACKed this
+    version; a request was left behind without its primary's answer. ``touched`` says that some owner
+    holds the write, or may. While it is False every request is known to have done nothing, and the
+    write is as if it had not begun.
+    """
+
+    def __init__(
+        self,
+        routes: Routes,
+        source: Source,
+        key: bytes,
+        value: bytes,
+        flags: int,
+        time: int,
+        counter: int,
+    ) -> None:
+        self._routes = routes
+        self._source = source
+        self._key = key
+        self._value = value
+        self._flags = flags
+        self._time = time
+        self._counter = counter
+        self._versions = 1
+        self._acked = False
+        self._unresolved = False
+        self._touched = False
+        self._acks: set[int] = set()
+
+    def settle(self, route: Route, replies: Sequence[Reply]) -> Operation[PutResult]:
+        """Go on from the replies of the first round until the outcome is known or the time is up."""
+        attempt = 0
+        try:
+            while True:
+                answered = self._take_in(route, replies)
+                if self._acked and answered:
+                    yield route.nodes, 0, _commit_frame(route, self._key, self._entry()[:16])
+                    return PutResult(route.nodes, Version(self._time, self._source.client))
+                yield from recover(self._routes, self._source, self._key, route, replies, attempt)
+                attempt += 1
+                following = self._routes.find(self._key)
+                if following.tenure != route.tenure:
+                    self._enter_tenure(route)
+                elif replies[0][0] == SUPERSEDED and not self._acked:
+                    yield from self._raise_version(route, replies[0])
+                route = following
+                replies = yield from self._send(route)
+        except (DeadlineExceeded, Unavailable, RemoteError, RemoteProtocolError) as error:
+            raise self._unfinished(route, error) from error
+
+    def _take_in(self, route: Route, replies: Sequence[Reply]) -> bool:
+        """Learn the facts from one round's replies; say whether every owner answered ACK or
+        SUPERSEDED in this list_epoch (C1)."""
+        answered = len(replies) == len(route.nodes)
+        self._acks.clear()
+        for node, reply in zip(route.nodes, replies, strict=False):
+            if reply[0] == ACK:
+                self._touched = True
+                self._acks.add(node)
+            elif reply[0] != SUPERSEDED:
+                answered = False
+                if may_be_done(reply):
+                    self._touched = True
+                    if node == route.nodes[0]:
+                        self._unresolved = True
+        if replies[0][0] == ACK:
+            self._acked = True
+        return answered
+
+    def _enter_tenure(self, route: Route) -> None:
+        """C3: another primary, or the same one anew."""
+        self._acked = False
+        self._unresolved = self._touched
+        if self._touched and self._versions > 1:
+            raise OutcomeUnknown(
+                f"the primary of {self._key!r} changed while the write was being repeated; it may "
+                "have happened: read the key to see",
+                acks=len(self._acks),
+                required=len(route.nodes),
+            )
+
+    def _raise_version(self, route: Route, reply: Reply) -> Generator[Step, Sequence[Reply], None]:
+        """C3: the primary holds a higher version and has not seen this write: go above it."""
+        if self._unresolved:
+            raise OutcomeUnknown(
+                f"another client wrote {self._key!r} while an answer of its primary was missing; the "
+                "write may have happened before that: read the key to see",
+                acks=len(self._acks),
+                required=len(route.nodes),
+            )
+        assert not isinstance(reply, Lost)
+        if self._versions > 1:
+            yield Pause(self._source.backoff_s(self._versions))
+        offset_us = self._routes.clock_offset_us
+        above = int.from_bytes(reply[3][:8], "big")
+        self._source.learn(above, offset_us)
+        # One client may lose this race again and again, so the clock jumps further each time.
+        jump = 0 if self._versions == 1 else 1000 << min(self._versions, 10)
+        self._time = self._source.next_time(offset_us, above + jump)
+        self._versions += 1
+        self._flags |= ORDERED
+
+    def _entry(self) -> bytes:
+        head = ENTRY_HEAD.pack(self._time, self._source.client, self._counter, self._flags)
+        return head + self._value
+
+    def _send(self, route: Route) -> Generator[Step, Sequence[Reply], Sequence[Reply]]:
+        """Send the write by rule C2. The list of replies is short if an ordered write stopped early."""
+        request_id = self._source.next_request_id()
+        frame = _write_frame(request_id, route, self._key, self._entry())
+        stop_at = () if self._acked else (SUPERSEDED,)
+        return (yield from send_in_order(self._flags, route.nodes, request_id, frame, stop_at))
+
+    def _unfinished(self, route: Route, error: GTStoreError) -> GTStoreError:
+        """What to raise when the write cannot go on (C3, deadline)."""
+        what = f"the write of {self._key!r}"
+        if self._touched:
+            required = len(route.nodes)
+            return OutcomeUnknown(
+                f"{what} may have happened: {len(self._acks)} of {required} owners acknowledged it, "
+                f"then: {error}; read the key to see",
+                acks=len(self._acks),
+                required=required,
+            )
+        if isinstance(error, Unavailable):
+            return error
+        return OperationFailed(f"{what} did not happen: {error}")
+
+
+def send_in_order(
+    flags: int, nodes: tuple[int, ...], request_id: int, frame: bytes, stop_at: Iterable[int] = ()
+) -> Generator[Step, Sequence[Reply], Sequence[Reply]]:
+    """Send a WRITE to nodes by rule C2: at once, or, if the entry is ordered and there are more than
+    two, one after the other, each answered before the next is sent.
+
+    The list of replies ends with the first one that is neither ACK nor SUPERSEDED, or whose kind is
+    in ``stop_at``.
+    """
+    if not flags & ORDERED or len(nodes) <= 2:
+        return (yield nodes, request_id, frame)
+    replies: list[Reply] = []
+    for node in nodes:
+        replies += yield (node,), request_id, frame
+        if replies[-1][0] not in (ACK, SUPERSEDED) or replies[-1][0] in stop_at:
+            break
+    return replies
+
+
+# --- get -----------------------------------------------------------------------------------------
+
+
+def get(routes: Routes, source: Source, key: bytes) -> Operation[StoredEntry | None]:
+    """Read a key's latest value from its primary (C5).
+
+    Raises:
+        Unavailable: no owner of the key is alive.
+        DeadlineExceeded: the time was up.
+    """
+    if not routes.cluster_id:
+        yield from initialize(routes, source)
+    key_size = len(key)
+    attempt = 0
+    while True:
+        route = routes.find(key)
+        request_id = source.next_request_id()
+        fixed = GET_FRAME.pack(
+            MAGIC_VERSION,
+            GET,
+            0,
+            request_id,
+            _GET_FIXED + key_size,
+            route.epoch,
+            route.partition,
+            key_size,
+        )
+        replies = yield route.primary, request_id, fixed + key
+        reply = replies[0]
+        if reply[0] == ENTRY:
+            assert not isinstance(reply, Lost)
+            entry = reply[3]
+            flags = entry[_FLAGS_AT]
+            if not flags & COMMITTED:
+                replies = yield from _help(source, route, key, entry)
+            if flags & COMMITTED or all(reply[0] in (ACK, SUPERSEDED) for reply in replies):
+                if attempt:
+                    logger.info("value of %r from node %d", key, route.nodes[0])
+                if flags & TOMBSTONE:
+                    return None
+                value_at = ENTRY_HEAD_SIZE + (8 if flags & EXPIRES else 0)
+                time, client, _, _ = ENTRY_HEAD.unpack_from(entry)
+                return StoredEntry(entry[value_at:], Version(time, client), route.nodes[0])
+        elif reply[0] == NOT_FOUND:
+            return None
+        yield from recover(routes, source, key, route, replies, attempt)
+        attempt += 1
+
+
+def _help(
+    source: Source, route: Route, key: bytes, entry: bytes
+) -> Generator[Step, Sequence[Reply], Sequence[Reply]]:
+    """C5: complete a pending entry before its value is believed. That the primary returned it is its
+    ACK, so the entry goes to the other owners only, as it is."""
+    backups = route.nodes[1:]
+    replies: Sequence[Reply] = []
+    if backups:
+        request_id = source.next_request_id()
+        frame = _write_frame(request_id, route, key, entry)
+        replies = yield from send_in_order(entry[_FLAGS_AT], backups, request_id, frame)
+    if len(replies) == len(backups) and all(reply[0] in (ACK, SUPERSEDED) for reply in replies):
+        yield route.nodes, 0, _commit_frame(route, key, entry[:_VERSION_SIZE])
+    return replies
+
+
+# --- failures ------------------------------------------------------------------------------------
+
+
+def may_be_done(reply: Reply) -> bool:
+    """Whether a request that got this instead of its own reply may have been done, or be done yet."""
+    if isinstance(reply, Lost):
+        return reply.sent
+    if reply[0] != ERROR:
+        return True
+    row = messages.ERRORS.get(_error_code(reply))
+    return row is None or row.outcome != "no"
+
+
+def _error_code(reply: Frame) -> int:
+    return int.from_bytes(reply[3][:2], "big")
+
+
+def remote_error(peer: str, reply: Frame) -> RemoteError:
+    """The exception for an ERROR reply. Raises RemoteProtocolError if it is none, or malformed."""
+    message = decode(reply[0], reply[3])
+    if not isinstance(message, messages.Error):
+        raise RemoteProtocolError(messages.UNKNOWN_KIND, f"{peer} answered with {message.name}")
+    row = messages.ERRORS.get(message.code)
+    name = row.name if row else f"error {message.code}"
+    return RemoteError(peer, message.code, name, message.message, error_detail(message))
+
+
+def recover(
+    routes: Routes,
+    source: Source,
+    key: bytes,
+    route: Route,
+    replies: Sequence[Reply],
+    attempt: int,
+) -> Generator[Step, Sequence[Reply], None]:
+    """Do what a round's replies ask for before the next round: patch the map from STALE_EPOCH, ask the
+    manager about a node that is gone (as the report does), start over with another cluster, or pause.
+
+    Raises:
+        Unavailable: the manager says that no owner is alive.
+        RemoteError: a node refused for a reason that sending again cannot mend.
+    """
+    pause = attempt > 0
+    # The replies' nodes may be a part of the route's: a get asks the primary, its help the backups.
+    for reply in replies:
+        if isinstance(reply, Lost):
+            # A connection that was lost may only have been old: try a new one before asking.
+            if isinstance(reply.error, ConnectError) or attempt > 0:
+                yield from _ask_next_primary(routes, source, key, route, reply)
+        elif reply[0] == ERROR:
+            error = remote_error("a storage node", reply)
+            if error.code == messages.STALE_EPOCH:
+                yield from _take_row(routes, source, error.detail.row)
+            elif messages.ERRORS.get(error.code) and "no" == messages.ERRORS[error.code].retry:
+                raise error
+            else:
+                logger.info("%s", error)
+                pause = True
+    if pause and routes.find(key) is route:
+        yield Pause(source.backoff_s(attempt))
+
+
+def _take_row(
+    routes: Routes, source: Source, row: messages.Row
+) -> Generator[Step, Sequence[Reply], None]:
+    if cluster_of(row.list_epoch) == routes.cluster_id:
+        routes.patch(row)
+    else:
+        logger.info("another cluster answers: asking the manager for everything anew")
+        yield from initialize(routes, source, patient=True)
+
+
+def _ask_next_primary(
+    routes: Routes, source: Source, key: bytes, route: Route, lost: Lost
+) -> Generator[Step, Sequence[Reply], None]:
+    """The report's ProvideNextPrimaryID: tell the manager which node failed, and take the row that it
+    answers with once it has looked for itself."""
+    role = "primary" if lost.peer == route.nodes[0] else "backup"
+    logger.info(
+        "%s unavailable (%s); asking the manager for the owners of %r", role, lost.error, key
+    )
+    try:
+        owners = yield from _ask_manager(source, messages.NextPrimary(lost.peer, key))
+    except NetworkError as error:
+        logger.info("the manager does not answer: %s", error)
+        return
+    assert isinstance(owners, messages.Owners)
+    if cluster_of(owners.row.list_epoch) != routes.cluster_id:
+        yield from _take_row(routes, source, owners.row)
+        return
+    routes.members = {**routes.members, **{member.node: member for member in owners.members}}
+    if routes.patch(owners.row):
+        logger.info(
+            "the manager answers: %r is at storage nodes %s",
+            key,
+            " ".join(str(owner.node) for owner in owners.row.owners),
+        )
+
+
+# --- the manager's answers -----------------------------------------------------------------------
+
+
+def _ask_manager(
+    source: Source, request: messages.Message
+) -> Generator[Step, Sequence[Reply], messages.Message]:
+    """Return the manager's reply to a request.
+
+    Raises NetworkError if there is none, Unavailable or RemoteError for an ERROR reply, and
+    RemoteProtocolError for a reply that is not one of the request's own.
+    """
+    request_id = source.next_request_id()
+    replies = yield (MANAGER,), request_id, encode(request, request_id)
+    reply = replies[0]
+    if isinstance(reply, Lost):
+        raise reply.error
+    if reply[0] == ERROR:
+        error = remote_error("the manager", reply)
+        if error.code == messages.UNAVAILABLE:
+            raise Unavailable(str(error), required=error.detail.required, alive=error.detail.alive)
+        raise error
+    message = decode(reply[0], reply[3])
+    if message.name not in request.replies:
+        raise RemoteProtocolError(
+            messages.UNKNOWN_KIND, f"the manager answered {request.name} with {message.name}"
+        )
+    return message
+
+
+def initialize(
+    routes: Routes, source: Source, patient: bool = False
+) -> Generator[Step, Sequence[Reply], None]:
+    """The report's Init: get the cluster's shape, members and map from the manager.
+
+    Tries again until the deadline; without ``patient``, not if there is no manager at all.
+    """
+    attempt = 0
+    while True:
+        try:
+            cluster, partition_map = yield from _cluster_and_map(source)
+        except ConnectError:
+            if not patient:
+                raise
+        except NetworkError as error:
+            logger.info("the manager does not answer: %s", error)
+        except RemoteError as error:
+            if error.code != messages.NOT_READY:
+                raise
+        else:
+            # A cluster that is made anew between the two answers gives two halves: ask again.
+            same = cluster_of(cluster.epoch) == cluster_of(partition_map.epoch)
+            if same and len(partition_map.rows) == cluster.partitions:
+                offset_us = cluster.time - source.now_us(0)
+                routes.replace(cluster, partition_map.rows, offset_us)
+                return
+        yield Pause(source.backoff_s(attempt))
+        attempt += 1
+
+
+def _cluster_and_map(
+    source: Source,
+) -> Generator[Step, Sequence[Reply], tuple[messages.Cluster, messages.Map]]:
+    cluster = yield from _ask_manager(source, messages.ClusterInfo())
+    partition_map = yield from _ask_manager(source, messages.GetMap(0))
+    assert isinstance(cluster, messages.Cluster)
+    assert isinstance(partition_map, messages.Map)
+    return cluster, partition_map
+
+
+def where(routes: Routes, source: Source, key: bytes) -> Operation[Location]:
+    """Ask the manager where a key is (the report's Provide_K_Nodes).
+
+    Raises Unavailable if no owner is alive, NetworkError if the manager does not answer.
+    """
+    owners = yield from _ask_manager(source, messages.KeyNodes(key))
+    assert isinstance(owners, messages.Owners)
+    routes.patch(owners.row)
+    return Location(owners.row.partition, tuple(owner.node for owner in owners.row.owners))
+
+
+def status(source: Source) -> Operation[dict[str, Any]]:
+    """The cluster as the manager sees it, with each living node's own count of its entries.
+
+    Raises NetworkError if the manager does not answer.
+    """
+    cluster, partition_map = yield from _cluster_and_map(source)
+    serving = tuple(member.node for member in cluster.members if is_serving(member))
+    request_id = source.next_request_id()
+    replies = yield serving, request_id, encode(messages.Ping(), request_id)
+    pongs = {}
+    for node, reply in zip(serving, replies, strict=True):
+        if reply[0] == messages.Pong.kind and not isinstance(reply, Lost):
+            pongs[node] = decode(reply[0], reply[3])
+    return {
+        "cluster": f"{cluster_of(cluster.epoch):08x}",
+        "epoch": partition_map.epoch & 0xFFFF_FFFF,
+        "replicas": cluster.replicas,
+        "hash": HASHES[cluster.hash],
+        "nodes": [
+            _node_status(member, pongs.get(member.node), partition_map.rows)
+            for member in cluster.members
+        ],
+        "under_replicated": list(
+            under_replicated(partition_map.rows, cluster.replicas, frozenset(serving))
+        ),
+    }
+
+
+def _node_status(
+    member: messages.Member, pong: messages.Message | None, rows: Sequence[messages.Row]
+) -> dict[str, Any]:
+    assert pong is None or isinstance(pong, messages.Pong)
+    owned = [row for row in rows if any(owner.node == member.node for owner in row.owners)]
+    return {
+        "id": member.node,
+        "address": f"{member.host}:{member.port}",
+        "pid": member.pid,
+        "incarnation": member.incarnation,
+        "state": STATES.get(member.state, str(member.state)),
+        "entries": pong.entries if pong else 0,
+        "bytes": pong.bytes if pong else 0,
+        "partitions": len(owned),
+        "primaries": sum(row.owners[0].node == member.node for row in owned),
+    }

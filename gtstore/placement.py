@@ -1,0 +1,205 @@
+"""Where a key lives: key -> partition -> owners, and the next map after a death.
+
+The partition map has one row for each partition (``messages.Row``). Its epochs are those of the
+wire: the cluster id in the upper 32 bits, a counter that only grows in the lower ones, so that one
+comparison for equality also tells another cluster.
+
+With the additive hash and P = 64 x NODES partitions the home owners of a key are exactly those of
+the report: the sum of the key's bytes modulo NODES gives the primary, and the replicas follow
+clockwise. PROTOCOL.md section 10 says the same for authors of other clients, with test vectors.
+"""
+
+from __future__ import annotations
+
+import binascii
+from collections.abc import Callable, Collection, Iterable, Iterator
+
+from .wire.messages import (
+    ALIVE,
+    HASH_ADDITIVE,
+    HASH_CRC16,
+    PARTITIONS_PER_NODE,
+    SUSPECT,
+    Cluster,
+    Member,
+    Owner,
+    Row,
+)
+
+COUNTER_BITS = 32
+
+
+def additive(key: bytes) -> int:
+    """The report's hash: the sum of the key's byte values."""
+    return sum(key)
+
+
+def crc16(key: bytes) -> int:
+    """CRC-16/XMODEM (polynomial 0x1021, initial value 0), as Redis Cluster places its keys."""
+    return binascii.crc_hqx(key, 0)
+
+
+HASH_FUNCTIONS: dict[int, Callable[[bytes], int]] = {HASH_ADDITIVE: additive, HASH_CRC16: crc16}
+
+
+def partition_count(nodes: int) -> int:
+    return nodes * PARTITIONS_PER_NODE
+
+
+def home_owners(partition: int, nodes: int, replicas: int) -> tuple[int, ...]:
+    """The numbers of the nodes that a partition belongs to when all are alive, primary first."""
+    return tuple((partition + i) % nodes + 1 for i in range(replicas))
+
+
+def epoch_of(cluster_id: int, counter: int) -> int:
+    return cluster_id << COUNTER_BITS | counter
+
+
+def cluster_of(epoch: int) -> int:
+    """The cluster id within an epoch."""
+    return epoch >> COUNTER_BITS
+
+
+class PartitionMap:
+    """The whole map at one epoch. It never changes: a change makes the next map.
+
+    ``epoch`` is that of the newest row; ``rows`` is indexed by partition.
+    """
+
+    def __init__(self, epoch: int, rows: Iterable[Row]) -> None:
+        self.epoch = epoch
+        self.rows = tuple(rows)
+
+    @classmethod
+    def first(
+        cls, cluster_id: int, nodes: int, replicas: int, incarnations: dict[int, int]
+    ) -> PartitionMap:
+        """The map of a new cluster: every partition with its home owners, all in sync (empty)."""
+        epoch = epoch_of(cluster_id, 1)
+        return cls(
+            epoch,
+            (
+                Row(
+                    partition,
+                    epoch,
+                    epoch,
+                    tuple(
+                        Owner(node, incarnations[node], epoch, 1)
+                        for node in home_owners(partition, nodes, replicas)
+                    ),
+                )
+                for partition in range(partition_count(nodes))
+            ),
+        )
+
+    def without(self, node: int) -> PartitionMap:
+        """The next map after a node's death; the same map if nothing changes.
+
+        Only the node's own rows change. The last owner in sync stays in its row, dead or not (M5):
+        nobody else may answer for the partition.
+        """
+        epoch = self.epoch + 1
+        rows = [_row_without(row, node, epoch) for row in self.rows]
+        return PartitionMap(epoch, rows) if rows != list(self.rows) else self
+
+    def rows_since(self, epoch: int) -> tuple[Row, ...]:
+        """The rows that somebody who holds the map of that epoch does not have yet."""
+        return tuple(row for row in self.rows if row.list_epoch > epoch)
+
+    def is_last_in_sync(self, node: int, gone: Collection[int] = ()) -> bool:
+        """Whether the node is the last in-sync owner of some partition, the ``gone`` ones not
+        counted (M1)."""
+        return any(
+            [owner.node for owner in row.owners if owner.in_sync and owner.node not in gone]
+            == [node]
+            for row in self.rows
+        )
+
+
+def _row_without(row: Row, node: int, epoch: int) -> Row:
+    owners = tuple(owner for owner in row.owners if owner.node != node)
+    if len(owners) == len(row.owners) or not any(owner.in_sync for owner in owners):
+        return row
+    primary_epoch = row.primary_epoch if owners[0] == row.owners[0] else epoch
+    return Row(row.partition, epoch, primary_epoch, owners)
+
+
+def under_replicated(rows: Iterable[Row], replicas: int, alive: Collection[int]) -> Iterator[int]:
+    """The partitions that have fewer living copies in sync than they are meant to have."""
+    for row in rows:
+        if sum(owner.in_sync and owner.node in alive for owner in row.owners) < replicas:
+            yield row.partition
+
+
+def is_serving(member: Member) -> bool:
+    """Whether a member may still answer: a suspect one may."""
+    return member.state in (ALIVE, SUSPECT)
+
+
+class Route:
+    """A row as a client uses it: what the hot path needs, worked out once.
+
+    The label on a request and the list of nodes that it goes to come from one Route, never from two
+    (hole H12).
+    """
+
+    __slots__ = ("epoch", "nodes", "partition", "primary", "row")
+
+    def __init__(self, row: Row) -> None:
+        self.row = row
+        self.partition = row.partition
+        self.epoch = row.list_epoch
+        self.nodes = tuple(owner.node for owner in row.owners)
+        self.primary = self.nodes[:1]
+
+    @property
+    def tenure(self) -> tuple[int, int]:
+        """(primary, primary_epoch); the epoch names the cluster too."""
+        return self.nodes[0], self.row.primary_epoch
+
+
+class Routes:
+    """A client's copy of the map, patched row by row; shared by all of its threads.
+
+    One reference in a list is replaced at a time, so readers need no lock. Two threads that patch
+    the same partition at once may leave the older row there; its next request is answered with
+    STALE_EPOCH and mends that.
+    """
+
+    def __init__(self) -> None:
+        self.cluster_id = 0  # no cluster has been asked yet
+        self.nodes = 0
+        self.replicas = 0
+        self.hash: Callable[[bytes], int] = additive
+        self.hash_code = HASH_ADDITIVE
+        self.clock_offset_us = 0
+        self.members: dict[int, Member] = {}
+        self._routes: list[Route] = []
+
+    def replace(self, cluster: Cluster, rows: Iterable[Row], clock_offset_us: int) -> None:
+        """Start over with what the manager said of the cluster."""
+        routes = [Route(row) for row in rows]
+        self.nodes = cluster.nodes
+        self.replicas = cluster.replicas
+        self.hash_code = cluster.hash
+        self.hash = HASH_FUNCTIONS[cluster.hash]
+        self.clock_offset_us = clock_offset_us
+        self.members = {member.node: member for member in cluster.members}
+        self._routes = routes
+        self.cluster_id = cluster_of(cluster.epoch)
+
+    def find(self, key: bytes) -> Route:
+        """The route of a key: one hash and one look-up."""
+        routes = self._routes
+        return routes[self.hash(key) % len(routes)]
+
+    def patch(self, row: Row) -> bool:
+        """Take a row if it is newer than ours. Rows never go backwards, and other clusters' rows do
+        not count."""
+        routes = self._routes
+        if cluster_of(row.list_epoch) != self.cluster_id or row.partition >= len(routes):
+            return False
+        if row.list_epoch <= routes[row.partition].epoch or not row.owners:
+            return False
+        routes[row.partition] = Route(row)
+        return True

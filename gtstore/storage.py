@@ -1,0 +1,169 @@
+"""A storage node: the request handlers around replica.py and an engine.
+
+The node binds its port, registers with the manager, learns the cluster's shape, and then serves. Until the
+manager has given it a map that names it, replica.py answers NOT_READY (N0). One lock guards
+the replicas: check, evaluation and store of a request are one step under it, and so is adopting a map
+(N1b). The waiting for the network is done outside of it.
+"""
+
+from __future__ import annotations
+
+import hmac
+import logging
+import os
+import threading
+import time
+from dataclasses import dataclass
+
+from .connection import call_once
+from .engine import MemoryEngine
+from .errors import ClusterError, NetworkError, RemoteProtocolError
+from .placement import cluster_of
+from .replica import Behind, Replicas
+from .server import FrameServer, Handler, on_message
+from .wire import messages
+from .wire.codec import error_frame
+
+logger = logging.getLogger("gtstore.storage")
+
+_REGISTER_TIMEOUT_S = 10.0
+_FETCH_TIMEOUT_S = 1.0
+
+
+@dataclass(frozen=True)
+class NodeOptions:
+    """What a node is told when it is started."""
+
+    node: int
+    incarnation: int
+    host: str
+    port: int
+    manager: tuple[str, int]
+    token: bytes
+    max_connections: int
+    max_memory_mb: int | None
+
+
+class StorageNode:
+    """One node's server. Raises ClusterError if its port cannot be had, or the manager refuses it."""
+
+    def __init__(self, options: NodeOptions) -> None:
+        self._options = options
+        self._lock = threading.Lock()
+        self._fetch_lock = threading.Lock()  # one thread at a time fetches the map
+        handlers: dict[int, Handler] = {}
+        self._server = FrameServer(
+            options.host,
+            options.port,
+            handlers,
+            counted=(messages.Get.kind, messages.Write.kind, messages.Commit.kind),
+            connections_max=options.max_connections,
+        )
+        shape = self._register()
+        memory_max = options.max_memory_mb
+        self._replicas = Replicas(
+            options.node,
+            options.incarnation,
+            cluster_of(shape.epoch),
+            shape.nodes,
+            shape.hash,
+            MemoryEngine(),
+            lambda: time.time_ns() // 1000,
+            memory_max * messages.MIB if memory_max else None,
+        )
+        for kind, handle in self._replicas.handlers.items():
+            handlers[kind] = self._locked(handle)
+        handlers |= on_message(self.on_ping)
+        handlers |= on_message(self.on_map_update)
+
+    @property
+    def has_map(self) -> bool:
+        """Whether the manager has ever given it a map."""
+        return self._replicas.epoch != 0
+
+    def start(self) -> None:
+        """Serve, in threads of its own."""
+        self._server.start()
+
+    def stop(self) -> None:
+        """Answer what has arrived, and close."""
+        self._server.drain()
+
+    # --- requests --------------------------------------------------------------------------------
+
+    def _locked(self, handle: Handler) -> Handler:
+        """A data request's handler: under the lock; again, if the map had to be fetched first."""
+        lock = self._lock
+
+        def handler(request_id: int, body: bytes) -> bytes:
+            try:
+                with lock:
+                    return handle(request_id, body)
+            except Behind:
+                pass
+            self._fetch_map()
+            try:
+                with lock:
+                    return handle(request_id, body)
+            except Behind:
+                text = f"node {self._options.node} does not have the map of this request yet"
+                return error_frame(request_id, messages.BEHIND, text)
+
+        return handler
+
+    def on_ping(self, request: messages.Ping) -> messages.Pong:  # noqa: ARG002: it is empty
+        replicas = self._replicas
+        return messages.Pong(
+            messages.ROLE_NODE,
+            self._options.node,
+            self._options.incarnation,
+            os.getpid(),
+            replicas.epoch,
+            time.time_ns() // 1000,
+            replicas.count,
+            replicas.size,
+        )
+
+    def on_map_update(self, request: messages.MapUpdate) -> messages.Adopted:
+        if not hmac.compare_digest(request.token, self._options.token):
+            raise RemoteProtocolError(
+                messages.NOT_ALLOWED, "the token is not this node's", closes=True
+            )
+        self._adopt(request.epoch, request.rows)
+        return messages.Adopted(self._replicas.epoch)
+
+    # --- the manager -----------------------------------------------------------------------------
+
+    def _register(self) -> messages.Registered:
+        options = self._options
+        request = messages.Register(
+            options.token, options.node, options.incarnation, os.getpid(), self._server.port
+        )
+        try:
+            reply = self._ask(request, _REGISTER_TIMEOUT_S)
+        except NetworkError as error:
+            raise ClusterError(f"cannot register: {error}") from error
+        if isinstance(reply, messages.Error):
+            raise ClusterError(f"the manager refuses this node: {reply.message}")
+        assert isinstance(reply, messages.Registered)
+        return reply
+
+    def _fetch_map(self) -> None:
+        """N1c: a request came with a newer row than ours, so the manager has a newer map."""
+        with self._fetch_lock:
+            try:
+                reply = self._ask(messages.GetMap(self._replicas.epoch), _FETCH_TIMEOUT_S)
+            except NetworkError as error:
+                logger.warning("cannot fetch the map: %s", error)
+                return
+        if isinstance(reply, messages.Map):
+            self._adopt(reply.epoch, reply.rows)
+
+    def _adopt(self, epoch: int, rows: tuple[messages.Row, ...]) -> None:
+        with self._lock:
+            self._replicas.adopt(epoch, rows)
+        logger.info("goes by map %d (%d rows changed)", epoch & 0xFFFF_FFFF, len(rows))
+
+    def _ask(self, request: messages.Message, timeout_s: float) -> messages.Message:
+        host, port = self._options.manager
+        return call_once("the manager", host, port, request, timeout_s)

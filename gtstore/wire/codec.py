@@ -1,0 +1,132 @@
+"""One message <-> one frame, driven by the table in messages.py (PROTOCOL.md sections 3 and 7).
+
+``encode`` and ``decode`` serve every message. The three messages of the hot path (GET, WRITE,
+COMMIT) and their replies also have ``struct.Struct`` objects, compiled from the same table, for the
+code that works on the bytes (replica.py, operations.py): the fixed part of such a frame is one
+pack or unpack, and the key and the entry follow as they are.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import Any, Final, TypeAlias
+
+from ..errors import LocalProtocolError, RemoteProtocolError
+from . import messages
+from .fields import Counted, Fixed, Integer, fields_of, malformed, put_fields, take_fields
+
+Frame: TypeAlias = tuple[int, int, int, bytes]
+"""kind, flags, request id, body."""
+
+HEADER: Final = struct.Struct(">HBBII")
+"""magic and protocol version together, kind, flags, request id, length of the body."""
+MAGIC_VERSION: Final = messages.MAGIC << 8 | messages.PROTOCOL_VERSION
+BODY_SIZE_MAX: Final = messages.FRAME_SIZE_MAX - messages.HEADER_SIZE
+assert HEADER.size == messages.HEADER_SIZE
+
+
+def fixed_format(cls: type[Any]) -> str:
+    """The struct format of a message's leading fields of fixed size, with the length of the first
+    field that is counted."""
+    letters = ""
+    for field in fields_of(cls):
+        match field.wire_type:
+            case Integer(code=code):
+                letters += code
+            case Fixed(size=size):
+                letters += f"{size}s"
+            case Counted(length=length):
+                return letters + length.code
+            case _:
+                break
+    return letters
+
+
+def body_struct(cls: type[Any]) -> struct.Struct:
+    return struct.Struct(">" + fixed_format(cls))
+
+
+def frame_struct(cls: type[Any]) -> struct.Struct:
+    return struct.Struct(HEADER.format + fixed_format(cls))
+
+
+GET: Final = messages.Get.kind
+WRITE: Final = messages.Write.kind
+COMMIT: Final = messages.Commit.kind
+ACK: Final = messages.Ack.kind
+ENTRY: Final = messages.EntryReply.kind
+NOT_FOUND: Final = messages.NotFound.kind
+SUPERSEDED: Final = messages.Superseded.kind
+ERROR: Final = messages.Error.kind
+
+GET_BODY: Final = body_struct(messages.Get)
+WRITE_BODY: Final = body_struct(messages.Write)
+COMMIT_BODY: Final = body_struct(messages.Commit)
+GET_FRAME: Final = frame_struct(messages.Get)
+WRITE_FRAME: Final = frame_struct(messages.Write)
+COMMIT_FRAME: Final = frame_struct(messages.Commit)
+SUPERSEDED_FRAME: Final = frame_struct(messages.Superseded)
+ENTRY_HEAD: Final = struct.Struct(">QQIB")
+"""An entry's time, client, counter and flags. A test holds it against messages.Entry."""
+
+
+def encode(message: messages.Message, request_id: int = 0) -> bytes:
+    """Return the message's frame.
+
+    Raises LocalProtocolError if a field's value is not allowed, or the frame would be too long.
+    """
+    body = bytearray()
+    put_fields(message, body)
+    if len(body) > BODY_SIZE_MAX:
+        raise LocalProtocolError(f"{message.name} is {len(body) - BODY_SIZE_MAX} bytes too long")
+    return HEADER.pack(MAGIC_VERSION, message.kind, 0, request_id, len(body)) + bytes(body)
+
+
+def decode(kind: int, body: bytes) -> messages.Message:
+    """Return the message of a frame's kind and body.
+
+    Raises RemoteProtocolError with UNKNOWN_KIND or MALFORMED; nothing else, whatever the bytes.
+    """
+    cls = messages.MESSAGES.get(kind)
+    if cls is None:
+        raise unknown_kind(kind)
+    message: messages.Message
+    message, end = take_fields(cls, body, 0)
+    if end != len(body):
+        raise malformed(f"{len(body) - end} bytes after the end of {cls.name}")
+    return message
+
+
+def unknown_kind(kind: int) -> RemoteProtocolError:
+    return RemoteProtocolError(messages.UNKNOWN_KIND, f"no request of kind 0x{kind:02x} here")
+
+
+def encode_record(record: Any) -> bytes:
+    """Return a record's bytes: an entry, or an error's detail."""
+    out = bytearray()
+    put_fields(record, out)
+    return bytes(out)
+
+
+def decode_entry(data: bytes) -> messages.Entry:
+    """Return the fields of an entry's bytes. Raises RemoteProtocolError, MALFORMED."""
+    entry: messages.Entry
+    entry, _ = take_fields(messages.Entry, data, 0)
+    return entry
+
+
+def error_frame(request_id: int, code: int, text: str, detail: Any = None) -> bytes:
+    """Return an ERROR reply; ``detail`` is a record of the code's own type, or None."""
+    detail_type = messages.ERRORS[code].detail
+    assert type(detail) is (detail_type or type(None))
+    extra = b"" if detail is None else encode_record(detail)
+    return encode(messages.Error(code, text, extra), request_id)
+
+
+def error_detail(error: messages.Error) -> Any:
+    """Return the typed fields of an ERROR reply, or None if its code has none or is not known."""
+    row = messages.ERRORS.get(error.code)
+    if row is None or row.detail is None:
+        return None
+    detail, _ = take_fields(row.detail, error.detail, 0)
+    return detail

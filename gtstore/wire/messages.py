@@ -1,0 +1,583 @@
+"""The message table: the only place where a kind, an error code or a limit is written.
+
+Everything else about the wire follows from it: the codec (codec.py), the reference in
+docs/PROTOCOL.md (describe.py) and the servers' handler tables. A message is a frozen dataclass; its
+docstring is its purpose in the document, its annotations are its body (fields.py).
+
+Numbers are written out. Zero is reserved; a retired number keeps its row and is never used again.
+Requests have kinds below 0x80, replies from 0x80 on.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar, Final, TypeVar, dataclass_transform
+
+from .fields import (
+    MALFORMED,
+    U8,
+    U16,
+    U32,
+    U64,
+    Array,
+    Counted,
+    Epoch,
+    Integer,
+    OptionalTime,
+    Record,
+    Rest,
+    Text,
+    Time,
+    Token,
+    Version,
+)
+
+# --- the frame -----------------------------------------------------------------------------------
+
+MAGIC: Final = 0xC7
+"""The first byte of every frame: a G with the high bit set, which no text protocol begins with."""
+PROTOCOL_VERSION: Final = 1
+HEADER_SIZE: Final = 12
+
+# --- limits and defaults -------------------------------------------------------------------------
+
+KIB = 1024
+MIB = 1024 * KIB
+
+KEY_SIZE_MIN: Final = 1
+KEY_SIZE_MAX: Final = 500
+VALUE_SIZE_MAX: Final = 16 * MIB
+FRAME_SIZE_MAX: Final = 16 * MIB + KIB
+NODES_MAX: Final = 1000
+PARTITIONS_PER_NODE: Final = 64
+FRAME_TIMEOUT_S: Final = 30
+CONNECTIONS_MAX: Final = 1024
+CONNECTIONS_RESERVED: Final = 64
+IN_FLIGHT_SIZE_MAX: Final = MIB
+PROBE_INTERVAL_MS: Final = 250
+PROBE_MISSES_MAX: Final = 4
+CLOCK_AHEAD_MAX_S: Final = 60
+MANAGER_PORT: Final = 9001
+NODE_PORT: Final = 10001
+CLIENT_TIMEOUT_S: Final = 5.0
+
+
+@dataclass(frozen=True)
+class Limit:
+    """A row of the document's table of limits and defaults."""
+
+    name: str
+    value: str
+    meaning: str
+
+
+LIMITS: Final = (
+    Limit("key size", f"{KEY_SIZE_MIN} to {KEY_SIZE_MAX} bytes", "any bytes"),
+    Limit("value size", f"0 to {VALUE_SIZE_MAX:,} bytes (16 MiB)", "any bytes"),
+    Limit("frame size", f"{FRAME_SIZE_MAX:,} bytes (16 MiB + 1 KiB)", "the header included"),
+    Limit("nodes of a cluster", f"1 to {NODES_MAX:,}", ""),
+    Limit("partitions", f"{PARTITIONS_PER_NODE} for each node", "fixed when the cluster is made"),
+    Limit(
+        "time for a frame",
+        f"{FRAME_TIMEOUT_S} s",
+        "from its first byte to its last; idle connections live",
+    ),
+    Limit(
+        "connections of a node",
+        f"{CONNECTIONS_MAX:,} (`--max-connections`)",
+        "that have sent a data request; pings and control messages do not count",
+    ),
+    Limit(
+        "further connections",
+        str(CONNECTIONS_RESERVED),
+        "kept for pings and control messages; one above is closed at once",
+    ),
+    Limit(
+        "answers waiting on a connection",
+        f"{IN_FLIGHT_SIZE_MAX:,} bytes (1 MiB)",
+        "then the node sends before it reads on; a client keeps no more requests under way",
+    ),
+    Limit("probe interval", f"{PROBE_INTERVAL_MS} ms (`--probe-interval-ms`)", "manager to node"),
+    Limit("missed probes", str(PROBE_MISSES_MAX), "then the manager acts on a silent node"),
+    Limit("version ahead of a node's clock", f"{CLOCK_AHEAD_MAX_S} s", "then the write is TOO_FAR"),
+    Limit("manager's port", str(MANAGER_PORT), "`--port`"),
+    Limit(
+        "nodes' ports", f"{NODE_PORT}, {NODE_PORT + 1}, ...", "`--node-port` gives the first one"
+    ),
+    Limit("a client's deadline", f"{CLIENT_TIMEOUT_S:g} s", "for the whole call"),
+)
+
+# --- field values --------------------------------------------------------------------------------
+
+HASH_ADDITIVE: Final = 1
+HASH_CRC16: Final = 2
+HASHES: Final = {HASH_ADDITIVE: "additive", HASH_CRC16: "crc16"}
+
+ALIVE: Final = 1
+SUSPECT: Final = 2
+DEAD: Final = 3
+LEFT: Final = 4
+STATES: Final = {ALIVE: "alive", SUSPECT: "suspect", DEAD: "dead", LEFT: "left"}
+
+ROLE_MANAGER: Final = 1
+ROLE_NODE: Final = 2
+ROLES: Final = {ROLE_MANAGER: "manager", ROLE_NODE: "node"}
+
+COMMITTED: Final = 1
+ORDERED: Final = 2
+TOMBSTONE: Final = 4
+EXPIRES: Final = 8
+ENTRY_FLAGS: Final = {
+    COMMITTED: "committed",
+    ORDERED: "ordered",
+    TOMBSTONE: "tombstone",
+    EXPIRES: "expires",
+}
+
+_U16 = Integer("u16", "H")
+_U32 = Integer("u32", "I")
+
+Key = Annotated[bytes, Counted("key", _U16, KEY_SIZE_MIN, KEY_SIZE_MAX)]
+
+# --- records: what messages are made of ----------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What is stored under a key. It always stands last in a message and reaches to its end.
+
+    A stored entry is these bytes, so comparing the first 16 bytes of two entries compares their
+    versions, and bytes 8 to 19 (client, counter) are the identity of the operation that wrote it,
+    its `rid`.
+    """
+
+    time: Annotated[Time, "of the version: microseconds since 1970"]
+    client: Annotated[U64, "of the version: the random number of the client that wrote it"]
+    counter: Annotated[U32, "which of that client's operations wrote it"]
+    flags: Annotated[U8, "1 committed, 2 ordered, 4 tombstone, 8 expires; other bits are zero"]
+    expiry: Annotated[OptionalTime, "when it expires; only if flag 8 is set"]
+    value: Annotated[bytes, Rest("bytes"), "the value; empty for a tombstone"]
+
+
+ENTRY_HEAD_SIZE: Final = 21
+"""An entry's bytes before its expiry or value: time, client, counter, flags."""
+ENTRY_SIZE_MAX: Final = ENTRY_HEAD_SIZE + 8 + VALUE_SIZE_MAX
+
+EntryBytes = Annotated[bytes, Rest("entry", ENTRY_HEAD_SIZE)]
+
+
+@dataclass(frozen=True)
+class Owner:
+    """One replica of a partition."""
+
+    node: Annotated[U16, "the node's number, from 1 on"]
+    incarnation: Annotated[U32, "which start of that node is meant"]
+    join_epoch: Annotated[Epoch, "since when it is an owner of this partition"]
+    in_sync: Annotated[U8, "1: holds all that was acknowledged; 0: is copying it"]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One partition's row of the partition map. The first owner is the primary."""
+
+    partition: Annotated[U32, "its number, from 0 on"]
+    list_epoch: Annotated[Epoch, "of the last change of the owners; data requests carry it"]
+    primary_epoch: Annotated[Epoch, "since when the primary is the primary"]
+    owners: Annotated[
+        tuple[Owner, ...], Array(Integer("u8", "B"), Record(Owner)), "in order, the primary first"
+    ]
+
+
+@dataclass(frozen=True)
+class Member:
+    """One node as the manager sees it."""
+
+    node: Annotated[U16, "the node's number, from 1 on"]
+    state: Annotated[U8, "1 alive, 2 suspect, 3 dead, 4 left"]
+    incarnation: Annotated[U32, "which start of the node this is"]
+    pid: Annotated[U32, "its process, on its own machine; 0 if not known"]
+    port: Annotated[U16, "where it listens"]
+    host: Annotated[Text, "where it listens: an IP address or a name"]
+
+
+# --- messages ------------------------------------------------------------------------------------
+
+CLIENT, MANAGER, NODE = "client", "manager", "node"
+
+
+class Message:
+    """The base of all messages. ``@message`` fills in what the table says of each."""
+
+    kind: ClassVar[int]
+    name: ClassVar[str]
+    sender: ClassVar[str]
+    receivers: ClassVar[tuple[str, ...]]
+    replies: ClassVar[tuple[str, ...]]
+
+
+MESSAGES: Final[dict[int, type[Message]]] = {}
+"""kind -> message class: the whole table."""
+
+
+MessageClass = TypeVar("MessageClass", bound=type[Message])
+
+
+@dataclass_transform(frozen_default=True)
+def message(
+    kind: int, sender: str, *receivers: str, replies: tuple[str, ...] = ()
+) -> Callable[[MessageClass], MessageClass]:
+    """Enter a class into the table: its kind, who sends it to whom, and the replies that it may get."""
+
+    def enter(cls: MessageClass) -> MessageClass:
+        assert 0 < kind < 0x100 and kind not in MESSAGES
+        cls.kind = kind
+        cls.name = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", cls.__name__).upper()
+        cls.sender = sender
+        cls.receivers = receivers
+        cls.replies = replies
+        MESSAGES[kind] = cls
+        dataclass(frozen=True)(cls)  # changes the class in place
+        return cls
+
+    return enter
+
+
+@message(0x01, CLIENT, MANAGER, NODE, replies=("PONG",))
+class Ping(Message):
+    """Ask a manager or a node whether it is alive and who it is. The manager probes its nodes with it."""
+
+
+@message(0x81, "manager or node", CLIENT)
+class Pong(Message):
+    """The answer to PING. A manager gives 0 for the node, the incarnation, the entries and the bytes."""
+
+    role: Annotated[U8, "1 manager, 2 node"]
+    node: Annotated[U16, "the node's number"]
+    incarnation: Annotated[U32, "which start of the node this is"]
+    pid: Annotated[U32, "the process that answers"]
+    epoch: Annotated[Epoch, "of the map that it holds; 0 before a node has its first map"]
+    time: Annotated[Time, "its clock"]
+    entries: Annotated[U64, "keys that have a value on this node"]
+    bytes: Annotated[U64, "their keys and values"]
+
+
+@message(0x02, CLIENT, MANAGER, replies=("CLUSTER",))
+class ClusterInfo(Message):
+    """Ask the manager for the cluster's shape and members: a client's first message (the report's Init)."""
+
+
+@message(0x82, MANAGER, CLIENT)
+class Cluster(Message):
+    """The cluster's shape and members."""
+
+    epoch: Annotated[Epoch, "of the partition map"]
+    nodes: Annotated[U16, "how many nodes the cluster was made with"]
+    replicas: Annotated[U16, "how many copies of each key are meant to be there"]
+    hash: Annotated[U8, "1 additive, 2 crc16"]
+    partitions: Annotated[U32, "how many partitions there are"]
+    time: Annotated[Time, "the manager's clock, by which a client corrects its own"]
+    members: Annotated[tuple[Member, ...], Array(_U16, Record(Member)), "all nodes, by number"]
+
+
+@message(0x03, CLIENT, MANAGER, replies=("MAP",))
+class GetMap(Message):
+    """Ask the manager for the partition map. Nodes that are behind ask too."""
+
+    since: Annotated[Epoch, "only rows whose list_epoch is higher; 0 asks for all rows"]
+
+
+@message(0x83, MANAGER, CLIENT)
+class Map(Message):
+    """Rows of the partition map."""
+
+    epoch: Annotated[Epoch, "of the whole map"]
+    rows: Annotated[tuple[Row, ...], Array(_U32, Record(Row)), "by partition"]
+
+
+@message(0x04, CLIENT, MANAGER, replies=("OWNERS", "UNAVAILABLE"))
+class KeyNodes(Message):
+    """Ask the manager for the nodes of a key (the report's Provide_K_Nodes)."""
+
+    key: Annotated[Key, "the key"]
+
+
+@message(0x05, CLIENT, MANAGER, replies=("OWNERS", "UNAVAILABLE"))
+class NextPrimary(Message):
+    """Tell the manager that a node did not answer, and ask for the key's primary (the report's
+    ProvideNextPrimaryID). The manager believes no client: it probes that node at once, and answers
+    when it has seen the node alive or has removed it.
+    """
+
+    node: Annotated[U16, "the node that did not answer"]
+    key: Annotated[Key, "the key"]
+
+
+@message(0x84, MANAGER, CLIENT)
+class Owners(Message):
+    """The row of the key's partition, and where its owners listen."""
+
+    row: Annotated[Row, Record(Row), "of the key's partition"]
+    members: Annotated[tuple[Member, ...], Array(_U16, Record(Member)), "the row's owners"]
+
+
+@message(0x06, NODE, MANAGER, replies=("REGISTERED", "NOT_ALLOWED"))
+class Register(Message):
+    """A node that has just started says where it listens. Until it has registered and holds a map
+    that names it with its own incarnation, it answers data requests with NOT_READY.
+    """
+
+    token: Annotated[Token, "the secret that the manager gave to the process"]
+    node: Annotated[U16, "its number"]
+    incarnation: Annotated[U32, "which start of the node this is, as the manager told it"]
+    pid: Annotated[U32, "its process"]
+    port: Annotated[U16, "where it listens"]
+
+
+@message(0x86, MANAGER, NODE)
+class Registered(Message):
+    """The shape of the cluster. The map follows with MAP_UPDATE."""
+
+    epoch: Annotated[Epoch, "the cluster id, with the map's counter"]
+    nodes: Annotated[U16, "how many nodes the cluster was made with"]
+    replicas: Annotated[U16, "how many copies of each key are meant to be there"]
+    hash: Annotated[U8, "1 additive, 2 crc16"]
+
+
+@message(0x10, CLIENT, NODE, replies=("ENTRY", "NOT_FOUND"))
+class Get(Message):
+    """Ask the key's primary for its entry. With epoch 0, "whatever you hold", any node answers what
+    it holds, and finds the partition itself: for work by hand, since only the primary's answer is sure
+    to be the latest.
+    """
+
+    epoch: Annotated[Epoch, "the partition's list_epoch as the sender holds it, or 0"]
+    partition: Annotated[U32, "the key's partition; not looked at with epoch 0"]
+    key: Annotated[Key, "the key"]
+
+
+@message(0x90, NODE, CLIENT)
+class EntryReply(Message):
+    """The entry that is stored under the key; it may be a tombstone, and then the key has no value.
+    An entry that is not committed must be helped (section 10) before its value is believed.
+    """
+
+    entry: Annotated[EntryBytes, "what is stored"]
+
+
+@message(0x91, NODE, CLIENT)
+class NotFound(Message):
+    """Nothing is stored under the key."""
+
+
+@message(0x11, CLIENT, NODE, replies=("ACK", "SUPERSEDED"))
+class Write(Message):
+    """Store an entry under the key if its version is higher than the stored one (put and delete, and
+    a reader's help). A client sends the same frame to all owners of the partition at once.
+    """
+
+    epoch: Annotated[Epoch, "the partition's list_epoch as the sender holds it"]
+    partition: Annotated[U32, "the key's partition"]
+    key: Annotated[Key, "the key"]
+    entry: Annotated[EntryBytes, "what to store; its committed flag is zero"]
+
+
+@message(0x92, NODE, CLIENT)
+class Ack(Message):
+    """The entry is stored, or was already."""
+
+
+@message(0x93, NODE, CLIENT)
+class Superseded(Message):
+    """A higher version is stored; the request changed nothing."""
+
+    version: Annotated[Version, "the stored version"]
+
+
+@message(0x12, CLIENT, NODE)
+class Commit(Message):
+    """Say that all owners hold this version of the key. It has no reply and may be lost: it saves the
+    next reader a round trip.
+    """
+
+    partition: Annotated[U32, "the key's partition"]
+    version: Annotated[Version, "the version that all owners hold"]
+    key: Annotated[Key, "the key"]
+
+
+@message(0x20, MANAGER, NODE, replies=("ADOPTED", "NOT_ALLOWED"))
+class MapUpdate(Message):
+    """Give a node the rows that have changed since the map that it holds."""
+
+    token: Annotated[Token, "the secret that the manager gave to the process"]
+    epoch: Annotated[Epoch, "of the whole map"]
+    rows: Annotated[tuple[Row, ...], Array(_U32, Record(Row)), "the changed rows"]
+
+
+@message(0xA0, NODE, MANAGER)
+class Adopted(Message):
+    """The node goes by this map from now on."""
+
+    epoch: Annotated[Epoch, "of the map that it holds"]
+
+
+@message(0xFF, "manager or node", CLIENT)
+class Error(Message):
+    """Any request may get this reply instead of its own (section 8)."""
+
+    code: Annotated[U16, "which error"]
+    message: Annotated[Text, "for a person to read; it may change at any time"]
+    detail: Annotated[bytes, Rest("bytes"), "the code's own fields, if it has any"]
+
+
+EntryReply.name = "ENTRY"
+
+
+# --- errors --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class VersionDetail:
+    highest: Annotated[U8, "the highest protocol version that is spoken here"]
+
+
+@dataclass(frozen=True)
+class SizeDetail:
+    size_max: Annotated[U32, "how many bytes are allowed"]
+
+
+@dataclass(frozen=True)
+class BusyDetail:
+    connections_max: Annotated[U32, "how many connections the node serves"]
+
+
+@dataclass(frozen=True)
+class StaleDetail:
+    row: Annotated[Row, Record(Row), "the partition's row as the node holds it"]
+
+
+@dataclass(frozen=True)
+class PartitionDetail:
+    partition: Annotated[U32, "the key's partition"]
+
+
+@dataclass(frozen=True)
+class TimeDetail:
+    time_max: Annotated[Time, "the highest time that the node takes for this key now"]
+
+
+@dataclass(frozen=True)
+class AliveDetail:
+    required: Annotated[U16, "how many owners the partition is meant to have"]
+    alive: Annotated[U16, "how many of its owners are alive"]
+
+
+@dataclass(frozen=True)
+class ErrorCode:
+    """A row of the document's table of error codes."""
+
+    code: int
+    name: str
+    detail: type[Any] | None
+    retry: str
+    closes: bool
+    outcome: str
+    meaning: str
+
+
+BAD_MAGIC: Final = 1
+UNSUPPORTED_VERSION: Final = 2
+FRAME_TOO_LONG: Final = 3
+UNKNOWN_KIND: Final = 4
+UNKNOWN_FLAGS: Final = 5
+FRAME_TIMEOUT: Final = 7
+NOT_ALLOWED: Final = 8
+BUSY: Final = 9
+VALUE_TOO_LONG: Final = 10
+NOT_READY: Final = 11
+STALE_EPOCH: Final = 12
+BEHIND: Final = 13
+WRONG_PARTITION: Final = 14
+TOO_FAR: Final = 15
+NO_SPACE: Final = 16
+UNAVAILABLE: Final = 17
+INTERNAL: Final = 18
+
+ERRORS: Final = {
+    row.code: row
+    for row in (
+        ErrorCode(
+            BAD_MAGIC, "BAD_MAGIC", None, "no", True, "no",
+            "the bytes are no frame: the first one is not the magic",
+        ),
+        ErrorCode(
+            UNSUPPORTED_VERSION, "UNSUPPORTED_VERSION", VersionDetail,
+            "with that version", True, "no", "the frame has a protocol version not spoken here",
+        ),
+        ErrorCode(
+            FRAME_TOO_LONG, "FRAME_TOO_LONG", SizeDetail, "no", True, "no",
+            "the header announces a longer frame than is allowed",
+        ),
+        ErrorCode(
+            UNKNOWN_KIND, "UNKNOWN_KIND", None, "no", False, "no",
+            "no such request, or not one for this role",
+        ),
+        ErrorCode(
+            UNKNOWN_FLAGS, "UNKNOWN_FLAGS", None, "no", False, "no",
+            "the header has flags that are not known here",
+        ),
+        ErrorCode(
+            MALFORMED, "MALFORMED", None, "no", False, "no", "the body does not fit its message"
+        ),
+        ErrorCode(
+            FRAME_TIMEOUT, "FRAME_TIMEOUT", None, "yes", True, "no",
+            "a frame was begun and not finished in time; its request id is not known, so 0",
+        ),
+        ErrorCode(
+            NOT_ALLOWED, "NOT_ALLOWED", None, "no", True, "no",
+            "a control message without the right token",
+        ),
+        ErrorCode(
+            BUSY, "BUSY", BusyDetail, "later", True, "no",
+            "the node serves as many connections as it may",
+        ),
+        ErrorCode(
+            VALUE_TOO_LONG, "VALUE_TOO_LONG", SizeDetail, "no", False, "no",
+            "the value is longer than is allowed",
+        ),
+        ErrorCode(
+            NOT_READY, "NOT_READY", None, "after a pause", False, "no",
+            "the node has no map yet that names it",
+        ),
+        ErrorCode(
+            STALE_EPOCH, "STALE_EPOCH", StaleDetail, "with the new row", False, "no",
+            "the sender's row is old, or this node is not the owner that the request needs",
+        ),
+        ErrorCode(
+            BEHIND, "BEHIND", None, "after a pause", False, "no",
+            "the sender's row is newer than the node's, and the manager did not answer it",
+        ),
+        ErrorCode(
+            WRONG_PARTITION, "WRONG_PARTITION", PartitionDetail, "no", False, "no",
+            "the key is in another partition: the sender's hash or count is wrong",
+        ),
+        ErrorCode(
+            TOO_FAR, "TOO_FAR", TimeDetail, "with a lower time", False, "no",
+            "the version's time is too far ahead of the node's clock",
+        ),
+        ErrorCode(
+            NO_SPACE, "NO_SPACE", None, "later", False, "no",
+            "the write would grow the node beyond its memory; gets and deletes go on",
+        ),
+        ErrorCode(
+            UNAVAILABLE, "UNAVAILABLE", AliveDetail, "later", False, "no",
+            "no owner of the key's partition is alive",
+        ),
+        ErrorCode(
+            INTERNAL, "INTERNAL", None, "yes", True, "maybe",
+            "an error of the program; its log says more",
+        ),
+    )
+}  # fmt: skip
+"""code -> its row: the whole table."""
