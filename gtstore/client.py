@@ -22,7 +22,8 @@ from .connection import format_address, parse_address
 from .errors import BatchFailed, ConnectError, GTStoreError, InvalidInput
 from .operations import MANAGER, Location, Operation, PutResult, Source, StoredEntry
 from .placement import Routes
-from .session import Session
+from .session import DIRECT_TIMEOUT_MIN_S, Session, Unfinished
+from .wire.codec import ACK
 from .wire.messages import CLIENT_TIMEOUT_S, KEY_SIZE_MAX, VALUE_SIZE_MAX
 
 Result = TypeVar("Result")
@@ -35,11 +36,9 @@ class _Lane:
 
     __slots__ = ("__weakref__", "session", "source")
 
-    def __init__(self, session: Session) -> None:
-        self.session = session
-        self.source = Source(
-            secrets.randbits(64), lambda: time.time_ns() // 1000, random.Random().random
-        )
+    def __init__(self, locate: Callable[[int], tuple[str, str, int]]) -> None:
+        self.source = Source(lambda: secrets.randbits(64), time.time_ns, random.random)
+        self.session = Session(locate, self.source.owed)
 
 
 class Client:
@@ -68,6 +67,7 @@ class Client:
             raise InvalidInput(f"timeout={timeout!r}: it must be more than 0 seconds")
         self._manager = parse_address(manager)
         self._timeout_s = timeout
+        self._is_direct = timeout >= DIRECT_TIMEOUT_MIN_S
         self._routes = Routes()
         self._is_closed = False
         # Lanes that no call uses. append and pop are atomic, so the hot path takes no lock.
@@ -88,10 +88,24 @@ class Client:
     def put(self, key: str | bytes, value: str | bytes) -> PutResult:
         """Store a value under a key, on all nodes that own the key."""
         key, value = _key(key), _value(value)
+        started = time.monotonic()
         lane = self._take_lane()
         try:
-            operation = operations.put(self._routes, lane.source, key, value)
-            return lane.session.run(operation, self._timeout_s)
+            session, source = lane.session, lane.source
+            begun = operations.begin_put(self._routes, source, key, value)
+            replies: list[Any] = []
+            if self._is_direct:
+                try:
+                    replies = session.exchange(begun[0].nodes, begun[1], begun[2])
+                    for reply in replies:
+                        if reply[0] != ACK:
+                            break
+                    else:
+                        return operations.end_put(source, key, begun)
+                except Unfinished as unfinished:
+                    replies = unfinished.slots
+            operation = operations.put(self._routes, source, key, value, 0, begun)
+            return session.go_on(operation, replies, started, self._timeout_s)
         finally:
             self._give_back(lane)
 
@@ -102,14 +116,25 @@ class Client:
     def get(self, key: str | bytes, default: Any = None) -> Any:
         """Return the latest value of a key, or ``default`` if it has none."""
         key = _key(key)
+        started = time.monotonic()
         lane = self._take_lane()
         try:
-            entry = lane.session.run(
-                operations.get(self._routes, lane.source, key), self._timeout_s
-            )
+            session, source = lane.session, lane.source
+            begun = operations.begin_get(self._routes, source, key)
+            replies: list[Any] = []
+            if self._is_direct:
+                try:
+                    replies = session.exchange(begun[0].primary, begun[1], begun[2])
+                    value = operations.plain_value(begun, replies[0])
+                    if value is not None:
+                        return value
+                except Unfinished as unfinished:
+                    replies = unfinished.slots
+            operation = operations.get(self._routes, source, key, begun)
+            entry = session.go_on(operation, replies, started, self._timeout_s)
+            return default if entry is None else entry.value
         finally:
             self._give_back(lane)
-        return default if entry is None else entry.value
 
     def get_entry(self, key: str | bytes) -> StoredEntry | None:
         """Return a key's value, its version and the node that answered, or None if it has none."""
@@ -215,18 +240,19 @@ class Client:
         return results
 
     def _take_lane(self) -> _Lane:
-        if self._is_closed:
-            raise GTStoreError("this client was closed")
         try:
             return self._idle.pop()
         except IndexError:
-            lane = _Lane(Session(self._locate))
-            with self._lanes_lock:
-                self._lanes.add(lane)
-            return lane
+            pass
+        if self._is_closed:
+            raise GTStoreError("this client was closed")
+        lane = _Lane(self._locate)
+        with self._lanes_lock:
+            self._lanes.add(lane)
+        return lane
 
     def _give_back(self, lane: _Lane) -> None:
-        if self._is_closed or lane.source.is_worn:
+        if self._is_closed:
             lane.session.close()
         else:
             self._idle.append(lane)
@@ -288,7 +314,7 @@ def _key(key: str | bytes) -> bytes:
         key = _as_bytes(key, "key")
     if not 0 < len(key) <= KEY_SIZE_MAX:
         raise InvalidInput(f"a key has 1 to {KEY_SIZE_MAX} bytes, not {len(key)}")
-    return key  # type: ignore[return-value]  # a str has been encoded
+    return key
 
 
 def _value(value: str | bytes) -> bytes:
@@ -298,7 +324,7 @@ def _value(value: str | bytes) -> bytes:
         value = _as_bytes(value, "value")
     if len(value) > VALUE_SIZE_MAX:
         raise InvalidInput(f"a value has at most {VALUE_SIZE_MAX} bytes, not {len(value)}")
-    return value  # type: ignore[return-value]  # a str has been encoded
+    return value
 
 
 def _encoded(text: Any, what: str) -> bytes:

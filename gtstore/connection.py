@@ -85,7 +85,7 @@ class Connection:
     """
 
     __slots__ = (
-        "awaiting", "buffer", "is_connecting", "node", "outgoing", "owed", "peer",
+        "awaiting", "buffer", "feed", "is_connecting", "node", "outgoing", "peer",
         "queued_size", "recv", "send", "sent_size", "sock", "watched",
     )  # fmt: skip
 
@@ -96,7 +96,7 @@ class Connection:
         self.send = sock.send
         self.recv = sock.recv
         self.buffer = FrameBuffer()
-        self.owed = b""  # frames without a reply that go out in front of the next request (C7)
+        self.feed = self.buffer.feed
         self.is_connecting = True
         # For session.py's selector loop:
         self.outgoing: deque[bytes | memoryview] = deque()
@@ -212,7 +212,7 @@ class Connection:
         if self.buffer.error is not None:
             return ConnectionLost(self.peer, str(self.buffer.error))
         assert not data
-        if self.buffer.is_empty:
+        if not self.buffer.size:
             return ConnectionLost(self.peer, "the connection was closed")
         return ConnectionLost(self.peer, "the connection was closed within a reply")
 

@@ -19,18 +19,15 @@ import os
 import secrets
 import signal
 import socket
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
-from .command_line import TOKEN_VARIABLE
 from .connection import call_once, format_address
 from .errors import ClusterError, GTStoreError, NetworkError, RemoteProtocolError
 from .membership import Action, Fence, Membership, Probe, Publish, Report
+from .nursery import NodeProcess, Nursery
 from .operations import Lost, Operation, Reply
 from .placement import HASH_FUNCTIONS, PartitionMap, cluster_of, epoch_of, partition_count
 from .server import FrameServer, on_message
@@ -65,14 +62,6 @@ class ManagerOptions:
     log_format: str
 
 
-class _Process:
-    """A node's process, as its parent sees it."""
-
-    def __init__(self, popen: subprocess.Popen[bytes]) -> None:
-        self.popen = popen
-        self.exited = threading.Event()
-
-
 class Manager:
     """One cluster's manager.
 
@@ -87,12 +76,13 @@ class Manager:
         self._is_interrupted = is_interrupted
         self._cluster_id = secrets.randbits(32) or 1  # 0 means that there is none
         self._token = secrets.token_bytes(16)
-        self._processes: dict[int, _Process] = {}
+        self._processes: dict[int, NodeProcess] = {}
         self._is_stopping = threading.Event()
         self._changed = threading.Condition()
         # Guarded by _changed:
         self._registered: dict[int, messages.Member] = {}
         self._membership: Membership | None = None
+        self._exit_codes: dict[int, int | None] = {}
         self._removed: set[int] = set()  # dead, and the map without them was published
         # Guarded by _publishing:
         self._publishing = threading.Lock()
@@ -100,6 +90,7 @@ class Manager:
         self._adopted: dict[int, int] = {}  # node -> the epoch of the map that it holds
         self._probe_session = Session(self._locate)  # the prober's own
         self._server = self._make_server()
+        self._nursery = Nursery()
 
     def _make_server(self) -> FrameServer:
         handlers = {
@@ -145,15 +136,16 @@ class Manager:
         """Stop the nodes, by force if they do not stop by themselves, and the server."""
         self._is_stopping.set()
         for process in self._processes.values():
-            process.popen.terminate()
+            process.send_signal(signal.SIGTERM)
         end = time.monotonic() + _STOP_TIMEOUT_S
         for node, process in self._processes.items():
             if not process.exited.wait(max(0.0, end - time.monotonic())):
                 logger.warning(
                     "node %d did not stop within %g s: killing it", node, _STOP_TIMEOUT_S
                 )
-                process.popen.kill()
+                process.send_signal(signal.SIGKILL)
                 process.exited.wait()
+        self._nursery.close()
         self._server.drain()
         self._probe_session.abort()
 
@@ -174,45 +166,30 @@ class Manager:
     def _spawn(self, node: int) -> None:
         options = self._options
         first = options.node_port
-        command = [
-            sys.executable, "-m", "gtstore.storaged",
-            "--node", str(node),
-            "--incarnation", "1",
-            "--host", options.host,
-            "--port", str(first + node - 1 if first else 0),
-            "--manager", format_address(options.host, self._server.port),
-            "--max-connections", str(options.max_connections),
-            "--log-level", options.log_level,
-            "--log-format", options.log_format,
-        ]  # fmt: skip
-        if options.max_memory_mb:
-            command += ["--max-memory-mb", str(options.max_memory_mb)]
-        if options.pin and hasattr(os, "sched_getaffinity"):
-            cpus = sorted(os.sched_getaffinity(0))
-            command += ["--cpu", str(cpus[(node - 1) % len(cpus)])]
-        # The node must be this same package, wherever the program was started from.
-        paths = [str(Path(__file__).parent.parent), os.environ.get("PYTHONPATH", "")]
-        environment = {
-            **os.environ,
-            TOKEN_VARIABLE: self._token.hex(),
-            "PYTHONPATH": os.pathsep.join(filter(None, paths)),
-        }
-        popen = subprocess.Popen(
-            command,
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            stdout=sys.stderr,
-            # Control-C on the terminal is for the manager, which then stops the nodes in order.
-            start_new_session=True,
+        cpus = sorted(os.sched_getaffinity(0))
+        process = self._nursery.start(
+            {
+                "node": node,
+                "incarnation": 1,
+                "host": options.host,
+                "port": first + node - 1 if first else 0,
+                "manager": (options.host, self._server.port),
+                "token": self._token.hex(),
+                "cpu": cpus[(node - 1) % len(cpus)] if options.pin else None,
+                "max_connections": options.max_connections,
+                "max_memory_mb": options.max_memory_mb,
+                "log_level": options.log_level,
+                "log_format": options.log_format,
+            }
         )
-        process = self._processes[node] = _Process(popen)
+        self._processes[node] = process
         threading.Thread(target=self._watch, args=(node, process), daemon=True).start()
 
-    def _watch(self, node: int, process: _Process) -> None:
+    def _watch(self, node: int, process: NodeProcess) -> None:
         """Wait for the end of a node's process."""
-        code = process.popen.wait()
-        process.exited.set()
+        code = process.wait()
         with self._changed:
+            self._exit_codes[node] = code
             self._changed.notify_all()
             membership = self._membership
         if membership is not None and not self._is_stopping.is_set():
@@ -223,10 +200,8 @@ class Manager:
         nodes = self._options.nodes
 
         def is_settled() -> bool:
-            return (
-                len(self._registered) == nodes
-                or self._is_interrupted()
-                or any(process.exited.is_set() for process in self._processes.values())
+            return bool(
+                len(self._registered) == nodes or self._is_interrupted() or self._exit_codes
             )
 
         with self._changed:
@@ -236,10 +211,8 @@ class Manager:
             if self._is_interrupted():
                 raise ClusterError("stopped before all storage nodes were ready")
             missing = sorted(set(self._processes) - set(self._registered))
-            for node, process in self._processes.items():
-                if process.exited.is_set():
-                    how = _describe_exit(process.popen.returncode)
-                    raise ClusterError(f"storage node {node} did not start: {how}")
+            for node, code in self._exit_codes.items():
+                raise ClusterError(f"storage node {node} did not start: {_describe_exit(code)}")
             if missing:
                 raise ClusterError(
                     f"storage nodes {_ranges(missing)} did not register within {_START_TIMEOUT_S:g} s"
@@ -271,7 +244,7 @@ class Manager:
                 case Report(text):
                     logger.warning("%s", text)
                 case Fence(node):
-                    self._processes[node].popen.kill()
+                    self._processes[node].send_signal(signal.SIGKILL)
                 case Publish(removed):
                     self._publish(_PUBLISH_TIMEOUT_S)
                     with self._changed:
@@ -463,7 +436,9 @@ def _request(node: int, request: messages.Message) -> Operation[messages.Message
     return decode(reply[0], reply[3])
 
 
-def _describe_exit(code: int) -> str:
+def _describe_exit(code: int | None) -> str:
+    if code is None:
+        return "its process ended"
     if code < 0:
         return f"its process was killed by {signal.Signals(-code).name}"
     return f"its process ended with exit status {code}"

@@ -16,7 +16,14 @@ from .command_line import (
 )
 from .errors import ClusterError
 from .manager import Manager, ManagerOptions
-from .wire.messages import HASHES, MANAGER_PORT, NODE_PORT, NODES_MAX, PROBE_INTERVAL_MS
+from .wire.messages import (
+    HASHES,
+    MANAGER_PORT,
+    NODE_PORT,
+    NODES_MAX,
+    PROBE_INTERVAL_MS,
+    REPLICAS_MAX,
+)
 
 
 def parser() -> OneLineParser:
@@ -28,7 +35,7 @@ def parser() -> OneLineParser:
     )
     result.add_argument("nodes", metavar="NODES", type=integer(1, NODES_MAX), help="storage nodes")
     result.add_argument(
-        "replicas", metavar="REPLICAS", type=integer(1, NODES_MAX), help="copies of each key"
+        "replicas", metavar="REPLICAS", type=integer(1, REPLICAS_MAX), help="copies of each key"
     )
     result.add_argument("--host", default="127.0.0.1", help="address to listen on (%(default)s)")
     result.add_argument(
@@ -77,12 +84,16 @@ def main(arguments: list[str] | None = None) -> int:
         arguments_parser.error(
             f"{options.replicas} replicas need at least as many nodes, not {options.nodes}"
         )
+    if options.host in ("", "0.0.0.0", "::"):
+        arguments_parser.error(
+            f"--host {options.host!r}: clients are told this address, so give one that they can use"
+        )
     if options.node_port + options.nodes - 1 > 65535:
         arguments_parser.error("--node-port: the last node's port would be above 65535")
     if options.engine == "lmdb" or (options.data_dir and options.engine is None):
         arguments_parser.error(
-            "this version keeps entries in memory only: --data-dir and --engine "
-            "lmdb are not built yet"
+            "this version keeps entries in memory only: --data-dir and --engine lmdb are not "
+            "built yet"
         )
     configure_logs(options.log_level, options.log_format, "manager")
     try:

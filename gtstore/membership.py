@@ -57,7 +57,7 @@ class Fence:
 
 @dataclass(frozen=True)
 class Publish:
-    """Give the map to every living node: it has just changed by the removal of this node."""
+    """Give the newest map to every living node: this node was removed from it."""
 
     node: int
 
@@ -150,18 +150,20 @@ class Membership:
         actions = [Report(f"node {node} is dead: {how}"), *self._enter(node, EXITED)]
         self.map = self.map.without(node)
         actions.append(Publish(node))
-        lost = [row.partition for row in self.map.rows if not self._is_available(row.partition)]
+        lost = [
+            row.partition
+            for row in self.map.rows
+            if row.owners[0].node == node and not self.alive_owners(row.partition)
+        ]
         if lost:
-            actions.append(Report(f"{len(lost)} partitions have no living owner: Unavailable"))
+            text = f"{len(lost)} partitions have lost their last owner: they are Unavailable"
+            actions.append(Report(text))
         return actions
 
     def alive_owners(self, partition: int) -> int:
         """How many of a partition's owners have not died."""
         owners = self.map.rows[partition].owners
         return sum(self.members[owner.node].state != DEAD for owner in owners)
-
-    def _is_available(self, partition: int) -> bool:
-        return self.alive_owners(partition) > 0
 
     def _enter(self, node: int, event: str) -> list[Action]:
         member = self.members[node]

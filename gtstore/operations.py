@@ -9,10 +9,11 @@ What an operation yields, and what it is sent back:
 ``(peers, request_id, frame)``
     Send this frame to each of these peers at once: numbers of nodes, or MANAGER. The answer is a list of
     one reply a peer, in the same order, once each peer has answered or failed: the reply's frame, or
-    Lost. With request id 0 no reply is to be waited for: the frame goes out in front of the next
-    request to each peer (C7), and the answer is an empty list.
+    Lost.
 ``Pause(seconds)``
     Wait that long. The answer is an empty list.
+
+What a client owes to nodes without waiting for a reply (C7) is put into ``Source.owed``.
 
 When the call's deadline has passed, the shell throws DeadlineExceeded in at the next yield, never
 before it has handed over the replies that were awaited, with a Lost for each missing one: so an
@@ -22,7 +23,7 @@ operation always knows which of its requests may have been done.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from typing import Any, Final, NamedTuple, TypeAlias, TypeVar
 
 from .errors import (
@@ -47,19 +48,17 @@ from .wire.codec import (
     ENTRY_HEAD,
     ERROR,
     GET,
-    GET_BODY,
-    GET_FRAME,
-    HEADER,
+    HEADER_WORDS,
     MAGIC_VERSION,
     NOT_FOUND,
     SUPERSEDED,
     WRITE,
     WRITE_BODY,
-    WRITE_FRAME,
     Frame,
     decode,
     encode,
     error_detail,
+    head_word,
 )
 from .wire.messages import (
     CLOCK_AHEAD_MAX_S,
@@ -67,6 +66,7 @@ from .wire.messages import (
     ENTRY_HEAD_SIZE,
     EXPIRES,
     HASHES,
+    KEY_SIZE_MAX,
     ORDERED,
     STATES,
     TOMBSTONE,
@@ -77,13 +77,16 @@ logger = logging.getLogger("gtstore.client")
 MANAGER: Final = 0
 """The manager's number as a peer; nodes are numbered from 1."""
 
-_VERSION_SIZE: Final = 16
 _FLAGS_AT: Final = 20
-_GET_FIXED: Final = GET_BODY.size
-_WRITE_FIXED: Final = WRITE_BODY.size
+_GET_WORD: Final = head_word(GET)
+_WRITE_WORD: Final = head_word(WRITE)
+_KEY_AT: Final = WRITE_BODY.size
+"""Where the key of GET and WRITE stands in the body: after the label and its own size."""
+_UNPLAIN: Final = COMMITTED | TOMBSTONE | EXPIRES
+_KEY_SIZES: Final = tuple(size.to_bytes(2, "big") for size in range(KEY_SIZE_MAX + 1))
 _COMMIT_FIXED: Final = COMMIT_BODY.size
 _CLOCK_AHEAD_MAX_US: Final = CLOCK_AHEAD_MAX_S * 1_000_000
-_REQUEST_ID_MAX: Final = 0xFFFF_FFFF
+_NUMBER_MAX: Final = 0xFFFF_FFFF
 _PAUSE_FIRST_S: Final = 0.001
 _PAUSE_MAX_S: Final = 0.050
 
@@ -140,49 +143,66 @@ class Location(NamedTuple):
     owners: tuple[int, ...]
 
 
+_tuple: Final[Any] = tuple.__new__
+"""Makes a named tuple without a call of its Python-level constructor, for the hot path."""
+
+
 class Source:
     """One client's identity, clock and counters. Only one operation at a time uses it.
 
     Args:
         client: 64 random bits, drawn anew for each source.
-        now_us: the local clock, in microseconds since 1970.
+        new_client: returns 64 random bits.
+        now_ns: the local clock, in nanoseconds since 1970.
         random: returns a number from 0 to 1.
+
+    ``client`` is this source's identity. Request ids and the counters of operations are drawn from the
+    same numbers: with the client, an operation's counter is its identity, its rid. They have 32 bits;
+    when they are used up, the source takes a new identity.
+
+    ``owed`` maps a node to the frames that it is owed (C7). The shell sends them in front of its next
+    request to that node as a primary, or once they have become many: nobody waits for them.
     """
 
-    __slots__ = ("_counter", "_learned_us", "_now_us", "_request_id", "_time", "client", "random")
+    __slots__ = (
+        "_learned_us", "_new_client", "_now_ns", "_number", "_time", "client", "owed", "random",
+    )  # fmt: skip
 
-    def __init__(self, client: int, now_us: Callable[[], int], random: Callable[[], float]) -> None:
-        self.client = client
+    def __init__(
+        self,
+        new_client: Callable[[], int],
+        now_ns: Callable[[], int],
+        random: Callable[[], float],
+    ) -> None:
+        self.client = new_client()
+        self.owed: dict[int, bytes] = {}
         self.random = random
-        self._now_us = now_us
+        self._new_client = new_client
+        self._now_ns = now_ns
         self._learned_us = 0
+        self._number = 0
         self._time = 0
-        self._counter = 0
-        self._request_id = 0
 
-    def next_request_id(self) -> int:
-        self._request_id = self._request_id % _REQUEST_ID_MAX + 1
-        return self._request_id
-
-    def next_counter(self) -> int:
-        """The counter of a new operation: with the client it is the operation's identity, its rid."""
-        self._counter += 1
-        assert self._counter <= _REQUEST_ID_MAX  # the shell draws a new source long before
-        return self._counter
-
-    @property
-    def is_worn(self) -> bool:
-        """Whether the counters are nearly used up, so that a new source is due."""
-        return self._counter > 0xFFFF_0000
+    def next_number(self) -> int:
+        """A new request id, and, if it begins an operation, the counter of its rid."""
+        self._number = number = self._number + 1
+        if number == _NUMBER_MAX:
+            self._number = 0
+            self.client = self._new_client()
+        return number
 
     def now_us(self, offset_us: int) -> int:
         """The clock, corrected by the manager's (``offset_us``) and by what was learned (N9)."""
-        return self._now_us() + offset_us + self._learned_us
+        return self._now_ns() // 1000 + offset_us + self._learned_us
 
     def next_time(self, offset_us: int, above: int = 0) -> int:
         """The time of a new version: it rises, and is higher than ``above``."""
-        now = self._now_us() + offset_us + self._learned_us
-        self._time = time = max(now, self._time + 1, above + 1)
+        time = self._now_ns() // 1000 + offset_us + self._learned_us
+        if time <= self._time:
+            time = self._time + 1
+        if time <= above:
+            time = above + 1
+        self._time = time
         return time
 
     def learn(self, time: int, offset_us: int) -> None:
@@ -201,10 +221,42 @@ class Source:
 # --- put, delete -----------------------------------------------------------------------------------
 
 
+Begun: TypeAlias = tuple[Route, int, bytes, tuple[int, int], bytes]
+"""An operation's first round: its route, its request id, the frame that goes to ``route.nodes`` (a
+get's to ``route.primary``), and for a put its version (time, client) and its entry's head."""
+
+
+def begin_put(routes: Routes, source: Source, key: bytes, value: bytes, flags: int = 0) -> Begun:
+    """Place the key, draw a version and make the frame of a put. The map must be known."""
+    route = routes.find(key)
+    number = source.next_number()
+    time = source.next_time(routes.clock_offset_us)
+    client = source.client
+    head = ENTRY_HEAD.pack(time, client, number, flags)
+    frame = _write_frame(number, route, key, head, value)
+    return route, number, frame, (time, client), head
+
+
+def end_put(source: Source, key: bytes, begun: Begun) -> PutResult:
+    """All owners have ACKed the first round: the put is complete (C1)."""
+    nodes = begun[0].nodes
+    if len(nodes) > 1:
+        _owe_commit(source, begun[0], key, begun[4])
+    result: PutResult = _tuple(PutResult, (nodes, _tuple(Version, begun[3])))
+    return result
+
+
 def put(
-    routes: Routes, source: Source, key: bytes, value: bytes, flags: int = 0
+    routes: Routes,
+    source: Source,
+    key: bytes,
+    value: bytes,
+    flags: int = 0,
+    begun: Begun | None = None,
 ) -> Operation[PutResult]:
     """Store a value on all owners of the key at once (C3). A delete is a put of a tombstone.
+
+    ``begun`` is the first round, if it was made already; then the first step yields it again.
 
     Raises:
         OperationFailed, Unavailable: it did not happen.
@@ -213,20 +265,14 @@ def put(
     try:
         if not routes.cluster_id:
             yield from initialize(routes, source)
-        route = routes.find(key)
-        nodes = route.nodes
-        time = source.next_time(routes.clock_offset_us)
-        client = source.client
-        counter = source.next_counter()
-        head = ENTRY_HEAD.pack(time, client, counter, flags)
-        request_id = source.next_request_id()
-        replies = yield nodes, request_id, _write_frame(request_id, route, key, head + value)
+        begun = begun or begin_put(routes, source, key, value, flags)
+        route, number, frame, _, head = begun
+        replies = yield route.nodes, number, frame
         for reply in replies:
             if reply[0] != ACK:
-                write = _Write(routes, source, key, value, flags, time, counter)
+                write = _Write(routes, source, key, value, head)
                 return (yield from write.settle(route, replies))
-        yield nodes, 0, _commit_frame(route, key, head[:_VERSION_SIZE])
-        return PutResult(nodes, Version(time, client))
+        return end_put(source, key, begun)
     except DeadlineExceeded as error:
         raise OperationFailed(f"the write of {key!r} did not happen: {error}") from error
 
@@ -236,30 +282,31 @@ def delete(routes: Routes, source: Source, key: bytes) -> Operation[PutResult]:
     return put(routes, source, key, b"", TOMBSTONE)
 
 
-def _write_frame(request_id: int, route: Route, key: bytes, entry: bytes) -> bytes:
+def _write_frame(
+    request_id: int, route: Route, key: bytes, head: bytes, value: bytes = b""
+) -> bytes:
+    """A WRITE of the entry that consists of ``head`` and ``value``."""
     key_size = len(key)
-    size = _WRITE_FIXED + key_size + len(entry)
-    fixed = WRITE_FRAME.pack(
-        MAGIC_VERSION, WRITE, 0, request_id, size, route.epoch, route.partition, key_size
-    )
-    return b"%b%b%b" % (fixed, key, entry)
+    size = _KEY_AT + key_size + len(head) + len(value)
+    words = HEADER_WORDS.pack(_WRITE_WORD, request_id, size)
+    return b"".join((words, route.label, _KEY_SIZES[key_size], key, head, value))
 
 
-def _commit_frame(route: Route, key: bytes, version: bytes) -> bytes:
-    key_size = len(key)
-    return (
-        COMMIT_FRAME.pack(
-            MAGIC_VERSION,
-            COMMIT,
-            0,
-            0,
-            _COMMIT_FIXED + key_size,
-            route.partition,
-            version,
-            key_size,
-        )
-        + key
+def _owe_commit(source: Source, route: Route, key: bytes, entry: bytes) -> None:
+    """C7: the entry is complete, so its owners are owed COMMIT. A single owner has no use for it: a
+    reader needs no round trip to complete a pending entry there."""
+    nodes = route.nodes
+    if len(nodes) == 1:
+        return
+    size = len(key)
+    # The struct takes the version, which is the entry's first bytes, and leaves the rest.
+    fixed = COMMIT_FRAME.pack(
+        MAGIC_VERSION, COMMIT, 0, 0, _COMMIT_FIXED + size, route.partition, entry, size
     )
+    frame = fixed + key
+    owed = source.owed
+    for node in nodes:
+        owed[node] = owed[node] + frame if node in owed else frame
 
 
 class _Write:
@@ -277,17 +324,13 @@ class _Write:
         source: Source,
         key: bytes,
         value: bytes,
-        flags: int,
-        time: int,
-        counter: int,
+        head: bytes,
     ) -> None:
         self._routes = routes
         self._source = source
         self._key = key
         self._value = value
-        self._flags = flags
-        self._time = time
-        self._counter = counter
+        self._time, self._client, self._counter, self._flags = ENTRY_HEAD.unpack(head)
         self._versions = 1
         self._acked = False
         self._unresolved = False
@@ -301,8 +344,8 @@ class _Write:
             while True:
                 answered = self._take_in(route, replies)
                 if self._acked and answered:
-                    yield route.nodes, 0, _commit_frame(route, self._key, self._entry()[:16])
-                    return PutResult(route.nodes, Version(self._time, self._source.client))
+                    _owe_commit(self._source, route, self._key, self._entry())
+                    return PutResult(route.nodes, Version(self._time, self._client))
                 yield from recover(self._routes, self._source, self._key, route, replies, attempt)
                 attempt += 1
                 following = self._routes.find(self._key)
@@ -368,15 +411,18 @@ class _Write:
         self._flags |= ORDERED
 
     def _entry(self) -> bytes:
-        head = ENTRY_HEAD.pack(self._time, self._source.client, self._counter, self._flags)
+        head = ENTRY_HEAD.pack(self._time, self._client, self._counter, self._flags)
         return head + self._value
 
     def _send(self, route: Route) -> Generator[Step, Sequence[Reply], Sequence[Reply]]:
         """Send the write by rule C2. The list of replies is short if an ordered write stopped early."""
-        request_id = self._source.next_request_id()
+        request_id = self._source.next_number()
         frame = _write_frame(request_id, route, self._key, self._entry())
-        stop_at = () if self._acked else (SUPERSEDED,)
-        return (yield from send_in_order(self._flags, route.nodes, request_id, frame, stop_at))
+        return (
+            yield from send_in_order(
+                self._flags, route, route.nodes, request_id, frame, not self._acked
+            )
+        )
 
     def _unfinished(self, route: Route, error: GTStoreError) -> GTStoreError:
         """What to raise when the write cannot go on (C3, deadline)."""
@@ -395,20 +441,26 @@ class _Write:
 
 
 def send_in_order(
-    flags: int, nodes: tuple[int, ...], request_id: int, frame: bytes, stop_at: Iterable[int] = ()
+    flags: int,
+    route: Route,
+    nodes: tuple[int, ...],
+    request_id: int,
+    frame: bytes,
+    needs_primary: bool = False,
 ) -> Generator[Step, Sequence[Reply], Sequence[Reply]]:
-    """Send a WRITE to nodes by rule C2: at once, or, if the entry is ordered and there are more than
-    two, one after the other, each answered before the next is sent.
+    """Send a WRITE to these nodes of a route by rule C2: at once, or, if the entry is ordered and the
+    list has more than two owners, one after the other, each answered before the next is sent.
 
-    The list of replies ends with the first one that is neither ACK nor SUPERSEDED, or whose kind is
-    in ``stop_at``.
+    The list of replies ends with the first one that is neither ACK nor SUPERSEDED; if the primary's
+    own ACK is still needed, also with a SUPERSEDED of the primary.
     """
-    if not flags & ORDERED or len(nodes) <= 2:
+    if not flags & ORDERED or len(route.nodes) <= 2:
         return (yield nodes, request_id, frame)
     replies: list[Reply] = []
     for node in nodes:
         replies += yield (node,), request_id, frame
-        if replies[-1][0] not in (ACK, SUPERSEDED) or replies[-1][0] in stop_at:
+        is_refused = needs_primary and len(replies) == 1 and replies[0][0] != ACK
+        if is_refused or replies[-1][0] not in (ACK, SUPERSEDED):
             break
     return replies
 
@@ -416,8 +468,32 @@ def send_in_order(
 # --- get -----------------------------------------------------------------------------------------
 
 
-def get(routes: Routes, source: Source, key: bytes) -> Operation[StoredEntry | None]:
-    """Read a key's latest value from its primary (C5).
+def begin_get(routes: Routes, source: Source, key: bytes) -> Begun:
+    """Place the key and make the frame of a get. The map must be known."""
+    route = routes.find(key)
+    number = source.next_number()
+    key_size = len(key)
+    words = HEADER_WORDS.pack(_GET_WORD, number, _KEY_AT + key_size)
+    frame = b"".join((words, route.label, _KEY_SIZES[key_size], key))
+    return route, number, frame, (0, 0), b""
+
+
+def plain_value(begun: Begun, reply: Reply) -> bytes | None:
+    """The value in a get's first reply, if there is nothing more to do: the entry is complete, and it is
+    no tombstone and does not expire. Otherwise None: ``get`` goes on."""
+    if reply[0] != ENTRY:
+        return None
+    entry: bytes = reply[3]  # type: ignore[assignment]  # a Lost has another kind
+    flags = entry[_FLAGS_AT] & _UNPLAIN
+    if flags != COMMITTED and (flags or len(begun[0].nodes) > 1):
+        return None
+    return entry[ENTRY_HEAD_SIZE:]
+
+
+def get(
+    routes: Routes, source: Source, key: bytes, begun: Begun | None = None
+) -> Operation[StoredEntry | None]:
+    """Read a key's latest value from its primary (C5). ``begun``: see put.
 
     Raises:
         Unavailable: no owner of the key is alive.
@@ -425,41 +501,40 @@ def get(routes: Routes, source: Source, key: bytes) -> Operation[StoredEntry | N
     """
     if not routes.cluster_id:
         yield from initialize(routes, source)
-    key_size = len(key)
     attempt = 0
     while True:
-        route = routes.find(key)
-        request_id = source.next_request_id()
-        fixed = GET_FRAME.pack(
-            MAGIC_VERSION,
-            GET,
-            0,
-            request_id,
-            _GET_FIXED + key_size,
-            route.epoch,
-            route.partition,
-            key_size,
-        )
-        replies = yield route.primary, request_id, fixed + key
+        begun = begun or begin_get(routes, source, key)
+        route, number, frame, _, _ = begun
+        begun = None
+        replies = yield route.primary, number, frame
         reply = replies[0]
         if reply[0] == ENTRY:
-            assert not isinstance(reply, Lost)
-            entry = reply[3]
-            flags = entry[_FLAGS_AT]
-            if not flags & COMMITTED:
+            entry: bytes = reply[3]  # type: ignore[assignment]  # a Lost has another kind
+            is_complete = bool(entry[_FLAGS_AT] & COMMITTED)
+            if not is_complete:
                 replies = yield from _help(source, route, key, entry)
-            if flags & COMMITTED or all(reply[0] in (ACK, SUPERSEDED) for reply in replies):
+                is_complete = len(replies) == len(route.nodes) - 1 and _all_hold(replies)
+            if is_complete:
                 if attempt:
                     logger.info("value of %r from node %d", key, route.nodes[0])
-                if flags & TOMBSTONE:
-                    return None
-                value_at = ENTRY_HEAD_SIZE + (8 if flags & EXPIRES else 0)
-                time, client, _, _ = ENTRY_HEAD.unpack_from(entry)
-                return StoredEntry(entry[value_at:], Version(time, client), route.nodes[0])
+                return _stored_entry(entry, route.nodes[0])
         elif reply[0] == NOT_FOUND:
             return None
         yield from recover(routes, source, key, route, replies, attempt)
         attempt += 1
+
+
+def _stored_entry(entry: bytes, node: int) -> StoredEntry | None:
+    time, client, _, flags = ENTRY_HEAD.unpack_from(entry)
+    if flags & TOMBSTONE:
+        return None
+    value_at = ENTRY_HEAD_SIZE + (8 if flags & EXPIRES else 0)
+    return StoredEntry(entry[value_at:], Version(time, client), node)
+
+
+def _all_hold(replies: Sequence[Reply]) -> bool:
+    """Whether all of these owners hold the version or a higher one."""
+    return all(reply[0] in (ACK, SUPERSEDED) for reply in replies)
 
 
 def _help(
@@ -470,11 +545,11 @@ def _help(
     backups = route.nodes[1:]
     replies: Sequence[Reply] = []
     if backups:
-        request_id = source.next_request_id()
+        request_id = source.next_number()
         frame = _write_frame(request_id, route, key, entry)
-        replies = yield from send_in_order(entry[_FLAGS_AT], backups, request_id, frame)
-    if len(replies) == len(backups) and all(reply[0] in (ACK, SUPERSEDED) for reply in replies):
-        yield route.nodes, 0, _commit_frame(route, key, entry[:_VERSION_SIZE])
+        replies = yield from send_in_order(entry[_FLAGS_AT], route, backups, request_id, frame)
+    if len(replies) == len(backups) and _all_hold(replies):
+        _owe_commit(source, route, key, entry)
     return replies
 
 
@@ -531,7 +606,7 @@ def recover(
             error = remote_error("a storage node", reply)
             if error.code == messages.STALE_EPOCH:
                 yield from _take_row(routes, source, error.detail.row)
-            elif messages.ERRORS.get(error.code) and "no" == messages.ERRORS[error.code].retry:
+            elif messages.ERRORS.get(error.code) and messages.ERRORS[error.code].retry == "no":
                 raise error
             else:
                 logger.info("%s", error)
@@ -588,7 +663,7 @@ def _ask_manager(
     Raises NetworkError if there is none, Unavailable or RemoteError for an ERROR reply, and
     RemoteProtocolError for a reply that is not one of the request's own.
     """
-    request_id = source.next_request_id()
+    request_id = source.next_number()
     replies = yield (MANAGER,), request_id, encode(request, request_id)
     reply = replies[0]
     if isinstance(reply, Lost):
@@ -664,7 +739,7 @@ def status(source: Source) -> Operation[dict[str, Any]]:
     """
     cluster, partition_map = yield from _cluster_and_map(source)
     serving = tuple(member.node for member in cluster.members if is_serving(member))
-    request_id = source.next_request_id()
+    request_id = source.next_number()
     replies = yield serving, request_id, encode(messages.Ping(), request_id)
     pongs = {}
     for node, reply in zip(serving, replies, strict=True):

@@ -12,8 +12,11 @@ clockwise. PROTOCOL.md section 10 says the same for authors of other clients, wi
 from __future__ import annotations
 
 import binascii
+import struct
 from collections.abc import Callable, Collection, Iterable, Iterator
+from typing import Final
 
+from .wire.fields import malformed
 from .wire.messages import (
     ALIVE,
     HASH_ADDITIVE,
@@ -28,10 +31,12 @@ from .wire.messages import (
 
 COUNTER_BITS = 32
 
+LABEL: Final = struct.Struct(">QI")
+"""How GET and WRITE begin: list_epoch and partition. A test holds it against their fields."""
 
-def additive(key: bytes) -> int:
-    """The report's hash: the sum of the key's byte values."""
-    return sum(key)
+
+additive: Callable[[bytes], int] = sum
+"""The report's hash: the sum of the key's byte values."""
 
 
 def crc16(key: bytes) -> int:
@@ -143,12 +148,14 @@ class Route:
     (hole H12).
     """
 
-    __slots__ = ("epoch", "nodes", "partition", "primary", "row")
+    __slots__ = ("epoch", "label", "nodes", "partition", "primary", "row")
 
     def __init__(self, row: Row) -> None:
         self.row = row
         self.partition = row.partition
         self.epoch = row.list_epoch
+        self.label = LABEL.pack(row.list_epoch, row.partition)
+        """How the bodies of GET and WRITE begin."""
         self.nodes = tuple(owner.node for owner in row.owners)
         self.primary = self.nodes[:1]
 
@@ -177,12 +184,18 @@ class Routes:
         self._routes: list[Route] = []
 
     def replace(self, cluster: Cluster, rows: Iterable[Row], clock_offset_us: int) -> None:
-        """Start over with what the manager said of the cluster."""
+        """Start over with what the manager said of the cluster.
+
+        Raises RemoteProtocolError if it places keys by a hash that is not known here.
+        """
+        hash_function = HASH_FUNCTIONS.get(cluster.hash)
+        if hash_function is None:
+            raise malformed(f"hash {cluster.hash} is not known here: a newer client is needed")
         routes = [Route(row) for row in rows]
         self.nodes = cluster.nodes
         self.replicas = cluster.replicas
         self.hash_code = cluster.hash
-        self.hash = HASH_FUNCTIONS[cluster.hash]
+        self.hash = hash_function
         self.clock_offset_us = clock_offset_us
         self.members = {member.node: member for member in cluster.members}
         self._routes = routes

@@ -24,24 +24,21 @@ from .wire.codec import (
     COMMIT,
     COMMIT_BODY,
     ENTRY,
-    ENTRY_HEAD,
     GET,
     GET_BODY,
-    HEADER,
-    MAGIC_VERSION,
+    HEADER_WORDS,
     NOT_FOUND,
     SUPERSEDED,
-    SUPERSEDED_FRAME,
     WRITE,
     WRITE_BODY,
     error_frame,
+    head_word,
 )
 from .wire.fields import malformed
 from .wire.messages import (
     CLOCK_AHEAD_MAX_S,
     COMMITTED,
     ENTRY_HEAD_SIZE,
-    ENTRY_SIZE_MAX,
     EXPIRES,
     KEY_SIZE_MAX,
     ORDERED,
@@ -59,22 +56,37 @@ ENTRY_OVERHEAD_SIZE: Final = 130
 """What one small entry takes in memory beyond its key's and entry's own bytes (two bytes objects and
 a place in a dict), for ``--max-memory-mb``: bench/memory.py measures it."""
 
-_NOBODY: Final = -1  # no epoch on the wire is negative: nothing is equal to it
-_GET_KEY_AT: Final = GET_BODY.size
-_WRITE_KEY_AT: Final = WRITE_BODY.size
+KEY_AT: Final = WRITE_BODY.size
+"""Where the key of GET and WRITE stands: after list_epoch, partition and its own size."""
 _COMMIT_KEY_AT: Final = COMMIT_BODY.size
+_NOBODY: Final = -1  # no epoch on the wire is negative
+_WRITE_USUAL_SIZE: Final = VALUE_SIZE_MAX  # a longer WRITE may have a value that is too long
+_COMMITTED_FLAGS: Final = tuple(bytes((flags | COMMITTED,)) for flags in range(256))
+
+unpack_request: Final = WRITE_BODY.unpack_from
+unpack_commit: Final = COMMIT_BODY.unpack_from
+assert GET_BODY.format == WRITE_BODY.format
+pack_words: Final[Callable[[int, int, int], bytes]] = HEADER_WORDS.pack
+_ACK: Final = head_word(ACK)
+_ENTRY: Final = head_word(ENTRY)
+_NOT_FOUND: Final = head_word(NOT_FOUND)
+_SUPERSEDED: Final = head_word(SUPERSEDED)
 
 
-class Behind(Exception):
-    """The request's row is newer than ours (N1c): fetch the map, then handle the request again."""
+class Behind(RemoteProtocolError):
+    """The request's row is newer than ours (N1c): fetch the map, then handle the request again. If that
+    does not help, this is the refusal."""
 
 
 class Replica:
     """This node's part of one partition.
 
-    ``write_epoch`` is the list_epoch that a WRITE must carry, ``read_epoch`` the one that a GET must
-    carry (besides 0): both are the row's if this node is an owner or the primary, otherwise nothing
-    that a request can carry. So the usual check of N1a is one comparison.
+    ``row`` is the row that it goes by, or None before the first one; ``join_epoch`` is since when this
+    process is an owner, or 0 if it is none.
+
+    ``write_epoch`` is the list_epoch that a WRITE must carry and ``read_epoch`` the one that a GET must
+    carry: the row's, if this node is an owner or the primary, otherwise nothing that is on any wire. So
+    the usual check of N1a is one comparison.
     """
 
     __slots__ = ("entries", "join_epoch", "read_epoch", "row", "write_epoch")
@@ -116,12 +128,14 @@ class Replicas:
         self.incarnation = incarnation
         self.cluster_id = cluster_id
         self.epoch = 0  # of the newest map that was adopted; 0 = none yet (N0)
-        self.count = 0  # keys that have a value
         self.size = 0  # bytes of all keys and entries, tombstones included
         self._hash = HASH_FUNCTIONS[hash_code]
         self._now_us = now_us
+        # A bound of N9 that was right at some time, so it is not too high now; a time's eight bytes.
+        self._time_max = bytes(8)
         self._memory_max = memory_max
-        self._stored = 0  # keys that have an entry, tombstones included
+        self._stored = 0  # keys that have an entry
+        self._tombstones = 0  # of them, those whose entry is a tombstone
         self._replicas = [Replica(engine.partition(p)) for p in range(partition_count(nodes))]
         self._partitions = len(self._replicas)
         self.handlers: dict[int, Callable[[int, bytes], bytes]] = {
@@ -135,90 +149,102 @@ class Replicas:
     def get(self, request_id: int, body: bytes) -> bytes:
         """GET: the entry, if this node is the primary of the list that the request names (N1a)."""
         try:
-            epoch, partition, key_size = GET_BODY.unpack_from(body)
-        except struct.error:
-            raise malformed("the body of GET is too short") from None
-        key = body[_GET_KEY_AT:]
-        if len(key) != key_size or not 0 < key_size <= KEY_SIZE_MAX:
-            raise _bad_key("GET", key_size, len(key))
-        if not epoch:
-            if not self.epoch:
-                return self._refuse(request_id, 0, epoch)  # N0
-            partition = self._hash(key) % self._partitions
+            epoch, partition, key_size = unpack_request(body)
             replica = self._replicas[partition]
-        elif partition < self._partitions:
-            replica = self._replicas[partition]
-            if epoch != replica.read_epoch:
-                return self._refuse(request_id, partition, epoch)
-        else:
-            return self._refuse(request_id, partition, epoch)
+        except (struct.error, IndexError):
+            return self._get_unusual(request_id, body)
+        key = body[KEY_AT:]
+        if epoch != replica.read_epoch or len(key) != key_size:
+            return self._get_unusual(request_id, body)
         entry = replica.entries.get(key)
         if entry is None:
-            return HEADER.pack(MAGIC_VERSION, NOT_FOUND, 0, request_id, 0)
-        return HEADER.pack(MAGIC_VERSION, ENTRY, 0, request_id, len(entry)) + entry
+            return self._not_found(request_id, partition, key)
+        return pack_words(_ENTRY, request_id, len(entry)) + entry
+
+    def _get_unusual(self, request_id: int, body: bytes) -> bytes:
+        """A GET with epoch 0, one that is refused, or one that is malformed."""
+        epoch, partition, key = _request_of("GET", body)
+        if epoch or not self.epoch:
+            return self._refuse(request_id, partition, epoch)
+        entry = self._replicas[self._hash(key) % self._partitions].entries.get(key)
+        if entry is None:
+            return pack_words(_NOT_FOUND, request_id, 0)
+        return pack_words(_ENTRY, request_id, len(entry)) + entry
+
+    def _not_found(self, request_id: int, partition: int, key: bytes) -> bytes:
+        if not 0 < len(key) <= KEY_SIZE_MAX:
+            raise _bad_key("GET", len(key), len(key))
+        if self._hash(key) % self._partitions != partition:
+            return self._wrong_partition(request_id, key)
+        return pack_words(_NOT_FOUND, request_id, 0)
 
     def write(self, request_id: int, body: bytes) -> bytes:
         """WRITE: store the entry as pending if its version is higher than the stored one (N3)."""
         try:
-            epoch, partition, key_size = WRITE_BODY.unpack_from(body)
-            entry_at = _WRITE_KEY_AT + key_size
-            key = body[_WRITE_KEY_AT:entry_at]
+            epoch, partition, key_size = unpack_request(body)
+            entry_at = KEY_AT + key_size
             entry = body[entry_at:]
-            time, _, _, flags = ENTRY_HEAD.unpack_from(entry)
-        except struct.error:
-            raise malformed("the body of WRITE is too short") from None
-        if not 0 < key_size <= KEY_SIZE_MAX:
-            raise _bad_key("WRITE", key_size, key_size)
-        if flags & ~ORDERED or len(entry) > ENTRY_SIZE_MAX - 8:
+            flags = entry[FLAGS_AT]
+            replica = self._replicas[partition]
+        except (struct.error, IndexError):
+            return self._write_unusual(request_id, body)
+        if flags & ~ORDERED or len(body) > _WRITE_USUAL_SIZE:
             _check_entry(flags, entry)
-        if partition >= self._partitions or epoch != self._replicas[partition].write_epoch:
-            return self._refuse(request_id, partition, epoch)
-        if self._hash(key) % self._partitions != partition:
-            return self._wrong_partition(request_id, key)
-        entries = self._replicas[partition].entries
+        if epoch != replica.write_epoch:
+            return self._write_unusual(request_id, body)
+        key = body[KEY_AT:entry_at]
+        entries = replica.entries
         stored = entries.get(key)
-        if time > self._now_us() + CLOCK_AHEAD_MAX_US:
-            refusal = self._check_time(request_id, time, stored)
+        if entry[:8] > self._time_max:
+            refusal = self._check_time(request_id, entry, stored)
             if refusal:
                 return refusal
         # N3, in its order: higher version; equal version or equal rid; otherwise superseded.
         if stored is None:
-            growth = len(key) + len(entry) + ENTRY_OVERHEAD_SIZE
+            if not 0 < key_size <= KEY_SIZE_MAX:
+                raise _bad_key("WRITE", key_size, key_size)
+            if self._hash(key) % self._partitions != partition:
+                return self._wrong_partition(request_id, key)
+            growth = len(key) + len(entry)
         elif entry[:VERSION_SIZE] > stored[:VERSION_SIZE]:
             growth = len(entry) - len(stored)
         elif entry[:VERSION_SIZE] == stored[:VERSION_SIZE] or entry[8:20] == stored[8:20]:
-            return HEADER.pack(MAGIC_VERSION, ACK, 0, request_id, 0)
+            return pack_words(_ACK, request_id, 0)
         else:
-            version = stored[:VERSION_SIZE]
-            return SUPERSEDED_FRAME.pack(
-                MAGIC_VERSION, SUPERSEDED, 0, request_id, VERSION_SIZE, version
-            )
-        if self._memory_max is not None and growth > 0 and not flags & TOMBSTONE:
-            if self._memory + growth > self._memory_max:
-                return error_frame(
-                    request_id,
-                    messages.NO_SPACE,
-                    f"this node's memory is full ({self._memory_max} bytes, --max-memory-mb)",
-                )
+            return pack_words(_SUPERSEDED, request_id, VERSION_SIZE) + stored[:VERSION_SIZE]
+        if self._memory_max is not None and self._is_full(growth, flags):
+            text = f"this node's memory is full ({self._memory_max} bytes, --max-memory-mb)"
+            return error_frame(request_id, messages.NO_SPACE, text)
+        self.size += growth
+        if stored is None:
+            self._stored += 1
+            self._tombstones += bool(flags & TOMBSTONE)
+        elif (flags ^ stored[FLAGS_AT]) & TOMBSTONE:
+            self._tombstones += 1 if flags & TOMBSTONE else -1
         entries[key] = entry
-        self._account(key, entry, stored)
-        return HEADER.pack(MAGIC_VERSION, ACK, 0, request_id, 0)
+        return pack_words(_ACK, request_id, 0)
 
-    def commit(self, request_id: int, body: bytes) -> bytes:  # noqa: ARG002: it has no reply
+    def _write_unusual(self, request_id: int, body: bytes) -> bytes:
+        """A WRITE that is refused or malformed."""
+        epoch, partition, rest = _request_of("WRITE", body)
+        if len(rest) < ENTRY_HEAD_SIZE:
+            raise malformed("the entry of WRITE is too short")
+        return self._refuse(request_id, partition, epoch)
+
+    def commit(self, request_id: int, body: bytes) -> bytes:  # noqa: ARG002  # it has no reply
         """COMMIT: mark the entry as committed if the stored version is that one (N5). No reply."""
         try:
-            partition, version, key_size = COMMIT_BODY.unpack_from(body)
-        except struct.error:
-            raise malformed("the body of COMMIT is too short") from None
+            partition, version, key_size = unpack_commit(body)
+            replica = self._replicas[partition]
+        except (struct.error, IndexError):
+            raise malformed("COMMIT is too short, or names no partition of this cluster") from None
         key = body[_COMMIT_KEY_AT:]
-        if len(key) != key_size or not 0 < key_size <= KEY_SIZE_MAX:
+        if len(key) != key_size:
             raise _bad_key("COMMIT", key_size, len(key))
-        if partition < self._partitions:
-            entries = self._replicas[partition].entries
-            stored = entries.get(key)
-            if stored is not None and stored[:VERSION_SIZE] == version:
-                flags = stored[FLAGS_AT] | COMMITTED
-                entries[key] = b"%b%c%b" % (stored[:FLAGS_AT], flags, stored[ENTRY_HEAD_SIZE:])
+        stored = replica.entries.get(key)
+        if stored is not None and stored[:VERSION_SIZE] == version:
+            flags = _COMMITTED_FLAGS[stored[FLAGS_AT]]
+            replica.entries[key] = b"".join((stored[:FLAGS_AT], flags, stored[ENTRY_HEAD_SIZE:]))
         return b""
 
     # --- the map ---------------------------------------------------------------------------------
@@ -255,7 +281,7 @@ class Replicas:
             entry = replica.entries.get(key)
             assert entry is not None
             self.size -= len(key) + len(entry)
-            self.count -= not entry[FLAGS_AT] & TOMBSTONE
+            self._tombstones -= bool(entry[FLAGS_AT] & TOMBSTONE)
             self._stored -= 1
         replica.entries.clear()
 
@@ -277,7 +303,9 @@ class Replicas:
             row = self._replicas[0].row
             assert row is not None
         if cluster_of(epoch) == self.cluster_id and epoch > row.list_epoch:
-            raise Behind
+            raise Behind(
+                messages.BEHIND, f"node {self.node} does not have the map of this request yet"
+            )
         return error_frame(
             request_id,
             messages.STALE_EPOCH,
@@ -295,10 +323,14 @@ class Replicas:
             messages.PartitionDetail(partition),
         )
 
-    def _check_time(self, request_id: int, time: int, stored: bytes | None) -> bytes:
-        """N9: a time too far ahead of the higher of our clock and the stored version is refused."""
-        stored_time = 0 if stored is None else int.from_bytes(stored[:8], "big")
-        time_max = max(self._now_us(), stored_time) + CLOCK_AHEAD_MAX_US
+    def _check_time(self, request_id: int, entry: bytes, stored: bytes | None) -> bytes:
+        """N9: a time too far ahead of the higher of our clock and the stored version is refused.
+        Most requests are below the bound that was found here some time ago, and need no clock."""
+        time_max = self._now_us() + CLOCK_AHEAD_MAX_US
+        self._time_max = time_max.to_bytes(8, "big")
+        time = int.from_bytes(entry[:8], "big")
+        if stored is not None:
+            time_max = max(time_max, int.from_bytes(stored[:8], "big") + CLOCK_AHEAD_MAX_US)
         if time <= time_max:
             return b""
         return error_frame(
@@ -310,25 +342,39 @@ class Replicas:
         )
 
     @property
-    def _memory(self) -> int:
-        return self.size + self._stored * ENTRY_OVERHEAD_SIZE
+    def count(self) -> int:
+        """Keys that have a value."""
+        return self._stored - self._tombstones
 
-    def _account(self, key: bytes, entry: bytes, stored: bytes | None) -> None:
-        if stored is None:
-            self._stored += 1
-            self.size += len(key) + len(entry)
-            self.count += not entry[FLAGS_AT] & TOMBSTONE
-        else:
-            self.size += len(entry) - len(stored)
-            self.count += (not entry[FLAGS_AT] & TOMBSTONE) - (not stored[FLAGS_AT] & TOMBSTONE)
+    def _is_full(self, growth: int, flags: int) -> bool:
+        """Whether a write would take the node over its memory. A delete never does."""
+        assert self._memory_max is not None
+        memory = self.size + self._stored * ENTRY_OVERHEAD_SIZE
+        return growth > 0 and not flags & TOMBSTONE and memory + growth > self._memory_max
+
+
+def _request_of(name: str, body: bytes) -> tuple[int, int, bytes]:
+    """The epoch and partition of a GET or a WRITE, and the key of a GET or the entry of a WRITE.
+    Raises MALFORMED."""
+    if len(body) < KEY_AT:
+        raise malformed(f"the body of {name} is too short")
+    epoch, partition, key_size = unpack_request(body)
+    there = len(body) - KEY_AT
+    if (
+        not 0 < key_size <= KEY_SIZE_MAX
+        or key_size > there
+        or (name == "GET" and key_size != there)
+    ):
+        raise _bad_key(name, key_size, there)
+    return epoch, partition, body[KEY_AT if name == "GET" else KEY_AT + key_size :]
 
 
 def _bad_key(name: str, announced: int, there: int) -> RemoteProtocolError:
-    if announced != there:
-        return malformed(
-            f"the key of {name} is announced with {announced} bytes; {there} are there"
-        )
-    return malformed(f"a key has 1 to {KEY_SIZE_MAX} bytes, not {announced}")
+    if not 0 < announced <= KEY_SIZE_MAX:
+        return malformed(f"a key has 1 to {KEY_SIZE_MAX} bytes, not {announced}")
+    return malformed(
+        f"{name} announces a key of {announced} bytes, which does not fit the {there} bytes there"
+    )
 
 
 def _check_entry(flags: int, entry: bytes) -> None:

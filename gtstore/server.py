@@ -12,6 +12,7 @@ a few more can be open for everything else.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import socket
 import socketserver
@@ -19,18 +20,26 @@ import struct
 import threading
 import time
 from collections.abc import Callable, Collection, Mapping
+from contextlib import AbstractContextManager
 from typing import Any, Final, TypeAlias, get_type_hints
 
 from .connection import describe, format_address
 from .errors import ClusterError, RemoteProtocolError
 from .wire import messages
-from .wire.codec import Frame, decode, encode, error_frame, unknown_kind
-from .wire.stream import FrameBuffer
+from .wire.codec import HEADER_WORDS, decode, encode, error_frame, head_word, unknown_kind
+from .wire.stream import HEADER_SIZE, RECEIVE_SIZE, FrameBuffer
 
 logger = logging.getLogger("gtstore.server")
 
 Handler: TypeAlias = Callable[[int, bytes], bytes]
 
+unpack_words: Final = HEADER_WORDS.unpack_from
+
+_SMALL_ANSWER_SIZE: Final = 64 * messages.KIB
+_SMALL_ANSWERS_MAX: Final = messages.IN_FLIGHT_SIZE_MAX // _SMALL_ANSWER_SIZE
+"""No more than so many small answers wait for one send, so together they stay in the limit."""
+_LINGER_S: Final = 0.5
+_LINGER_RECEIVES_MAX: Final = 64
 _FRAME_TIMEOUT: Final = struct.pack("ll", messages.FRAME_TIMEOUT_S, 0)
 
 
@@ -54,6 +63,8 @@ class FrameServer(socketserver.ThreadingTCPServer):
         host, port: where to listen; port 0 takes a free one, see ``port``.
         handlers: kind -> handler. A handler may raise RemoteProtocolError for a typed refusal.
         counted: the kinds whose senders count against ``connections_max``.
+        lock: held while a handler runs, if one is given.
+        recover: told of what a handler raised, without the lock; True: call the handler once more.
 
     Raises ClusterError if the address cannot be had.
     """
@@ -70,7 +81,11 @@ class FrameServer(socketserver.ThreadingTCPServer):
         handlers: Mapping[int, Handler],
         counted: Collection[int] = (),
         connections_max: int = messages.CONNECTIONS_MAX,
+        lock: AbstractContextManager[Any] | None = None,
+        recover: Callable[[Exception], bool] = lambda _: False,
     ) -> None:
+        self.handler_lock = lock or contextlib.nullcontext()
+        self.recover = recover
         self.handlers = handlers
         self.counted = counted
         self.connections_max = connections_max
@@ -163,39 +178,23 @@ class _FrameHandler(socketserver.BaseRequestHandler):
     def setup(self) -> None:
         self._buffer = FrameBuffer()
         self._answers: list[bytes] = []
-        self._answers_size = 0
         self._is_counted = False
         self._begun_at = 0.0  # when the frame that is under way was begun
         self._is_hurried = False  # whether the next receive has less than the whole time
+        # head word -> handler; without the counted kinds until the connection is counted in.
+        self._handlers: dict[int, Handler] = {}
+        self._take_handlers()
         sock = self.request
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        # With these two a blocking receive or send returns after that time: no poll before each one.
+        # A blocking receive or send returns after that time, and needs no poll before it.
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _FRAME_TIMEOUT)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _FRAME_TIMEOUT)
 
     def handle(self) -> None:
-        recv = self.request.recv
-        buffer = self._buffer
         try:
-            while True:
-                try:
-                    data = recv(buffer.receive_size)
-                except BlockingIOError:
-                    data = None
-                frames = buffer.feed(data) if data else []
-                if frames:
-                    self._begun_at = 0.0
-                    self._handle(frames)
-                if buffer.error is not None:
-                    self._refuse(0, buffer.error)
-                if self._answers:
-                    self._send()
-                if data == b"":
-                    return
-                if not buffer.is_empty or self._is_hurried:
-                    self._watch_frame()
+            self._serve()
         except _Closing:
-            self._send()
+            self._send_last()
         except OSError as error:
             logger.debug("connection from %s: %s", self.client_address, describe(error))
 
@@ -203,68 +202,143 @@ class _FrameHandler(socketserver.BaseRequestHandler):
         if self._is_counted:
             self.server.count_out()
 
-    def _handle(self, frames: list[Frame]) -> None:
-        handlers = self.server.handlers
-        for kind, flags, request_id, body in frames:
-            try:
-                handler = handlers.get(kind)
-                if handler is None:
-                    raise unknown_kind(kind)
-                if flags:
-                    raise RemoteProtocolError(
-                        messages.UNKNOWN_FLAGS, f"the header's flags are {flags}, not 0"
-                    )
-                if not self._is_counted and kind in self.server.counted:
-                    self._count(request_id)
-                answer = handler(request_id, body)
-            except RemoteProtocolError as error:
-                self._refuse(request_id, error)
-            except _Closing:
-                raise
-            except Exception:
-                logger.exception("internal error in a request of kind 0x%02x", kind)
-                text = "an error of the program; its log says more"
-                self._refuse(request_id, RemoteProtocolError(messages.INTERNAL, text, closes=True))
-            else:
-                if answer:
-                    self._answers.append(answer)
-                    self._answers_size += len(answer)
-                    if self._answers_size > messages.IN_FLIGHT_SIZE_MAX:
-                        self._send()
+    def _take_handlers(self) -> None:
+        self._handlers.clear()
+        for kind, handler in self.server.handlers.items():
+            if self._is_counted or kind not in self.server.counted:
+                self._handlers[head_word(kind)] = handler
 
-    def _count(self, request_id: int) -> None:
+    def _serve(self) -> None:
+        """Receive, handle all whole frames, send all answers; until the peer closes.
+
+        The usual frames, whole and of a kind that is served, are handled straight from the received
+        bytes. The rest, whatever it is, goes through the FrameBuffer.
+        """
+        recv = self.request.recv
+        sendall = self.request.sendall
+        buffer = self._buffer
+        handlers = self._handlers
+        answers = self._answers
+        lock = self.server.handler_lock
+        while True:
+            try:
+                data = recv(buffer.receive_size)
+            except BlockingIOError:
+                self._watch_frame(False)
+                continue
+            at = 0
+            size = 0 if buffer.size else len(data)
+            while size - at >= HEADER_SIZE:
+                word, request_id, length = unpack_words(data, at)
+                end = at + HEADER_SIZE + length
+                handler = handlers.get(word)
+                if handler is None or end > size:
+                    break
+                body = data[at + HEADER_SIZE : end]
+                try:
+                    with lock:
+                        answers.append(handler(request_id, body))
+                except Exception as error:
+                    self._on_error(handler, request_id, body, error)
+                at = end
+                if len(answers) > 1:
+                    self._send_many()
+            if at < size or buffer.size or not data:
+                self._handle_rest(data[at:])
+            if answers:
+                sendall(answers[0] if len(answers) == 1 else b"".join(answers))
+                answers.clear()
+            if not data:
+                return
+
+    def _handle_rest(self, data: bytes) -> None:
+        """What the loop left: parts of frames, unknown kinds, flags, a connection's first request."""
+        frames = self._buffer.feed(data)
+        for kind, flags, request_id, body in frames:
+            handler = self.server.handlers.get(kind)
+            if handler is None:
+                self._refuse(request_id, unknown_kind(kind))
+            elif flags:
+                text = f"the header's flags are {flags}, not 0"
+                self._refuse(request_id, RemoteProtocolError(messages.UNKNOWN_FLAGS, text))
+            else:
+                if kind in self.server.counted and not self._is_counted:
+                    self._count_in(request_id)
+                try:
+                    with self.server.handler_lock:
+                        self._answers.append(handler(request_id, body))
+                except Exception as error:
+                    self._on_error(handler, request_id, body, error)
+                self._send_many()
+        if self._buffer.size or self._is_hurried:
+            self._watch_frame(bool(frames))
+
+    def _count_in(self, request_id: int) -> None:
         if not self.server.count_in():
             self._answers.append(_busy(request_id, self.server.connections_max))
             raise _Closing
         self._is_counted = True
+        self._take_handlers()
+
+    def _on_error(self, handler: Handler, request_id: int, body: bytes, error: Exception) -> None:
+        """Answer a request whose handler raised something."""
+        try:
+            if self.server.recover(error):
+                with self.server.handler_lock:
+                    self._answers.append(handler(request_id, body))
+                return
+        except Exception as second_error:
+            error = second_error
+        if not isinstance(error, RemoteProtocolError):
+            logger.error("internal error in %s", handler, exc_info=error)
+            text = "an error of the program; its log says more"
+            error = RemoteProtocolError(messages.INTERNAL, text, closes=True)
+        self._refuse(request_id, error)
 
     def _refuse(self, request_id: int, error: RemoteProtocolError) -> None:
         self._answers.append(error_frame(request_id, error.error_code, str(error), error.detail))
         if error.closes:
             raise _Closing
 
-    def _send(self) -> None:
-        answers = self._answers
-        if answers:
-            self.request.sendall(answers[0] if len(answers) == 1 else b"".join(answers))
-            answers.clear()
-            self._answers_size = 0
+    def _send_many(self) -> None:
+        """Send before more is handled, if much waits: what one peer may take of memory has a limit."""
+        if len(self._answers[-1]) > _SMALL_ANSWER_SIZE or len(self._answers) > _SMALL_ANSWERS_MAX:
+            self._send()
 
-    def _watch_frame(self) -> None:
-        """A frame has been begun: it must be whole in time. Or it was ended: there is time again."""
+    def _send(self) -> None:
+        self.request.sendall(b"".join(self._answers))
+        self._answers.clear()
+
+    def _send_last(self) -> None:
+        """Send the reason for closing, and read on for a moment: a connection that is closed with
+        unread bytes is reset, and the peer may lose the reason."""
+        try:
+            self._send()
+            self.request.shutdown(socket.SHUT_WR)
+            self.request.settimeout(_LINGER_S)
+            for _ in range(_LINGER_RECEIVES_MAX):
+                if not self.request.recv(RECEIVE_SIZE):
+                    break
+        except OSError:
+            pass  # the peer does not want to know
+
+    def _watch_frame(self, has_progressed: bool) -> None:
+        """A frame that was begun must be whole in time; see to the next receive's time limit."""
+        if self._buffer.error is not None:
+            self._refuse(0, self._buffer.error)
         now = time.monotonic()
-        if not self._begun_at:
+        if has_progressed or not self._begun_at:
             self._begun_at = now
-            if not self._is_hurried:
-                return  # the next receive has the whole time anyway
-        self._is_hurried = not self._buffer.is_empty
         remaining_s = float(messages.FRAME_TIMEOUT_S)
-        if self._is_hurried:
+        if self._buffer.size:
             remaining_s += self._begun_at - now
         else:
             self._begun_at = 0.0
         if remaining_s <= 0:
             text = f"a frame was not whole within {messages.FRAME_TIMEOUT_S} s"
             self._refuse(0, RemoteProtocolError(messages.FRAME_TIMEOUT, text, closes=True))
-        timeout = struct.pack("ll", int(remaining_s), int(remaining_s % 1 * 1_000_000) + 1)
-        self.request.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, timeout)
+        is_hurried = remaining_s < messages.FRAME_TIMEOUT_S
+        if is_hurried or self._is_hurried:
+            timeout = struct.pack("ll", int(remaining_s), int(remaining_s % 1 * 1_000_000) + 1)
+            self.request.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, timeout)
+        self._is_hurried = is_hurried

@@ -1,13 +1,13 @@
 """Drives operations (operations.py) over many connections at once.
 
-A Session has one connection to each peer. One thread at a time uses it. ``run`` is the way of a single
-operation, ``run_many`` that of a batch; both have one deadline.
+A Session has one connection to each peer. One thread at a time uses it.
 
-The hot path is ``_exchange``: send the frame to every peer with a plain blocking send, then receive from
-every peer with a plain blocking receive: two system calls a peer, no selector. The sockets have a
-short time limit of their own (connection.PATIENCE_S). Whatever does not fit in there, a peer that
-is not connected yet, a short send, a long value, a slow answer, a failure, goes on in the selector
-loop (``_drive``), from exactly the state that the hot path left.
+``exchange`` is the hot path: send a frame to each node with a plain blocking send, then receive from
+each with a plain blocking receive; two system calls a node, no selector. The sockets have a short
+time limit of their own (connection.PATIENCE_S). Whatever is not usual, a peer that is not connected
+yet, a short send, a long value, a slow answer, an error, a failure, ends it with Unfinished, and
+``go_on`` takes the operation from there, from exactly that state, through the selector loop.
+``run`` and ``run_many`` are the selector loop from the start, for one operation and for a batch.
 
 A connection whose answer did not come in time, or that answered with a wrong request id, is closed:
 its late answer can never be taken for another one's.
@@ -19,24 +19,30 @@ import heapq
 import math
 import selectors
 import socket
+import struct
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Final, TypeVar
 
-from .connection import PATIENCE_S, Connection, Deadline, describe
+from .connection import Connection, Deadline, describe
 from .errors import ConnectError, ConnectionLost, DeadlineExceeded, GTStoreError, NetworkError
 from .operations import Lost, Operation, Pause, Reply, Step
 from .wire import messages
-from .wire.codec import ERROR, Frame
-from .wire.stream import RECEIVE_SIZE
+from .wire.codec import ERROR, HEADER_WORDS, Frame, head_word
+from .wire.stream import HEADER_SIZE, RECEIVE_SIZE
 
 Result = TypeVar("Result")
 
 _DIRECT_SIZE_MAX: Final = 64 * messages.KIB
 """A longer frame would make the blocking sends wait for one peer after the other."""
-_DIRECT_TIMEOUT_MIN_S: Final = 0.25
-"""A shorter deadline goes to the selector at once: the hot path may take 2 x k x PATIENCE_S."""
+DIRECT_TIMEOUT_MIN_S: Final = 0.25
+"""A call with less time than this goes without ``exchange``, which may take 2 x k x PATIENCE_S."""
+
+unpack_words: Final = HEADER_WORDS.unpack_from
+_PLAIN_WORD: Final = head_word(0)  # magic and version, no flags
+_OWED_SIZE_MAX: Final = messages.KIB
+"""What a node is owed waits for the next request to it as a primary, or until it is that much."""
 _CALLS_MAX: Final = 1000
 """How many operations of a batch are under way at once."""
 
@@ -44,12 +50,16 @@ _READ: Final = selectors.EVENT_READ
 _WRITE: Final = selectors.EVENT_WRITE
 
 
-class _Unfinished(Exception):
-    """The hot path could not finish an exchange. For each peer ``slots`` holds its reply; or the
+class Unfinished(Exception):
+    """The hot path could not finish an exchange. For each node, ``slots`` holds its reply; or the
     Connection, if the reply is still to come; or None, if nothing was sent to it yet."""
 
     def __init__(self, slots: list[Any]) -> None:
         self.slots = slots
+
+
+class _Unusual(Exception):
+    """Something else than one whole, plain reply was received, or not everything was sent."""
 
 
 class _Call:
@@ -73,10 +83,14 @@ class Session:
     Args:
         locate: returns a peer's name for people, its host and its port; raises ConnectError if
             nobody knows.
+        owed: the Source's ``owed``.
     """
 
-    def __init__(self, locate: Callable[[int], tuple[str, str, int]]) -> None:
+    def __init__(
+        self, locate: Callable[[int], tuple[str, str, int]], owed: dict[int, bytes] | None = None
+    ) -> None:
         self._locate = locate
+        self._owed = {} if owed is None else owed
         self._connections: dict[int, Connection] = {}
         # The selector loop's state, empty between runs.
         self._selector: selectors.BaseSelector | None = None
@@ -86,38 +100,26 @@ class Session:
         self._deadline = Deadline(0)
         self._active = 0  # calls that have begun and not ended
         self._in_flight_size = 0  # bytes of their frames
+        self._begun: list[Any] = []  # what exchange left of the first call's first step
         self._unsent: set[Connection] = set()  # have something in outgoing that was not tried yet
 
     def run(self, operation: Operation[Result], timeout_s: float) -> Result:
         """Run one operation and return its result, or raise its error."""
-        started = time.monotonic()
-        slots: list[Any] | None = None
-        try:
-            step = operation.send(None)  # type: ignore[arg-type]  # how a generator is started
-            # Long waits need the selector's exact deadline.
-            while step.__class__ is not Pause and timeout_s >= _DIRECT_TIMEOUT_MIN_S:
-                nodes, request_id, frame = step  # type: ignore[misc]  # no Pause, so a Send
-                if not request_id:
-                    self._owe(nodes, frame)
-                    step = operation.send([])
-                elif slots is not None and time.monotonic() - started > timeout_s / 2:
-                    break
-                elif len(frame) > _DIRECT_SIZE_MAX:
-                    break
-                else:
-                    slots = self._exchange(nodes, request_id, frame)
-                    step = operation.send(slots)
-            return self._go_on(operation, step, [], started, timeout_s)
-        except StopIteration as stop:
-            result: Result = stop.value
-            return result
-        except _Unfinished as unfinished:
-            return self._go_on(operation, step, unfinished.slots, started, timeout_s)
-        except GTStoreError:
-            raise
-        except BaseException:
-            self.abort()  # interrupted between a request and its reply
-            raise
+        return self.go_on(operation, [], time.monotonic(), timeout_s)
+
+    def go_on(
+        self, operation: Operation[Result], slots: list[Any], started: float, timeout_s: float
+    ) -> Result:
+        """Run an operation whose first step was begun by ``exchange``: with these replies, or what
+        Unfinished says of them. The call began at ``started``, on the monotonic clock."""
+        deadline = Deadline(timeout_s)
+        deadline.at = started + timeout_s
+        call = _Call(operation)
+        self._drive(iter((call,)), deadline, slots)
+        if call.error is not None:
+            raise call.error
+        result: Result = call.result
+        return result
 
     def run_many(
         self, operations: Iterable[Operation[Result]], timeout_s: float
@@ -136,10 +138,11 @@ class Session:
 
     def close(self) -> None:
         """Send what is owed (C7) and close all connections."""
-        for connection in self._connections.values():
-            if connection.owed and not connection.is_connecting:
+        for node, frames in self._owed.items():
+            connection = self._connections.get(node)
+            if connection is not None and not connection.is_connecting:
                 try:
-                    connection.send(connection.owed)
+                    connection.send(frames)
                 except OSError:
                     pass  # a COMMIT may be lost (N5)
         self.abort()
@@ -149,114 +152,117 @@ class Session:
         for connection in self._connections.values():
             connection.close()
         self._connections.clear()
+        self._owed.clear()
 
     # --- the hot path ----------------------------------------------------------------------------
 
-    def _owe(self, nodes: tuple[int, ...], frame: bytes) -> None:
-        connections = self._connections
-        for node in nodes:
-            connection = connections.get(node)
-            if connection is not None:
-                connection.owed += frame
+    def exchange(self, nodes: tuple[int, ...], request_id: int, frame: bytes) -> list[Reply]:
+        """Send a frame to all of these nodes, then receive from all; return their replies.
 
-    def _exchange(self, nodes: tuple[int, ...], request_id: int, frame: bytes) -> list[Any]:
-        """Send to all, then receive from all; return the replies.
-
-        Raises _Unfinished if some of them have to be awaited with a selector.
+        Raises Unfinished if that did not simply work; see go_on.
         """
+        if len(frame) > _DIRECT_SIZE_MAX:
+            raise Unfinished([])
         connections = self._connections
-        slots: list[Any] = []
-        is_finished = True
-        for node in nodes:
-            connection = connections.get(node)
-            if connection is None:
-                slots.append(None)
-                is_finished = False
-                continue
-            data = frame
-            if connection.owed:
-                data = connection.owed + frame
-                connection.owed = b""
-            try:
+        owed = self._owed
+        data = frame
+        size = sent = 0
+        try:
+            for node in nodes:
+                connection = connections[node]
+                if node in owed and (not sent or len(owed[node]) > _OWED_SIZE_MAX):
+                    data = owed.pop(node) + frame
+                else:
+                    data = frame
                 size = connection.send(data)
-            except BlockingIOError:
-                size = 0
-            except OSError as error:
-                # The kernel took no byte of it.
-                slots.append(self._drop(connection, describe(error), sent=False))
-                continue
-            if size != len(data):
-                _queue(connection, data[size:])
-                is_finished = False
-            slots.append(connection)
-        for i, connection in enumerate(slots):
-            if connection.__class__ is not Connection:
-                continue
-            try:
-                data = connection.recv(RECEIVE_SIZE)
-            except BlockingIOError:
-                is_finished = False
-                continue
-            except OSError as error:
-                slots[i] = self._drop(connection, describe(error), sent=True)
-                continue
+                if size != len(data):
+                    raise _Unusual
+                sent += 1
+        except (_Unusual, KeyError, OSError) as error:
+            raise self._half_sent(nodes, sent, data[size:], error) from None
+        except BaseException:
+            self.abort()  # interrupted between a request and its reply
+            raise
+        replies: list[Reply] = []
+        try:
+            for node in nodes:
+                data = connections[node].recv(RECEIVE_SIZE)
+                word, reply_id, length = unpack_words(data)
+                if reply_id != request_id or length != len(data) - HEADER_SIZE:
+                    raise _Unusual
+                kind = word >> 8 & 0xFF
+                if kind == ERROR or word & 0xFFFF_00FF != _PLAIN_WORD:
+                    raise _Unusual
+                replies.append((kind, 0, reply_id, data[HEADER_SIZE:]))
+        except (_Unusual, OSError, struct.error) as error:
+            raise self._half_received(nodes, request_id, replies, data, error) from None
+        except BaseException:
+            self.abort()
+            raise
+        return replies
+
+    def _half_sent(
+        self, nodes: tuple[int, ...], sent: int, rest: bytes, error: Exception
+    ) -> Unfinished:
+        """The first ``sent`` nodes were sent to; at the next one there was an error."""
+        slots: list[Any] = [self._connections[node] for node in nodes[:sent]]
+        slots += [None] * (len(nodes) - sent)
+        connection = self._connections.get(nodes[sent])
+        if connection is not None:
+            if isinstance(error, _Unusual):  # the kernel took only a part
+                _queue(connection, rest)
+                slots[sent] = connection
+            elif isinstance(error, OSError) and not isinstance(error, BlockingIOError):
+                slots[sent] = self._drop(connection, describe(error), sent=False)
+        return Unfinished(slots)
+
+    def _half_received(
+        self,
+        nodes: tuple[int, ...],
+        request_id: int,
+        replies: list[Reply],
+        data: bytes,
+        error: Exception,
+    ) -> Unfinished:
+        """The first replies are here; the next node's is not, or is unusual: ``data``."""
+        slots = [*replies, *(self._connections[node] for node in nodes[len(replies) :])]
+        at = len(replies)
+        connection = self._connections[nodes[at]]
+        if isinstance(error, BlockingIOError):
+            pass  # not yet: the selector waits for it
+        elif isinstance(error, OSError):
+            slots[at] = self._drop(connection, describe(error), sent=True)
+        else:
             frames = connection.buffer.feed(data)
             if len(frames) == 1 and frames[0][2] == request_id:
-                slots[i] = frames[0]
-                if _closes(frames[0]):
+                slots[at] = reply = frames[0]
+                if reply[0] == ERROR and _closes(reply):
                     # Or the next request would be lost.
                     del self._connections[connection.node]
                     connection.close()
             elif frames or not data or connection.buffer.error is not None:
                 reason = str(connection.ended(data, frames))
-                slots[i] = self._drop(connection, reason, sent=True)
-            else:
-                is_finished = False  # a part of a long reply
-        if not is_finished:
-            raise _Unfinished(slots)
-        return slots
+                slots[at] = self._drop(connection, reason, sent=True)
+        return Unfinished(slots)
 
     def _drop(self, connection: Connection, reason: str, sent: bool) -> Lost:
         """Close a connection that failed under the hot path; the Lost stands in for its reply."""
-        self._connections.pop(connection.node, None)
+        del self._connections[connection.node]
         connection.close()
         return Lost(0, connection.node, sent, ConnectionLost(connection.peer, reason))
 
     # --- the selector loop -----------------------------------------------------------------------
 
-    def _go_on(
-        self,
-        operation: Operation[Result],
-        step: Step,
-        slots: list[Any],
-        started: float,
-        timeout_s: float,
-    ) -> Result:
-        """Finish an operation in the selector loop, from what the hot path left of its last step."""
-        deadline = Deadline(timeout_s)
-        deadline.at = started + timeout_s
-        call = _Call(operation)
-        self._drive(iter(()), deadline, (call, step, slots))
-        if call.error is not None:
-            raise call.error
-        result: Result = call.result
-        return result
-
     def _drive(
-        self,
-        calls: Iterator[_Call],
-        deadline: Deadline,
-        begun: tuple[_Call, Step, list[Any]] | None = None,
+        self, calls: Iterator[_Call], deadline: Deadline, slots: list[Any] | None = None
     ) -> None:
-        """Run all calls to their ends, results or errors."""
+        """Run all calls to their ends, results or errors. ``slots``: see go_on."""
         self._deadline = deadline
         self._active = 0
         self._in_flight_size = 0
+        self._begun = slots or []
         self._selector = selectors.DefaultSelector()
         try:
-            if begun is not None:
-                self._active += 1
-                self._take_step(*begun)
             self._loop(calls)
         except BaseException:
             self.abort()
@@ -306,16 +312,11 @@ class Session:
         """Hand a call its replies and take its next step."""
         self._in_flight_size -= call.size
         call.size = 0
+        slots, self._begun = self._begun, []
         try:
             step = call.operation.send(call.replies)  # type: ignore[arg-type]  # None starts it
-            while True:
-                if step.__class__ is not Pause and not step[1]:  # type: ignore[misc]
-                    self._owe(step[0], step[2])  # type: ignore[misc, arg-type]
-                    step = call.operation.send([])
-                elif self._deadline.has_passed():
-                    step = call.operation.throw(self._too_late(call))
-                else:
-                    break
+            while self._deadline.has_passed() and not slots:
+                step = call.operation.throw(self._too_late(call))
         except StopIteration as stop:
             call.result = stop.value
             self._active -= 1
@@ -323,7 +324,7 @@ class Session:
             call.error = error
             self._active -= 1
         else:
-            self._take_step(call, step, [])
+            self._take_step(call, step, slots)
 
     def _too_late(self, call: _Call) -> DeadlineExceeded:
         timeout_s = self._deadline.timeout_s
@@ -344,17 +345,17 @@ class Session:
             return
         nodes, request_id, frame = step
         call.replies = slots or [None] * len(nodes)
-        call.missing = 0
-        for slot, (node, state) in enumerate(zip(nodes, call.replies, strict=True)):
+        call.missing = len(nodes)
+        for slot, (node, state) in enumerate(zip(nodes, list(call.replies), strict=True)):
             if state is None:
-                call.missing += 1
                 self._send(call, slot, node, request_id, frame)
             elif isinstance(state, Connection):
-                call.missing += 1
                 state.awaiting[request_id] = (call, slot, -1)
                 if state.outgoing:
                     self._unsent.add(state)
                 self._watch(state)
+            else:
+                self._answer(call, slot, state)
         if not nodes:
             self._ready.append(call)
 
@@ -368,14 +369,9 @@ class Session:
                 self._answer(call, slot, Lost(0, node, False, error))
                 return
             self._connections[node] = connection
-        connection.awaiting[request_id] = (
-            call,
-            slot,
-            connection.queued_size + len(connection.owed),
-        )
-        if connection.owed:
-            _queue(connection, connection.owed)
-            connection.owed = b""
+        if node in self._owed:
+            _queue(connection, self._owed.pop(node))
+        connection.awaiting[request_id] = (call, slot, connection.queued_size)
         _queue(connection, frame)
         call.size += len(frame)
         self._in_flight_size += len(frame)
@@ -455,7 +451,7 @@ class Session:
                 self._fail(connection, connection.ended(data, [frame]))
                 return
             self._answer(waiter[0], waiter[1], frame)
-            is_told_to_close |= _closes(frame)
+            is_told_to_close |= frame[0] == ERROR and _closes(frame)
         if is_told_to_close or not data or connection.buffer.error is not None:
             self._fail(connection, connection.ended(b"", []))
 
@@ -499,8 +495,6 @@ def _gather(outgoing: deque[bytes | memoryview]) -> bytes:
 
 
 def _closes(frame: Frame) -> bool:
-    """Whether the peer closes the connection after this reply."""
-    if frame[0] != ERROR:
-        return False
+    """Whether the peer closes the connection after this ERROR reply."""
     row = messages.ERRORS.get(int.from_bytes(frame[3][:2], "big"))
     return row is not None and row.closes

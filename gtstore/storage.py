@@ -22,7 +22,6 @@ from .placement import cluster_of
 from .replica import Behind, Replicas
 from .server import FrameServer, Handler, on_message
 from .wire import messages
-from .wire.codec import error_frame
 
 logger = logging.getLogger("gtstore.storage")
 
@@ -58,6 +57,8 @@ class StorageNode:
             handlers,
             counted=(messages.Get.kind, messages.Write.kind, messages.Commit.kind),
             connections_max=options.max_connections,
+            lock=self._lock,
+            recover=self._recover,
         )
         shape = self._register()
         memory_max = options.max_memory_mb
@@ -71,8 +72,7 @@ class StorageNode:
             lambda: time.time_ns() // 1000,
             memory_max * messages.MIB if memory_max else None,
         )
-        for kind, handle in self._replicas.handlers.items():
-            handlers[kind] = self._locked(handle)
+        handlers |= self._replicas.handlers
         handlers |= on_message(self.on_ping)
         handlers |= on_message(self.on_map_update)
 
@@ -91,25 +91,9 @@ class StorageNode:
 
     # --- requests --------------------------------------------------------------------------------
 
-    def _locked(self, handle: Handler) -> Handler:
-        """A data request's handler: under the lock; again, if the map had to be fetched first."""
-        lock = self._lock
-
-        def handler(request_id: int, body: bytes) -> bytes:
-            try:
-                with lock:
-                    return handle(request_id, body)
-            except Behind:
-                pass
-            self._fetch_map()
-            try:
-                with lock:
-                    return handle(request_id, body)
-            except Behind:
-                text = f"node {self._options.node} does not have the map of this request yet"
-                return error_frame(request_id, messages.BEHIND, text)
-
-        return handler
+    def _recover(self, error: Exception) -> bool:
+        """A request came with a newer row than ours (N1c): fetch the map, and handle it again."""
+        return isinstance(error, Behind) and self._fetch_map()
 
     def on_ping(self, request: messages.Ping) -> messages.Pong:  # noqa: ARG002: it is empty
         replicas = self._replicas
@@ -148,20 +132,23 @@ class StorageNode:
         assert isinstance(reply, messages.Registered)
         return reply
 
-    def _fetch_map(self) -> None:
-        """N1c: a request came with a newer row than ours, so the manager has a newer map."""
+    def _fetch_map(self) -> bool:
+        """Get the newest map from the manager; say whether that went well."""
         with self._fetch_lock:
             try:
                 reply = self._ask(messages.GetMap(self._replicas.epoch), _FETCH_TIMEOUT_S)
             except NetworkError as error:
                 logger.warning("cannot fetch the map: %s", error)
-                return
-        if isinstance(reply, messages.Map):
+                return False
+        if not isinstance(reply, messages.Map):
+            return False
+        with self._lock:
             self._adopt(reply.epoch, reply.rows)
+        return True
 
     def _adopt(self, epoch: int, rows: tuple[messages.Row, ...]) -> None:
-        with self._lock:
-            self._replicas.adopt(epoch, rows)
+        """Go by a newer map. The lock is held."""
+        self._replicas.adopt(epoch, rows)
         logger.info("goes by map %d (%d rows changed)", epoch & 0xFFFF_FFFF, len(rows))
 
     def _ask(self, request: messages.Message, timeout_s: float) -> messages.Message:

@@ -1,15 +1,18 @@
-"""``python -m gtstore.storaged``: one storage node. The manager starts it; see managerd.
+"""``python -m gtstore.storaged``: one storage node, or the nursery that a manager forks nodes from.
 
-The control token comes in the environment, where, unlike in the arguments, other users of the machine
-cannot read it.
+The control token of a single node comes in the environment, where, unlike in the arguments, other
+users of the machine cannot read it.
 """
 
 from __future__ import annotations
 
+import argparse
 import logging
 import os
 import sys
+from typing import Any
 
+from . import nursery
 from .command_line import (
     DONE,
     TOKEN_VARIABLE,
@@ -29,29 +32,46 @@ from .wire.messages import NODES_MAX
 logger = logging.getLogger("gtstore.storaged")
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Run the program; return its exit code."""
-    parser = OneLineParser(
+def parser() -> OneLineParser:
+    """The program's arguments."""
+    result = OneLineParser(
         prog="gtstore-storaged", description="One storage node of GT Store; its manager starts it."
     )
-    parser.add_argument("--node", type=integer(1, NODES_MAX), required=True)
-    parser.add_argument("--incarnation", type=integer(1, 0xFFFF_FFFF), required=True)
-    parser.add_argument("--host", default="127.0.0.1")
-    parser.add_argument("--port", type=integer(0, 65535), required=True)
-    parser.add_argument("--manager", type=argument(parse_address), required=True)
-    parser.add_argument("--cpu", type=integer(0, 1 << 16), help="run on this CPU only")
-    add_daemon_options(parser)
-    options = parser.parse_args(arguments)
+    result.add_argument(
+        "--nursery", action="store_true", help="start nodes as the manager says on standard input"
+    )
+    result.add_argument("--node", type=integer(1, NODES_MAX))
+    result.add_argument("--incarnation", type=integer(1, 0xFFFF_FFFF))
+    result.add_argument("--host", default="127.0.0.1")
+    result.add_argument("--port", type=integer(0, 65535))
+    result.add_argument("--manager", type=argument(parse_address))
+    result.add_argument("--cpu", type=integer(0, 1 << 16), help="run on this CPU only")
+    add_daemon_options(result)
+    return result
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the program; return its exit code."""
+    arguments_parser = parser()
+    options = arguments_parser.parse_args(arguments)
+    if options.nursery:
+        nursery.serve(run_node)
+        return DONE
+    for name in ("node", "incarnation", "port", "manager"):
+        if getattr(options, name) is None:
+            arguments_parser.error(f"--{name} is missing; a manager starts nodes: gtstore.managerd")
+    token = os.environ.pop(TOKEN_VARIABLE, "")
+    if len(token) != 32 or not all(digit in "0123456789abcdef" for digit in token):
+        arguments_parser.error(f"{TOKEN_VARIABLE} does not hold 32 hexadecimal digits")
+    return run_node({**vars(options), "token": token})
+
+
+def run_node(arguments: dict[str, Any]) -> int:
+    """Be a node, with the options of ``parser`` and its token, until SIGTERM; return the exit code."""
+    options = argparse.Namespace(**arguments)
     configure_logs(options.log_level, options.log_format, f"node {options.node}")
-    try:
-        token = bytes.fromhex(os.environ.pop(TOKEN_VARIABLE, ""))
-        if len(token) != 16:
-            raise ValueError
-    except ValueError:
-        parser.error(
-            f"{TOKEN_VARIABLE} does not hold 32 hexadecimal digits; start a manager instead"
-        )
-    if options.cpu is not None and hasattr(os, "sched_setaffinity"):
+    _set_process_name(f"gtstore-node-{options.node}")
+    if options.cpu is not None:
         os.sched_setaffinity(0, {options.cpu})
     try:
         node = StorageNode(
@@ -60,20 +80,20 @@ def main(arguments: list[str] | None = None) -> int:
                 options.incarnation,
                 options.host,
                 options.port,
-                options.manager,
-                token,
+                tuple(options.manager),
+                bytes.fromhex(options.token),
                 options.max_connections,
                 options.max_memory_mb,
             )
         )
     except ClusterError as error:
-        print(f"gtstore: storage node {options.node}: {error}", file=sys.stderr)
+        print(f"gtstore: storage node {options.node}: {error}", file=sys.stderr, flush=True)
         return USAGE
     node.start()
     parent = os.getppid()
 
     def leave_if_orphaned() -> None:
-        # A node that has a map goes on without its manager; one that has none is of no use to anybody.
+        # A node that has a map goes on without its manager; one that has none is of no use.
         if not node.has_map and os.getppid() != parent:
             logger.error("the manager is gone before it gave this node a map: stopping")
             sys.exit(1)
@@ -81,6 +101,15 @@ def main(arguments: list[str] | None = None) -> int:
     wait_for_stop(leave_if_orphaned)
     node.stop()
     return DONE
+
+
+def _set_process_name(name: str) -> None:
+    """What ps and top show. Forked nodes have the arguments of their parent."""
+    try:
+        with open("/proc/self/comm", "w") as file:
+            file.write(name)
+    except OSError:
+        pass
 
 
 if __name__ == "__main__":

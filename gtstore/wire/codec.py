@@ -24,6 +24,15 @@ MAGIC_VERSION: Final = messages.MAGIC << 8 | messages.PROTOCOL_VERSION
 BODY_SIZE_MAX: Final = messages.FRAME_SIZE_MAX - messages.HEADER_SIZE
 assert HEADER.size == messages.HEADER_SIZE
 
+HEADER_WORDS: Final = struct.Struct(">III")
+"""The header again, for the hot paths: its first four bytes as one number (see ``head_word``),
+request id, length. Comparing that number checks magic, version, kind and flags at once."""
+
+
+def head_word(kind: int) -> int:
+    """The first four bytes of a frame of this kind, without flags."""
+    return MAGIC_VERSION << 16 | kind << 8
+
 
 def fixed_format(cls: type[Any]) -> str:
     """The struct format of a message's leading fields of fixed size, with the length of the first
@@ -79,6 +88,8 @@ def encode(message: messages.Message, request_id: int = 0) -> bytes:
     put_fields(message, body)
     if len(body) > BODY_SIZE_MAX:
         raise LocalProtocolError(f"{message.name} is {len(body) - BODY_SIZE_MAX} bytes too long")
+    if not 0 <= request_id <= 0xFFFF_FFFF:
+        raise LocalProtocolError(f"{request_id} is no request id: it has 32 bits")
     return HEADER.pack(MAGIC_VERSION, message.kind, 0, request_id, len(body)) + bytes(body)
 
 

@@ -51,6 +51,7 @@ KEY_SIZE_MAX: Final = 500
 VALUE_SIZE_MAX: Final = 16 * MIB
 FRAME_SIZE_MAX: Final = 16 * MIB + KIB
 NODES_MAX: Final = 1000
+REPLICAS_MAX: Final = 15
 PARTITIONS_PER_NODE: Final = 64
 FRAME_TIMEOUT_S: Final = 30
 CONNECTIONS_MAX: Final = 1024
@@ -78,6 +79,11 @@ LIMITS: Final = (
     Limit("value size", f"0 to {VALUE_SIZE_MAX:,} bytes (16 MiB)", "any bytes"),
     Limit("frame size", f"{FRAME_SIZE_MAX:,} bytes (16 MiB + 1 KiB)", "the header included"),
     Limit("nodes of a cluster", f"1 to {NODES_MAX:,}", ""),
+    Limit(
+        "replicas",
+        f"1 to {REPLICAS_MAX}",
+        "no more than nodes; a row may have one owner more, while it is copied",
+    ),
     Limit("partitions", f"{PARTITIONS_PER_NODE} for each node", "fixed when the cluster is made"),
     Limit(
         "time for a frame",
@@ -92,7 +98,7 @@ LIMITS: Final = (
     Limit(
         "further connections",
         str(CONNECTIONS_RESERVED),
-        "kept for pings and control messages; one above is closed at once",
+        "kept for pings and control messages; one more is answered BUSY and closed",
     ),
     Limit(
         "answers waiting on a connection",
@@ -157,7 +163,7 @@ class Entry:
     client: Annotated[U64, "of the version: the random number of the client that wrote it"]
     counter: Annotated[U32, "which of that client's operations wrote it"]
     flags: Annotated[U8, "1 committed, 2 ordered, 4 tombstone, 8 expires; other bits are zero"]
-    expiry: Annotated[OptionalTime, "when it expires; only if flag 8 is set"]
+    expiry: Annotated[OptionalTime, "when it expires"]
     value: Annotated[bytes, Rest("bytes"), "the value; empty for a tombstone"]
 
 
@@ -260,10 +266,10 @@ class Pong(Message):
     epoch: Annotated[Epoch, "of the map that it holds; 0 before a node has its first map"]
     time: Annotated[Time, "its clock"]
     entries: Annotated[U64, "keys that have a value on this node"]
-    bytes: Annotated[U64, "their keys and values"]
+    bytes: Annotated[U64, "the size of all keys and entries, tombstones included"]
 
 
-@message(0x02, CLIENT, MANAGER, replies=("CLUSTER",))
+@message(0x02, CLIENT, MANAGER, replies=("CLUSTER", "NOT_READY"))
 class ClusterInfo(Message):
     """Ask the manager for the cluster's shape and members: a client's first message (the report's Init)."""
 
@@ -281,11 +287,13 @@ class Cluster(Message):
     members: Annotated[tuple[Member, ...], Array(_U16, Record(Member)), "all nodes, by number"]
 
 
-@message(0x03, CLIENT, MANAGER, replies=("MAP",))
+@message(0x03, CLIENT, MANAGER, replies=("MAP", "NOT_READY"))
 class GetMap(Message):
     """Ask the manager for the partition map. Nodes that are behind ask too."""
 
-    since: Annotated[Epoch, "only rows whose list_epoch is higher; 0 asks for all rows"]
+    since: Annotated[
+        Epoch, "only rows whose list_epoch is higher; 0, or another cluster's epoch: all rows"
+    ]
 
 
 @message(0x83, MANAGER, CLIENT)
@@ -293,17 +301,17 @@ class Map(Message):
     """Rows of the partition map."""
 
     epoch: Annotated[Epoch, "of the whole map"]
-    rows: Annotated[tuple[Row, ...], Array(_U32, Record(Row)), "by partition"]
+    rows: Annotated[tuple[Row, ...], Array(_U32, Record(Row)), "in the order of their partitions"]
 
 
-@message(0x04, CLIENT, MANAGER, replies=("OWNERS", "UNAVAILABLE"))
+@message(0x04, CLIENT, MANAGER, replies=("OWNERS", "UNAVAILABLE", "NOT_READY"))
 class KeyNodes(Message):
     """Ask the manager for the nodes of a key (the report's Provide_K_Nodes)."""
 
     key: Annotated[Key, "the key"]
 
 
-@message(0x05, CLIENT, MANAGER, replies=("OWNERS", "UNAVAILABLE"))
+@message(0x05, CLIENT, MANAGER, replies=("OWNERS", "UNAVAILABLE", "NOT_READY"))
 class NextPrimary(Message):
     """Tell the manager that a node did not answer, and ask for the key's primary (the report's
     ProvideNextPrimaryID). The manager believes no client: it probes that node at once, and answers
@@ -339,13 +347,20 @@ class Register(Message):
 class Registered(Message):
     """The shape of the cluster. The map follows with MAP_UPDATE."""
 
-    epoch: Annotated[Epoch, "the cluster id, with the map's counter"]
+    epoch: Annotated[Epoch, "the cluster id; its counter is 0"]
     nodes: Annotated[U16, "how many nodes the cluster was made with"]
     replicas: Annotated[U16, "how many copies of each key are meant to be there"]
     hash: Annotated[U8, "1 additive, 2 crc16"]
 
 
-@message(0x10, CLIENT, NODE, replies=("ENTRY", "NOT_FOUND"))
+@message(
+    0x10,
+    CLIENT,
+    NODE,
+    replies=(
+        "ENTRY", "NOT_FOUND", "NOT_READY", "STALE_EPOCH", "BEHIND", "WRONG_PARTITION", "BUSY",
+    ),
+)  # fmt: skip
 class Get(Message):
     """Ask the key's primary for its entry. With epoch 0, "whatever you hold", any node answers what
     it holds, and finds the partition itself: for work by hand, since only the primary's answer is sure
@@ -371,10 +386,19 @@ class NotFound(Message):
     """Nothing is stored under the key."""
 
 
-@message(0x11, CLIENT, NODE, replies=("ACK", "SUPERSEDED"))
+@message(
+    0x11,
+    CLIENT,
+    NODE,
+    replies=(
+        "ACK", "SUPERSEDED", "NOT_READY", "STALE_EPOCH", "BEHIND", "WRONG_PARTITION", "TOO_FAR",
+        "NO_SPACE", "VALUE_TOO_LONG", "BUSY",
+    ),
+)  # fmt: skip
 class Write(Message):
     """Store an entry under the key if its version is higher than the stored one (put and delete, and
-    a reader's help). A client sends the same frame to all owners of the partition at once.
+    a reader's help). A client sends the same frame to every owner of the partition;
+    section 10.3 says in which order.
     """
 
     epoch: Annotated[Epoch, "the partition's list_epoch as the sender holds it"]
@@ -390,7 +414,7 @@ class Ack(Message):
 
 @message(0x93, NODE, CLIENT)
 class Superseded(Message):
-    """A higher version is stored; the request changed nothing."""
+    """A higher version, of another operation, is stored; the request changed nothing."""
 
     version: Annotated[Version, "the stored version"]
 
@@ -469,7 +493,7 @@ class TimeDetail:
 
 @dataclass(frozen=True)
 class AliveDetail:
-    required: Annotated[U16, "how many owners the partition is meant to have"]
+    required: Annotated[U16, "how many copies are meant to be there"]
     alive: Annotated[U16, "how many of its owners are alive"]
 
 
@@ -532,7 +556,7 @@ ERRORS: Final = {
         ),
         ErrorCode(
             FRAME_TIMEOUT, "FRAME_TIMEOUT", None, "yes", True, "no",
-            "a frame was begun and not finished in time; its request id is not known, so 0",
+            "a frame was begun and not finished in time",
         ),
         ErrorCode(
             NOT_ALLOWED, "NOT_ALLOWED", None, "no", True, "no",
@@ -548,7 +572,7 @@ ERRORS: Final = {
         ),
         ErrorCode(
             NOT_READY, "NOT_READY", None, "after a pause", False, "no",
-            "the node has no map yet that names it",
+            "a node has no map yet that names it, or a manager's nodes are still starting",
         ),
         ErrorCode(
             STALE_EPOCH, "STALE_EPOCH", StaleDetail, "with the new row", False, "no",

@@ -7,12 +7,17 @@ have really arrived. It does not look into bodies.
 
 from __future__ import annotations
 
+from typing import Final
+
 from ..errors import RemoteProtocolError
 from . import messages
 from .codec import BODY_SIZE_MAX, HEADER, MAGIC_VERSION, Frame
 
-RECEIVE_SIZE = 64 * messages.KIB
-_LARGE_RECEIVE_SIZE = messages.MIB
+HEADER_SIZE: Final = messages.HEADER_SIZE
+unpack_header: Final = HEADER.unpack_from
+
+RECEIVE_SIZE: Final = 64 * messages.KIB
+_LARGE_RECEIVE_SIZE: Final = messages.MIB
 
 
 class FrameBuffer:
@@ -23,66 +28,72 @@ class FrameBuffer:
     before are returned as ever, so that their requests can be answered first.
     """
 
-    __slots__ = ("_chunks", "_size", "_wanted", "error")
+    __slots__ = ("_chunks", "_wanted", "error", "receive_size", "size")
 
     def __init__(self) -> None:
         self.error: RemoteProtocolError | None = None
-        self._chunks: list[bytes] = []  # the beginning of a frame that is not whole yet
-        self._size = 0  # its bytes
-        self._wanted = 0  # how many bytes are needed before looking again makes sense
-
-    @property
-    def is_empty(self) -> bool:
-        """Whether no frame has been begun."""
-        return not self._size
-
-    @property
-    def receive_size(self) -> int:
+        self.size = 0
+        """Bytes of a frame that has been begun and is not whole."""
+        self.receive_size = RECEIVE_SIZE
         """How many bytes to ask the socket for: more while a long frame is under way."""
-        missing = self._wanted - self._size
-        return RECEIVE_SIZE if missing <= RECEIVE_SIZE else min(missing, _LARGE_RECEIVE_SIZE)
+        self._chunks: list[bytes] = []  # the begun frame
+        self._wanted = 0  # how many bytes are needed before looking again makes sense
 
     def feed(self, data: bytes) -> list[Frame]:
         """Take bytes in and return the frames that they complete, in order."""
-        if self._size:
-            self._chunks.append(data)
-            self._size += len(data)
-            if self._size < self._wanted:
-                return []
-            data = b"".join(self._chunks)
-            self._chunks.clear()
-            self._size = 0
-        if self.error is not None:
-            return []
+        if self.size:
+            data = self._join(data)
         frames: list[Frame] = []
         at = 0
         size = len(data)
-        wanted = messages.HEADER_SIZE
-        while size - at >= messages.HEADER_SIZE:
-            magic_version, kind, flags, request_id, length = HEADER.unpack_from(data, at)
-            if magic_version != MAGIC_VERSION or length > BODY_SIZE_MAX:
-                self.error = _header_error(magic_version, length)
-                return frames
-            body_at = at + messages.HEADER_SIZE
-            end = body_at + length
-            if end > size:
-                wanted = messages.HEADER_SIZE + length
+        while size - at >= HEADER_SIZE:
+            magic_version, kind, flags, request_id, length = unpack_header(data, at)
+            end = at + HEADER_SIZE + length
+            if end > size or magic_version != MAGIC_VERSION or length > BODY_SIZE_MAX:
                 break
-            frames.append((kind, flags, request_id, data[body_at:end]))
+            frames.append((kind, flags, request_id, data[at + HEADER_SIZE : end]))
             at = end
         if at < size:
-            self._keep(data[at:], wanted)
+            self._keep(data[at:] if at else data)
         return frames
 
-    def _keep(self, rest: bytes, wanted: int) -> None:
-        # Garbage that is shorter than a header is refused now: its sender may wait for an answer.
-        prefix = MAGIC_VERSION.to_bytes(2, "big")
-        if rest[:2] != prefix[: len(rest)]:
-            self.error = _header_error(int.from_bytes(rest[:2].ljust(2, b"\1"), "big"), 0)
-            return
-        self._chunks.append(rest)
-        self._size = len(rest)
+    def _join(self, data: bytes) -> bytes:
+        """Return the begun frame's bytes with the new ones; or nothing, if they are still too few."""
+        if self.error is not None:
+            return b""
+        self._chunks.append(data)
+        self.size += len(data)
+        if self.size < self._wanted:
+            self._expect(self._wanted)
+            return b""
+        data = b"".join(self._chunks)
+        self._chunks.clear()
+        self.size = 0
+        self.receive_size = RECEIVE_SIZE
+        return data
+
+    def _keep(self, rest: bytes) -> None:
+        """Keep the beginning of a frame, if it is one."""
+        wanted = HEADER_SIZE
+        if len(rest) >= HEADER_SIZE:
+            magic_version, _, _, _, length = unpack_header(rest)
+            wanted += length
+        else:
+            # Garbage that is shorter than a header is refused now: its sender may wait for an answer.
+            expected = MAGIC_VERSION.to_bytes(2, "big")
+            magic_version = int.from_bytes(rest[:2] + expected[len(rest) :], "big")
+            length = 0
+            wanted = HEADER_SIZE if len(rest) > 1 else 2
+        self.size = len(rest)
+        if magic_version != MAGIC_VERSION or length > BODY_SIZE_MAX:
+            self.error = _header_error(magic_version, length)
+        else:
+            self._chunks.append(rest)
+            self._expect(wanted)
+
+    def _expect(self, wanted: int) -> None:
         self._wanted = wanted
+        self.receive_size = min(max(wanted - self.size, RECEIVE_SIZE), _LARGE_RECEIVE_SIZE)
 
 
 def _header_error(magic_version: int, length: int) -> RemoteProtocolError:

@@ -1,0 +1,88 @@
+# GT Store, from a checkout. Everything is set up in .venv, and again only when pyproject.toml changes.
+
+PYTHON ?= python3
+NODES ?= 7
+REPLICAS ?= 3
+ROUNDS ?= 10
+
+VENV := .venv
+BIN := $(VENV)/bin
+PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+WHEEL_DIR := build/wheel
+
+# These take no socket, clock or thread, so their tests can reach every branch.
+PURE := gtstore/wire/fields.py gtstore/wire/messages.py gtstore/wire/codec.py \
+	gtstore/wire/stream.py gtstore/placement.py gtstore/replica.py gtstore/operations.py \
+	gtstore/membership.py
+EMPTY :=
+COMMA := ,
+PURE_LIST := $(subst $(EMPTY) $(EMPTY),$(COMMA),$(strip $(PURE)))
+
+define CHECK_WHEEL
+import glob, sys, zipfile
+wheel, = glob.glob("$(WHEEL_DIR)/*.whl")
+names = zipfile.ZipFile(wheel).namelist()
+strange = [name for name in names if not name.startswith(("gtstore/", "gtstore-"))]
+missing = {"gtstore/py.typed", "gtstore/cli.py", "gtstore/wire/messages.py"} - set(names)
+if strange or missing:
+    sys.exit(f"{wheel}: does not belong there: {strange}; missing: {sorted(missing)}")
+print(f"{wheel}: {len(names)} files, of gtstore only")
+endef
+export CHECK_WHEEL
+
+.DEFAULT_GOAL := help
+.PHONY: help run test test-long demo bench format clean
+
+help: ## show these lines
+	@awk -F ': .*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+
+run: $(VENV)/installed ## start a manager with 7 storage nodes and 3 replicas (NODES, REPLICAS); Ctrl-C stops it
+	@$(BIN)/python -m gtstore.managerd $(NODES) $(REPLICAS)
+
+test: $(VENV)/installed-dev ## run every check: format, lint, types, tests, coverage, generated docs, build
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/coverage run -m pytest
+	$(BIN)/coverage report
+	$(BIN)/coverage report --include=$(PURE_LIST) --fail-under=100
+	$(BIN)/python -m gtstore.wire.describe --check
+	@rm -rf $(WHEEL_DIR)
+	$(BIN)/python -m build --outdir $(WHEEL_DIR) . > $(VENV)/build.log 2>&1 || { cat $(VENV)/build.log; exit 1; }
+	@$(BIN)/python -c "$$CHECK_WHEEL"
+
+test-long: test ## the same, then the tests ROUNDS times more, for what goes wrong only now and then
+	for round in $$(seq $(ROUNDS)); do $(BIN)/python -m pytest -q || exit 1; done
+
+demo: $(VENV)/installed ## show step by step how the store outlives two of seven nodes
+	@$(BIN)/python examples/fail_over.py
+
+bench: $(VENV)/installed ## measure one client against bare sockets
+	$(BIN)/python bench/floor.py
+
+format: $(VENV)/installed-dev ## format the code, and mend what ruff can mend
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+clean: ## remove all that make has made
+	rm -rf $(VENV) build dist *.egg-info .coverage .coverage.* .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# A virtual environment that came about only in part is removed, or else the next make would take it.
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+		echo "GT Store needs Python 3.11 or newer, and '$(PYTHON)' is none;" \
+			"name one: make $(MAKECMDGOALS) PYTHON=python3.12" >&2; exit 1; }
+	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); \
+		echo "'$(PYTHON)' cannot make virtual environments: its modules venv and ensurepip come in" \
+			"a package of their own; on Debian or Ubuntu: apt install python3-venv" >&2; exit 1; }
+
+$(VENV)/installed: pyproject.toml | $(BIN)/python
+	@echo "installing gtstore into $(VENV)" >&2
+	@$(PIP_INSTALL) --editable .
+	@touch $@
+
+$(VENV)/installed-dev: pyproject.toml | $(BIN)/python
+	@echo "installing gtstore and the tools of its checks into $(VENV)" >&2
+	@$(PIP_INSTALL) --editable '.[dev]'
+	@touch $(VENV)/installed $@

@@ -1,0 +1,166 @@
+"""Imports point one way, and the pure core does no input or output (STYLE.md, section 1).
+
+The import statements are read, not run: one inside a function or under TYPE_CHECKING counts too.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import gtstore
+
+ROOT = Path(gtstore.__file__).parent
+
+LAYERS = (
+    ("gtstore.errors", "gtstore.version", "gtstore.wire"),
+    ("gtstore.wire.fields",),
+    ("gtstore.wire.messages",),
+    ("gtstore.wire.codec",),
+    ("gtstore.wire.stream",),
+    ("gtstore.wire.describe",),
+    # The interface that replica.py stores through is declared next to the engines that have it.
+    ("gtstore.placement", "gtstore.engine"),
+    ("gtstore.replica", "gtstore.operations", "gtstore.membership"),
+    ("gtstore.connection",),
+    ("gtstore.session", "gtstore.server"),
+    # What the daemons share: how processes are started, and their command lines and logs.
+    ("gtstore.nursery", "gtstore.command_line"),
+    ("gtstore.manager", "gtstore.storage", "gtstore.client"),
+    # The public names.
+    ("gtstore",),
+    ("gtstore.testing",),
+    # Entry points: `python -m` would load them a second time if somebody imported them.
+    ("gtstore.managerd", "gtstore.storaged", "gtstore.cli"),
+)
+"""A module imports only from layers before its own, so never from a neighbour either."""
+
+LAYER_OF = {module: number for number, layer in enumerate(LAYERS) for module in layer}
+
+PURE = {
+    "gtstore.errors",
+    "gtstore.wire.fields",
+    "gtstore.wire.messages",
+    "gtstore.wire.codec",
+    "gtstore.wire.stream",
+    "gtstore.placement",
+    "gtstore.replica",
+    "gtstore.operations",
+    "gtstore.membership",
+}
+
+IMPURE_LIBRARIES = {
+    "asyncio",
+    "multiprocessing",
+    "os",
+    "random",
+    "secrets",
+    "select",
+    "selectors",
+    "signal",
+    "socket",
+    "socketserver",
+    "ssl",
+    "subprocess",
+    "threading",
+    "time",
+}
+
+ENTRY_POINTS = set(LAYERS[-1])
+
+
+def module_name(path: Path) -> str:
+    parts = path.relative_to(ROOT.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+FILES = {module_name(path): path for path in sorted(ROOT.rglob("*.py"))}
+
+
+def imports_of(module: str, source: str, is_package: bool = False) -> Iterator[tuple[str, str]]:
+    """(module, name taken from it, or "") for each import statement."""
+    package = module if is_package else module.rpartition(".")[0]
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield alias.name, ""
+        elif isinstance(node, ast.ImportFrom):
+            parts = package.split(".")[: len(package.split(".")) + 1 - node.level]
+            base = ".".join(
+                [*(parts if node.level else []), *([node.module] if node.module else [])]
+            )
+            for alias in node.names:
+                inner = f"{base}.{alias.name}"
+                yield (inner, "") if inner in LAYER_OF else (base, alias.name)
+
+
+def imports_of_file(module: str) -> list[tuple[str, str]]:
+    path = FILES[module]
+    return list(imports_of(module, path.read_text(), path.name == "__init__.py"))
+
+
+each_module = pytest.mark.parametrize("module", FILES)
+
+
+def test_the_reader_of_imports() -> None:
+    """All forms of the statement are understood, wherever they stand."""
+    source = """
+import os.path, time as clock
+from . import codec
+from .messages import Row, Owner
+from ..errors import InvalidInput
+from .. import placement
+from gtstore.wire import stream
+def late():
+    if TYPE_CHECKING:
+        from selectors import DefaultSelector
+"""
+    assert list(imports_of("gtstore.wire.describe", source)) == [
+        ("os.path", ""),
+        ("time", ""),
+        ("gtstore.wire.codec", ""),
+        ("gtstore.wire.messages", "Row"),
+        ("gtstore.wire.messages", "Owner"),
+        ("gtstore.errors", "InvalidInput"),
+        ("gtstore.placement", ""),
+        ("gtstore.wire.stream", ""),
+        ("selectors", "DefaultSelector"),
+    ]
+    assert list(imports_of("gtstore", "from .client import Client", is_package=True)) == [
+        ("gtstore.client", "Client")
+    ]
+
+
+@each_module
+def test_every_module_has_a_layer(module: str) -> None:
+    """Whoever adds a module says in LAYERS where it belongs."""
+    assert module in LAYER_OF
+
+
+@each_module
+def test_imports_point_one_way(module: str) -> None:
+    """A module imports from the layers below its own and from no others."""
+    for imported, _ in imports_of_file(module):
+        if imported.partition(".")[0] == "gtstore":
+            assert LAYER_OF[imported] < LAYER_OF[module], f"{module} must not import {imported}"
+
+
+@pytest.mark.parametrize("module", sorted(PURE))
+def test_the_core_is_pure(module: str) -> None:
+    """No input, output, clock, thread or chance; and only pure modules, so all the way down."""
+    for imported, name in imports_of_file(module):
+        package = imported.partition(".")[0]
+        assert package not in IMPURE_LIBRARIES, f"{module} must not import {imported}"
+        if imported == "gtstore.engine":
+            assert name in ("Engine", "Entries"), "the interface, not an engine"
+        elif package == "gtstore":
+            assert imported in PURE, f"{imported} is not pure"
+
+
+@each_module
+def test_nobody_imports_an_entry_point(module: str) -> None:
+    """Not even another entry point."""
+    assert not {imported for imported, _ in imports_of_file(module)} & ENTRY_POINTS
