@@ -275,6 +275,7 @@ class Client:
         had in progress: the nodes see nothing of it, since the parent still holds them.
         """
         self._lanes_lock = threading.Lock()
+        self._routes.asked_about.clear()
         self._idle = []
         for lane in list(self._lanes):
             lane.session.abort()

@@ -274,7 +274,7 @@ def put(
                 return (yield from write.settle(route, replies))
         return end_put(source, key, begun)
     except DeadlineExceeded as error:
-        raise OperationFailed(f"the write of {key!r} did not happen: {error}") from error
+        raise OperationFailed(f"the write of {shown(key)} did not happen: {error}") from error
 
 
 def delete(routes: Routes, source: Source, key: bytes) -> Operation[PutResult]:
@@ -383,7 +383,7 @@ class _Write:
         self._unresolved = self._touched
         if self._touched and self._versions > 1:
             raise OutcomeUnknown(
-                f"the primary of {self._key!r} changed while the write was being repeated; it may "
+                f"the primary of {shown(self._key)} changed while the write was being repeated; it may "
                 "have happened: read the key to see",
                 acks=len(self._acks),
                 required=len(route.nodes),
@@ -393,7 +393,7 @@ class _Write:
         """C3: the primary holds a higher version and has not seen this write: go above it."""
         if self._unresolved:
             raise OutcomeUnknown(
-                f"another client wrote {self._key!r} while an answer of its primary was missing; the "
+                f"another client wrote {shown(self._key)} while an answer of its primary was missing; the "
                 "write may have happened before that: read the key to see",
                 acks=len(self._acks),
                 required=len(route.nodes),
@@ -426,7 +426,7 @@ class _Write:
 
     def _unfinished(self, route: Route, error: GTStoreError) -> GTStoreError:
         """What to raise when the write cannot go on (C3, deadline)."""
-        what = f"the write of {self._key!r}"
+        what = f"the write of {shown(self._key)}"
         if self._touched:
             required = len(route.nodes)
             return OutcomeUnknown(
@@ -516,7 +516,7 @@ def get(
                 is_complete = len(replies) == len(route.nodes) - 1 and _all_hold(replies)
             if is_complete:
                 if attempt:
-                    logger.info("value of %r from node %d", key, route.nodes[0])
+                    logger.info("value of %s from node %d", shown(key), route.nodes[0])
                 return _stored_entry(entry, route.nodes[0])
         elif reply[0] == NOT_FOUND:
             return None
@@ -596,12 +596,12 @@ def recover(
         RemoteError: a node refused for a reason that sending again cannot mend.
     """
     pause = attempt > 0
-    # The replies' nodes may be a part of the route's: a get asks the primary, its help the backups.
     for reply in replies:
         if isinstance(reply, Lost):
             # A connection that was lost may only have been old: try a new one before asking.
             if isinstance(reply.error, ConnectError) or attempt > 0:
                 yield from _ask_next_primary(routes, source, key, route, reply)
+                pause = True
         elif reply[0] == ERROR:
             error = remote_error("a storage node", reply)
             if error.code == messages.STALE_EPOCH:
@@ -629,27 +629,36 @@ def _ask_next_primary(
     routes: Routes, source: Source, key: bytes, route: Route, lost: Lost
 ) -> Generator[Step, Sequence[Reply], None]:
     """The report's ProvideNextPrimaryID: tell the manager which node failed, and take the row that it
-    answers with once it has looked for itself."""
+    answers with once it has looked for itself; and all other rows that have changed, since the node
+    owned other partitions too."""
+    if lost.peer in routes.asked_about:
+        return  # another operation is asking about this node: wait for its answer
     role = "primary" if lost.peer == route.nodes[0] else "backup"
-    logger.info(
-        "%s unavailable (%s); asking the manager for the owners of %r", role, lost.error, key
-    )
+    logger.info("%s unavailable (%s), asking the manager", role, lost.error)
+    routes.asked_about.add(lost.peer)
     try:
         owners = yield from _ask_manager(source, messages.NextPrimary(lost.peer, key))
+        assert isinstance(owners, messages.Owners)
+        if cluster_of(owners.row.list_epoch) != routes.cluster_id:
+            yield from _take_row(routes, source, owners.row)
+            return
+        routes.members = {**routes.members, **{member.node: member for member in owners.members}}
+        if routes.patch(owners.row):
+            nodes = " ".join(str(owner.node) for owner in owners.row.owners)
+            logger.info("the manager answers: %s is at storage nodes %s", shown(key), nodes)
+            news = yield from _ask_manager(source, messages.GetMap(route.epoch))
+            assert isinstance(news, messages.Map)
+            for row in news.rows:
+                routes.patch(row)
     except NetworkError as error:
         logger.info("the manager does not answer: %s", error)
-        return
-    assert isinstance(owners, messages.Owners)
-    if cluster_of(owners.row.list_epoch) != routes.cluster_id:
-        yield from _take_row(routes, source, owners.row)
-        return
-    routes.members = {**routes.members, **{member.node: member for member in owners.members}}
-    if routes.patch(owners.row):
-        logger.info(
-            "the manager answers: %r is at storage nodes %s",
-            key,
-            " ".join(str(owner.node) for owner in owners.row.owners),
-        )
+    finally:
+        routes.asked_about.discard(lost.peer)
+
+
+def shown(key: bytes) -> str:
+    """A key for people to read."""
+    return key.decode("utf-8", "backslashreplace")
 
 
 # --- the manager's answers -----------------------------------------------------------------------

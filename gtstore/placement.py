@@ -181,6 +181,8 @@ class Routes:
         self.hash_code = HASH_ADDITIVE
         self.clock_offset_us = 0
         self.members: dict[int, Member] = {}
+        self.asked_about: set[int] = set()
+        """Nodes that some operation is asking the manager about: the others wait for its answer."""
         self._routes: list[Route] = []
 
     def replace(self, cluster: Cluster, rows: Iterable[Row], clock_offset_us: int) -> None:

@@ -150,7 +150,7 @@ class Replicas:
         """GET: the entry, if this node is the primary of the list that the request names (N1a)."""
         try:
             epoch, partition, key_size = unpack_request(body)
-            replica = self._replicas[partition]
+            replica: Replica = self._replicas[partition]
         except (struct.error, IndexError):
             return self._get_unusual(request_id, body)
         key = body[KEY_AT:]
@@ -185,7 +185,7 @@ class Replicas:
             entry_at = KEY_AT + key_size
             entry = body[entry_at:]
             flags = entry[FLAGS_AT]
-            replica = self._replicas[partition]
+            replica: Replica = self._replicas[partition]
         except (struct.error, IndexError):
             return self._write_unusual(request_id, body)
         if flags & ~ORDERED or len(body) > _WRITE_USUAL_SIZE:
