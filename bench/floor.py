@@ -17,6 +17,7 @@ import socket
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 
 from gtstore import Client
 from gtstore.testing import Cluster
@@ -106,16 +107,13 @@ def main() -> None:
         with Cluster(NODES, replicas) as cluster, cluster.connect() as client:
             floor.run(2000, replicas)
             run_store(client, 2000)
-            pairs = [
-                (
-                    rate(count, lambda k=replicas: floor.run(count, k)),
-                    rate(count, lambda: run_store(client, count)),
-                )
-                for _ in range(options.rounds)
-            ]
+            pairs = []
+            for _ in range(options.rounds):
+                bare = rate(count, partial(floor.run, count, replicas))
+                pairs.append((bare, rate(count, partial(run_store, client, count))))
         floor.stop()
         ratios = [store / bare for bare, store in pairs]
-        bare, store = (statistics.median(column) for column in zip(*pairs, strict=True))
+        bare, store = (statistics.median(rates) for rates in zip(*pairs, strict=True))
         print(
             f"{replicas}  {bare:11,.0f}  {store:14,.0f}  {statistics.median(ratios):.2f} "
             f"({min(ratios):.2f} to {max(ratios):.2f})"

@@ -1,8 +1,9 @@
 """The client: the public operations, over operations.py (the rules) and session.py (the sockets).
 
-A put's way: ``Client.put`` checks key and value and takes a lane; ``operations.put`` places the key, makes
-the frame and says to whom it goes; ``Session.run`` sends it to all owners and receives from all;
-on each node ``server.py`` cuts out the frame and ``replica.Replicas.write`` stores the entry.
+A put's way: ``Client.put`` checks key and value and takes a lane; ``operations.put`` places the
+key, makes the frame and says to whom it goes; ``Session.run`` sends it to all owners and receives
+from all; on each node ``server.py`` cuts out the frame and ``replica.Replicas.write`` stores the
+entry.
 """
 
 from __future__ import annotations
@@ -169,8 +170,8 @@ class Client:
     @overload
     def get_many(self, keys: Iterable[Key], default: Default) -> dict[Key, bytes | Default]: ...
     def get_many(self, keys: Iterable[Any], default: Any = None) -> dict[Any, Any]:
-        """Return the latest values of many keys, read in parallel over the nodes; ``default`` stands
-        for those that have none.
+        """Return the latest values of many keys, read in parallel over the nodes; ``default``
+        stands for those that have none.
 
         Raises BatchFailed if some keys failed; its ``results`` and ``errors`` say which.
         """
@@ -180,22 +181,26 @@ class Client:
         checked = [_key(key) for key in given]
         if len(set(checked)) < len(checked):
             raise InvalidInput("get_many: a key is given twice")
-        entries = self._run_batch(
+        return self._run_batch(
             given,
-            lambda lane: (operations.get(self._routes, lane.source, key) for key in checked),
+            lambda lane: (self._value_of(lane, key, default) for key in checked),
         )
-        return {key: default if entry is None else entry.value for key, entry in entries.items()}
+
+    def _value_of(self, lane: _Lane, key: bytes, default: Any) -> Operation[Any]:
+        entry = yield from operations.get(self._routes, lane.source, key)
+        return default if entry is None else entry.value
 
     # --- the cluster -----------------------------------------------------------------------------
 
     def where(self, key: str | bytes) -> Location:
-        """Return a key's partition and the nodes that own it, primary first, as the manager says."""
+        """Return a key's partition and the nodes that own it, primary first, as the manager
+        says."""
         key = _key(key)
         return self._run(lambda lane: operations.where(self._routes, lane.source, key))
 
     def status(self) -> dict[str, Any]:
-        """Return the object that ``gtclient --json status`` prints: nodes, states, epoch, partitions
-        that are not fully replicated."""
+        """Return the object that ``gtclient --json status`` prints: nodes, states, epoch,
+        partitions that are not fully replicated."""
         return self._run(lambda lane: operations.status(lane.source))
 
     def close(self) -> None:
@@ -271,8 +276,8 @@ class Client:
     def _after_fork(self) -> None:
         """In a forked child: leave the parent's connections alone, and draw new identities.
 
-        The sockets are closed here without a word, also those of calls that other threads of the parent
-        had in progress: the nodes see nothing of it, since the parent still holds them.
+        The sockets are closed here without a word, also those of calls that other threads of the
+        parent had in progress: the nodes see nothing of it, since the parent still holds them.
         """
         self._lanes_lock = threading.Lock()
         self._routes.asked_about.clear()

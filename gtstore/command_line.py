@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import resource
 import signal
 import sys
 import threading
@@ -86,6 +87,13 @@ def configure_logs(level: str, log_format: str, who: str) -> None:
     logging.basicConfig(level=level.upper(), handlers=[handler])
 
 
+def raise_file_limit() -> None:
+    """Allow this process as many open files as it may have: each connection is one."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
 def wait_for_stop(poll: Callable[[], None] | None = None) -> None:
     """Wait in the main thread until SIGTERM or SIGINT; meanwhile call ``poll`` once a second."""
     stop = stop_event()
@@ -110,7 +118,7 @@ class _TextFormatter(logging.Formatter):
         self.default_time_format = "%Y-%m-%dT%H:%M:%S"
         self.default_msec_format = ""
 
-    def formatTime(  # noqa: N802: the base class's name
+    def formatTime(  # noqa: N802  # the base class's name
         self, record: logging.LogRecord, datefmt: str | None = None
     ) -> str:
         return time.strftime(datefmt or self.default_time_format, time.localtime(record.created))

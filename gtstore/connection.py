@@ -1,8 +1,8 @@
 """One socket to one peer: connecting, deadlines, and OSError -> our errors.
 
-A Connection is used by one thread at a time. ``call`` is the simple way, for one request and its reply;
-session.py drives many connections at once. A connection on which anything went wrong is closed, and
-never used again.
+A Connection is used by one thread at a time. ``call`` is the simple way, for one request and its
+reply; session.py drives many connections at once. A connection on which anything went wrong is
+closed, and never used again.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ from .wire.stream import FrameBuffer
 
 PATIENCE_S: Final = 0.020
 """How long a blocking send or receive of the hot path waits before a selector takes over: so
-long waits have exact deadlines, and short ones cost no system call beyond the send or the receive."""
+long waits have exact deadlines, and short ones cost no system call beyond the send or the
+receive."""
 
 _PATIENCE: Final = struct.pack("ll", 0, int(PATIENCE_S * 1_000_000))
 
@@ -107,7 +108,8 @@ class Connection:
 
     @classmethod
     def start(cls, node: int, peer: str, host: str, port: int) -> Connection:
-        """Begin to connect, without waiting. ``finish_connecting`` is due once it can be written to.
+        """Begin to connect, without waiting. ``finish_connecting`` is due once it can be written
+        to.
 
         Raises ConnectError if it is refused at once.
         """
@@ -120,8 +122,9 @@ class Connection:
             sock = socket.socket(
                 family, kind | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC, protocol
             )
-        except OSError as error:
-            raise ConnectError(peer, describe(error)) from error
+        except (OSError, UnicodeError) as error:  # UnicodeError: an impossible host name
+            text = describe(error) if isinstance(error, OSError) else f"{host!r} is no host name"
+            raise ConnectError(peer, text) from error
         connection = cls(node, peer, sock)
         code = sock.connect_ex(address)
         if code not in (0, errno.EINPROGRESS):
@@ -130,7 +133,8 @@ class Connection:
         return connection
 
     def finish_connecting(self) -> None:
-        """Take the new connection into use. Raises ConnectError, closed, if it did not come about."""
+        """Take the new connection into use. Raises ConnectError, closed, if it did not come
+        about."""
         try:
             code = self.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
             # A port from the range of outgoing connections, where nobody listens, may by chance

@@ -35,7 +35,7 @@ class Engine(Protocol):
 class MemoryEngine:
     """Entries in memory: gone when the process ends."""
 
-    def partition(self, number: int) -> Entries:  # noqa: ARG002: one dict is like the other
+    def partition(self, number: int) -> Entries:  # noqa: ARG002  # one dict is like the other
         return dict[bytes, bytes]()
 
     def close(self) -> None:

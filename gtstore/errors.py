@@ -33,7 +33,8 @@ class GTStoreError(Exception):
 
 
 class InvalidInput(GTStoreError, ValueError):
-    """The caller's key, value or option breaks a limit. Nothing was sent; correct it and call again."""
+    """The caller's key, value or option breaks a limit. Nothing was sent; correct it and call
+    again."""
 
 
 class ProtocolError(GTStoreError):
@@ -62,7 +63,8 @@ class RemoteProtocolError(ProtocolError):
 
 
 class NetworkError(GTStoreError):
-    """The network failed. ``peer`` is who was at the other end, in words: ``node 3 (HOST:PORT)``."""
+    """The network failed. ``peer`` is who was at the other end, in words: ``node 3
+    (HOST:PORT)``."""
 
     def __init__(self, peer: str, message: str) -> None:
         super().__init__(f"{peer}: {message}")
@@ -75,7 +77,8 @@ class ConnectError(NetworkError):
 
 
 class ConnectionLost(NetworkError):
-    """The connection ended before the answer was there. A request that was sent may have been done."""
+    """The connection ended before the answer was there. A request that was sent may have been
+    done."""
 
 
 class DeadlineExceeded(NetworkError):

@@ -1,14 +1,15 @@
 """The manager: starts and probes the nodes, decides the partition map, and tells it.
 
-What is decided, and when, is membership.py's; this module carries it out: processes, threads, sockets.
-The manager is never in the way of a put or a get. Its threads:
+What is decided, and when, is membership.py's; this module carries it out: processes, threads,
+sockets. The manager is never in the way of a put or a get. Its threads:
 
 - one a node waits for the end of its process, so that a death is seen at once;
 - the prober sends PING to every node once an interval, over the port that clients use;
 - the server's threads answer clients and nodes.
 
-Each of them may tell the membership of an event. That happens under one lock (``_changed``), and what
-the membership returns is done outside of it. Maps are published one after the other, always the newest.
+Each of them may tell the membership of an event. That happens under one lock (``_changed``), and
+what the membership returns is done outside of it. Maps are published one after the other, always
+the newest.
 """
 
 from __future__ import annotations
@@ -215,7 +216,7 @@ class Manager:
                 raise ClusterError(f"storage node {node} did not start: {_describe_exit(code)}")
             if missing:
                 raise ClusterError(
-                    f"storage nodes {_ranges(missing)} did not register within {_START_TIMEOUT_S:g} s"
+                    f"node {_ranges(missing)} did not register within {_START_TIMEOUT_S:g} s"
                 )
             members = [self._registered[node] for node in sorted(self._registered)]
             self._membership = Membership(
@@ -328,7 +329,7 @@ class Manager:
 
     # --- requests --------------------------------------------------------------------------------
 
-    def on_ping(self, request: messages.Ping) -> messages.Pong:  # noqa: ARG002: it is empty
+    def on_ping(self, request: messages.Ping) -> messages.Pong:  # noqa: ARG002  # it is empty
         epoch = self._membership.map.epoch if self._membership else 0
         now_us = time.time_ns() // 1000
         return messages.Pong(messages.ROLE_MANAGER, 0, 0, os.getpid(), epoch, now_us, 0, 0)

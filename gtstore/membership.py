@@ -4,10 +4,10 @@ The pure core of the manager. It is told of events, each with the time at which 
 returns what to do; it knows no sockets, clocks, threads or processes. The rules (M1, M2, ...) are
 those of docs/REPLICATION.md.
 
-A member's state follows one table, TRANSITIONS: an event that has no row for a state is a mistake of
-the caller. Silence makes a member suspect, and never dead: a suspect that stays silent is fenced (killed),
-and only the end of its process, seen by the manager, makes it dead (M2). In this version a dead
-member stays dead.
+A member's state follows one table, TRANSITIONS: an event that has no row for a state is a mistake
+of the caller. Silence makes a member suspect, and never dead: a suspect that stays silent is fenced
+(killed), and only the end of its process, seen by the manager, makes it dead (M2). In this version
+a dead member stays dead.
 
 Order of a change (M2): the process is surely gone, then the new map is made, then it is published.
 """
@@ -130,8 +130,9 @@ class Membership:
             return actions
         if node in self._fenced:
             return actions
-        # M1: the last in-sync owner of anything is neither killed nor removed on suspicion. Those that
-        # are being killed count no more, or two that fall silent together would both be killed.
+        # M1: the last in-sync owner of anything is neither killed nor removed on suspicion. Those
+        # that are being killed count no more, or two that fall silent together would both be
+        # killed.
         if self.map.is_last_in_sync(node, self._fenced):
             if self._misses[node] == self._misses_max:
                 text = (

@@ -1,14 +1,15 @@
 """Starts node processes by forking them from one process that has everything loaded.
 
-The manager starts ``python -m gtstore.storaged --nursery`` as a subprocess: one process without threads,
-which forks a node for each line on its standard input. (The manager itself has threads, so it must
-not fork.) Nodes that were forked from one parent share its memory, and so the CPU's caches, as long as
-they only read it. With 7 nodes on one CPU that is worth a third of the time of an operation, measured
-with bench/floor.py; and a cluster starts faster.
+The manager starts ``python -m gtstore.storaged --nursery`` as a subprocess: one process without
+threads, which forks a node for each line on its standard input. (The manager itself has threads, so
+it must not fork.) Nodes that were forked from one parent share its memory, and so the CPU's caches,
+as long as they only read it. With 7 nodes on one CPU that is worth a third of the time of an
+operation, measured with bench/floor.py; and a cluster starts faster.
 
-The nursery keeps a dead node's process entry until it is told to ``reap`` it, so a process number means the
-same process until the manager has seen its end. If the manager dies, the nursery leaves too; the nodes
-go on. The manager watches and signals nodes through a pidfd, which needs no parenthood.
+The nursery keeps a dead node's process entry until it is told to ``reap`` it, so a process number
+means the same process until the manager has seen its end. If the manager dies, the nursery leaves
+too; the nodes go on. The manager watches and signals nodes through a pidfd, which needs no
+parenthood.
 
 On the pipes: a JSON object a line. ``{"start": {...}}`` is answered with ``{"pid": N}``,
 ``{"reap": N}`` with ``{"code": N}``, negative for a signal, as subprocess has it.
@@ -109,7 +110,8 @@ class Nursery:
 
 
 def serve(run_node: Callable[[dict[str, Any]], int]) -> None:
-    """The nursery's own loop. It returns at the end of its input; ``run_node`` runs in each child."""
+    """The nursery's own loop. It returns at the end of its input; ``run_node`` runs in each
+    child."""
     gc.collect()
     gc.freeze()  # or the first collection in a child would write to every shared page
     for line in sys.stdin:

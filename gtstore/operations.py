@@ -1,15 +1,16 @@
-"""Each client operation, written once, as a generator: it yields what to send and is sent the replies.
+"""Each client operation, written once, as a generator: it yields what to send and is sent the
+replies.
 
-The rules are those of docs/REPLICATION.md (C1 to C9), cited here by their names. This module knows no
-sockets, clocks or threads, so that the same code runs under the client's selector loop, under an
+The rules are those of docs/REPLICATION.md (C1 to C9), cited here by their names. This module knows
+no sockets, clocks or threads, so that the same code runs under the client's selector loop, under an
 asyncio client and on the simulated network of the tests.
 
 What an operation yields, and what it is sent back:
 
 ``(peers, request_id, frame)``
-    Send this frame to each of these peers at once: numbers of nodes, or MANAGER. The answer is a list of
-    one reply a peer, in the same order, once each peer has answered or failed: the reply's frame, or
-    Lost.
+    Send this frame to each of these peers at once: numbers of nodes, or MANAGER. The answer is a
+    list of one reply a peer, in the same order, once each peer has answered or failed: the reply's
+    frame, or Lost.
 ``Pause(seconds)``
     Wait that long. The answer is an empty list.
 
@@ -156,12 +157,12 @@ class Source:
         now_ns: the local clock, in nanoseconds since 1970.
         random: returns a number from 0 to 1.
 
-    ``client`` is this source's identity. Request ids and the counters of operations are drawn from the
-    same numbers: with the client, an operation's counter is its identity, its rid. They have 32 bits;
-    when they are used up, the source takes a new identity.
+    ``client`` is this source's identity. Request ids and the counters of operations are drawn from
+    the same numbers: with the client, an operation's counter is its identity, its rid. They have 32
+    bits; when they are used up, the source takes a new identity.
 
-    ``owed`` maps a node to the frames that it is owed (C7). The shell sends them in front of its next
-    request to that node as a primary, or once they have become many: nobody waits for them.
+    ``owed`` maps a node to the frames that it is owed (C7). The shell sends them in front of its
+    next request to that node as a primary, or once they have become many: nobody waits for them.
     """
 
     __slots__ = (
@@ -207,7 +208,8 @@ class Source:
 
     def learn(self, time: int, offset_us: int) -> None:
         """Take over the lead of a version that refused ours: an offset, not a point, else the same
-        clock would be behind again after the next round trip. Nothing is learned beyond N9's bound."""
+        clock would be behind again after the next round trip. Nothing is learned beyond N9's
+        bound."""
         ahead = time - self.now_us(offset_us)
         if ahead > 0 and self._learned_us + ahead <= _CLOCK_AHEAD_MAX_US:
             self._learned_us += ahead
@@ -218,7 +220,8 @@ class Source:
         return longest * (0.5 + self.random() / 2)
 
 
-# --- put, delete -----------------------------------------------------------------------------------
+# --- put, delete
+# -----------------------------------------------------------------------------------
 
 
 Begun: TypeAlias = tuple[Route, int, bytes, tuple[int, int], bytes]
@@ -313,9 +316,9 @@ class _Write:
     """A put or delete whose first round did not simply succeed: the table of rule C3.
 
     ``acked`` and ``unresolved`` are the two facts about the current tenure: its primary ACKed this
-    version; a request was left behind without its primary's answer. ``touched`` says that some owner
-    holds the write, or may. While it is False every request is known to have done nothing, and the
-    write is as if it had not begun.
+    version; a request was left behind without its primary's answer. ``touched`` says that some
+    owner holds the write, or may. While it is False every request is known to have done nothing,
+    and the write is as if it had not begun.
     """
 
     def __init__(
@@ -338,7 +341,8 @@ class _Write:
         self._acks: set[int] = set()
 
     def settle(self, route: Route, replies: Sequence[Reply]) -> Operation[PutResult]:
-        """Go on from the replies of the first round until the outcome is known or the time is up."""
+        """Go on from the replies of the first round until the outcome is known or the time is
+        up."""
         attempt = 0
         try:
             while True:
@@ -383,8 +387,8 @@ class _Write:
         self._unresolved = self._touched
         if self._touched and self._versions > 1:
             raise OutcomeUnknown(
-                f"the primary of {shown(self._key)} changed while the write was being repeated; it may "
-                "have happened: read the key to see",
+                f"the primary of {shown(self._key)} changed while the write was being repeated; "
+                "it may have happened: read the key to see",
                 acks=len(self._acks),
                 required=len(route.nodes),
             )
@@ -393,8 +397,8 @@ class _Write:
         """C3: the primary holds a higher version and has not seen this write: go above it."""
         if self._unresolved:
             raise OutcomeUnknown(
-                f"another client wrote {shown(self._key)} while an answer of its primary was missing; the "
-                "write may have happened before that: read the key to see",
+                f"another client wrote {shown(self._key)} while an answer of its primary was "
+                "missing; the write may have happened before that: read the key to see",
                 acks=len(self._acks),
                 required=len(route.nodes),
             )
@@ -415,7 +419,8 @@ class _Write:
         return head + self._value
 
     def _send(self, route: Route) -> Generator[Step, Sequence[Reply], Sequence[Reply]]:
-        """Send the write by rule C2. The list of replies is short if an ordered write stopped early."""
+        """Send the write by rule C2. The list of replies is short if an ordered write stopped
+        early."""
         request_id = self._source.next_number()
         frame = _write_frame(request_id, route, self._key, self._entry())
         return (
@@ -430,8 +435,8 @@ class _Write:
         if self._touched:
             required = len(route.nodes)
             return OutcomeUnknown(
-                f"{what} may have happened: {len(self._acks)} of {required} owners acknowledged it, "
-                f"then: {error}; read the key to see",
+                f"{what} may have happened: {len(self._acks)} of {required} owners "
+                f"acknowledged it, then: {error}; read the key to see",
                 acks=len(self._acks),
                 required=required,
             )
@@ -448,8 +453,8 @@ def send_in_order(
     frame: bytes,
     needs_primary: bool = False,
 ) -> Generator[Step, Sequence[Reply], Sequence[Reply]]:
-    """Send a WRITE to these nodes of a route by rule C2: at once, or, if the entry is ordered and the
-    list has more than two owners, one after the other, each answered before the next is sent.
+    """Send a WRITE to these nodes of a route by rule C2: at once, or, if the entry is ordered and
+    the list has more than two owners, one after the other, each answered before the next is sent.
 
     The list of replies ends with the first one that is neither ACK nor SUPERSEDED; if the primary's
     own ACK is still needed, also with a SUPERSEDED of the primary.
@@ -479,8 +484,8 @@ def begin_get(routes: Routes, source: Source, key: bytes) -> Begun:
 
 
 def plain_value(begun: Begun, reply: Reply) -> bytes | None:
-    """The value in a get's first reply, if there is nothing more to do: the entry is complete, and it is
-    no tombstone and does not expire. Otherwise None: ``get`` goes on."""
+    """The value in a get's first reply, if there is nothing more to do: the entry is complete, and
+    it is no tombstone and does not expire. Otherwise None: ``get`` goes on."""
     if reply[0] != ENTRY:
         return None
     entry: bytes = reply[3]  # type: ignore[assignment]  # a Lost has another kind
@@ -540,8 +545,8 @@ def _all_hold(replies: Sequence[Reply]) -> bool:
 def _help(
     source: Source, route: Route, key: bytes, entry: bytes
 ) -> Generator[Step, Sequence[Reply], Sequence[Reply]]:
-    """C5: complete a pending entry before its value is believed. That the primary returned it is its
-    ACK, so the entry goes to the other owners only, as it is."""
+    """C5: complete a pending entry before its value is believed. That the primary returned it is
+    its ACK, so the entry goes to the other owners only, as it is."""
     backups = route.nodes[1:]
     replies: Sequence[Reply] = []
     if backups:
@@ -557,7 +562,8 @@ def _help(
 
 
 def may_be_done(reply: Reply) -> bool:
-    """Whether a request that got this instead of its own reply may have been done, or be done yet."""
+    """Whether a request that got this instead of its own reply may have been done, or be done
+    yet."""
     if isinstance(reply, Lost):
         return reply.sent
     if reply[0] != ERROR:
@@ -588,8 +594,9 @@ def recover(
     replies: Sequence[Reply],
     attempt: int,
 ) -> Generator[Step, Sequence[Reply], None]:
-    """Do what a round's replies ask for before the next round: patch the map from STALE_EPOCH, ask the
-    manager about a node that is gone (as the report does), start over with another cluster, or pause.
+    """Do what a round's replies ask for before the next round: patch the map from STALE_EPOCH, ask
+    the manager about a node that is gone (as the report does), start over with another cluster, or
+    pause.
 
     Raises:
         Unavailable: the manager says that no owner is alive.
@@ -628,9 +635,9 @@ def _take_row(
 def _ask_next_primary(
     routes: Routes, source: Source, key: bytes, route: Route, lost: Lost
 ) -> Generator[Step, Sequence[Reply], None]:
-    """The report's ProvideNextPrimaryID: tell the manager which node failed, and take the row that it
-    answers with once it has looked for itself; and all other rows that have changed, since the node
-    owned other partitions too."""
+    """The report's ProvideNextPrimaryID: tell the manager which node failed, and take the row that
+    it answers with once it has looked for itself; and all other rows that have changed, since the
+    node owned other partitions too."""
     if lost.peer in routes.asked_about:
         return  # another operation is asking about this node: wait for its answer
     role = "primary" if lost.peer == route.nodes[0] else "backup"

@@ -1,12 +1,13 @@
 """What one node does with each data request: the entry and its legal changes.
 
-The rules are those of docs/REPLICATION.md, cited here by their names (N0, N1, ...). This module takes the
-bytes of a request and returns the bytes of its reply; it knows no sockets, clocks or threads. The
-caller holds one lock around every call, because check, evaluation and store are one step (N1b).
+The rules are those of docs/REPLICATION.md, cited here by their names (N0, N1, ...). This module
+takes the bytes of a request and returns the bytes of its reply; it knows no sockets, clocks or
+threads. The caller holds one lock around every call, because check, evaluation and store are one
+step (N1b).
 
 A stored entry is the wire's bytes (PROTOCOL.md section 2): comparing the first 16 bytes compares
-versions, and bytes 8 to 19 are the identity of the operation, its rid. So the two hot handlers, ``get``
-and ``write``, build no objects; everything that is rare goes through the codec.
+versions, and bytes 8 to 19 are the identity of the operation, its rid. So the two hot handlers,
+``get`` and ``write``, build no objects; everything that is rare goes through the codec.
 """
 
 from __future__ import annotations
@@ -53,8 +54,8 @@ FLAGS_AT: Final = 20
 CLOCK_AHEAD_MAX_US: Final = CLOCK_AHEAD_MAX_S * 1_000_000
 
 ENTRY_OVERHEAD_SIZE: Final = 130
-"""What one small entry takes in memory beyond its key's and entry's own bytes (two bytes objects and
-a place in a dict), for ``--max-memory-mb``: bench/memory.py measures it."""
+"""What one small entry takes in memory beyond its key's and entry's own bytes (two bytes objects
+and a place in a dict), for ``--max-memory-mb``: bench/memory.py measures it."""
 
 KEY_AT: Final = WRITE_BODY.size
 """Where the key of GET and WRITE stands: after list_epoch, partition and its own size."""
@@ -74,19 +75,19 @@ _SUPERSEDED: Final = head_word(SUPERSEDED)
 
 
 class Behind(RemoteProtocolError):
-    """The request's row is newer than ours (N1c): fetch the map, then handle the request again. If that
-    does not help, this is the refusal."""
+    """The request's row is newer than ours (N1c): fetch the map, then handle the request again. If
+    that does not help, this is the refusal."""
 
 
 class Replica:
     """This node's part of one partition.
 
-    ``row`` is the row that it goes by, or None before the first one; ``join_epoch`` is since when this
-    process is an owner, or 0 if it is none.
+    ``row`` is the row that it goes by, or None before the first one; ``join_epoch`` is since when
+    this process is an owner, or 0 if it is none.
 
-    ``write_epoch`` is the list_epoch that a WRITE must carry and ``read_epoch`` the one that a GET must
-    carry: the row's, if this node is an owner or the primary, otherwise nothing that is on any wire. So
-    the usual check of N1a is one comparison.
+    ``write_epoch`` is the list_epoch that a WRITE must carry and ``read_epoch`` the one that a GET
+    must carry: the row's, if this node is an owner or the primary, otherwise nothing that is on any
+    wire. So the usual check of N1a is one comparison.
     """
 
     __slots__ = ("entries", "join_epoch", "read_epoch", "row", "write_epoch")
@@ -131,7 +132,8 @@ class Replicas:
         self.size = 0  # bytes of all keys and entries, tombstones included
         self._hash = HASH_FUNCTIONS[hash_code]
         self._now_us = now_us
-        # A bound of N9 that was right at some time, so it is not too high now; a time's eight bytes.
+        # A bound of N9 that was right at some time, so it is not too high now; a time's eight
+        # bytes.
         self._time_max = bytes(8)
         self._memory_max = memory_max
         self._stored = 0  # keys that have an entry
@@ -250,7 +252,8 @@ class Replicas:
     # --- the map ---------------------------------------------------------------------------------
 
     def adopt(self, epoch: int, rows: Iterable[messages.Row]) -> None:
-        """Go by these rows from now on. A row never goes backwards; another cluster's is ignored."""
+        """Go by these rows from now on. A row never goes backwards; another cluster's is
+        ignored."""
         if cluster_of(epoch) != self.cluster_id:
             return
         for row in rows:

@@ -1,18 +1,19 @@
 """The socketserver shell of nodes and managers: accept, a thread a connection, limits, drain.
 
-Each connection's loop receives a large block, handles every whole frame in it, and sends all answers
-with one send. It knows no message: a role gives it a table, kind -> handler, and each handler turns
-a request id and a body into the bytes of the reply, b"" for none.
+Each connection's loop receives a large block, handles every whole frame in it, and sends all
+answers with one send. It knows no message: a role gives it a table, kind -> handler, and each
+handler turns a request id and a body into the bytes of the reply, b"" for none.
 
-What keeps one peer from hurting the others (PROTOCOL.md section 5): a frame that was begun must be whole
-in time; a peer that does not read its answers is not read from either, and closed after the same
-time; a connection that has sent a counted kind counts against the limit of connections, and only
-a few more can be open for everything else.
+What keeps one peer from hurting the others (PROTOCOL.md section 5): a frame that was begun must be
+whole in time; a peer that does not read its answers is not read from either, and closed after the
+same time; a connection that has sent a counted kind counts against the limit of connections, and
+only a few more can be open for everything else.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import socket
 import socketserver
@@ -38,6 +39,7 @@ unpack_words: Final = HEADER_WORDS.unpack_from
 _SMALL_ANSWER_SIZE: Final = 64 * messages.KIB
 _SMALL_ANSWERS_MAX: Final = messages.IN_FLIGHT_SIZE_MAX // _SMALL_ANSWER_SIZE
 """No more than so many small answers wait for one send, so together they stay in the limit."""
+_NO_FILES_PAUSE_S: Final = 0.1
 _LINGER_S: Final = 0.5
 _LINGER_RECEIVES_MAX: Final = 64
 _FRAME_TIMEOUT: Final = struct.pack("ll", messages.FRAME_TIMEOUT_S, 0)
@@ -92,6 +94,7 @@ class FrameServer(socketserver.ThreadingTCPServer):
         self.lock = threading.Lock()
         self.open_sockets: set[socket.socket] = set()  # guarded by lock
         self.counted_connections = 0  # guarded by lock
+        self.is_serving = False
         if ":" in host:
             self.address_family = socket.AF_INET6
         try:
@@ -108,11 +111,13 @@ class FrameServer(socketserver.ThreadingTCPServer):
 
     def start(self) -> None:
         """Serve in a thread of its own."""
+        self.is_serving = True
         threading.Thread(target=self.serve_forever, args=(0.2,), daemon=True).start()
 
     def drain(self, timeout_s: float = 1.0) -> None:
         """Stop: accept no more, answer the requests that have arrived, close."""
-        self.shutdown()
+        if self.is_serving:
+            self.shutdown()
         self.server_close()
         with self.lock:
             for sock in self.open_sockets:
@@ -123,6 +128,16 @@ class FrameServer(socketserver.ThreadingTCPServer):
         end = time.monotonic() + timeout_s
         while self.open_sockets and time.monotonic() < end:
             time.sleep(0.005)
+
+    def get_request(self) -> tuple[socket.socket, Any]:
+        try:
+            return super().get_request()
+        except OSError as error:
+            if error.errno in (errno.EMFILE, errno.ENFILE):
+                # The connection stays in the queue, so the next try would follow at once, and fail.
+                logger.warning("cannot accept a connection: %s", describe(error))
+                time.sleep(_NO_FILES_PAUSE_S)
+            raise
 
     def verify_request(self, request: Any, client_address: Any) -> bool:  # noqa: ARG002
         with self.lock:
@@ -252,7 +267,8 @@ class _FrameHandler(socketserver.BaseRequestHandler):
                 return
 
     def _handle_rest(self, data: bytes) -> None:
-        """What the loop left: parts of frames, unknown kinds, flags, a connection's first request."""
+        """What the loop left: parts of frames, unknown kinds, flags, a connection's first
+        request."""
         frames = self._buffer.feed(data)
         for kind, flags, request_id, body in frames:
             handler = self.server.handlers.get(kind)
@@ -301,7 +317,8 @@ class _FrameHandler(socketserver.BaseRequestHandler):
             raise _Closing
 
     def _send_many(self) -> None:
-        """Send before more is handled, if much waits: what one peer may take of memory has a limit."""
+        """Send before more is handled, if much waits: what one peer may take of memory has a
+        limit."""
         if len(self._answers[-1]) > _SMALL_ANSWER_SIZE or len(self._answers) > _SMALL_ANSWERS_MAX:
             self._send()
 

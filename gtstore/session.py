@@ -2,10 +2,11 @@
 
 A Session has one connection to each peer. One thread at a time uses it.
 
-``exchange`` is the hot path: send a frame to each node with a plain blocking send, then receive from
-each with a plain blocking receive; two system calls a node, no selector. The sockets have a short
-time limit of their own (connection.PATIENCE_S). Whatever is not usual, a peer that is not connected
-yet, a short send, a long value, a slow answer, an error, a failure, ends it with Unfinished, and
+``exchange`` is the hot path: send a frame to each node with a plain blocking send, then receive
+from each with a plain blocking receive; two system calls a node, no selector. The sockets have a
+short time limit of their own (connection.PATIENCE_S). Whatever is not usual, a peer that is not
+connected yet, a short send, a long value, a slow answer, an error, a failure, ends it with
+Unfinished, and
 ``go_on`` takes the operation from there, from exactly that state, through the selector loop.
 ``run`` and ``run_many`` are the selector loop from the start, for one operation and for a batch.
 
@@ -43,7 +44,7 @@ unpack_words: Final = HEADER_WORDS.unpack_from
 _PLAIN_WORD: Final = head_word(0)  # magic and version, no flags
 _OWED_SIZE_MAX: Final = messages.KIB
 """What a node is owed waits for the next request to it as a primary, or until it is that much."""
-_CALLS_MAX: Final = 1000
+_CALLS_MAX: Final = 500
 """How many operations of a batch are under way at once."""
 
 _READ: Final = selectors.EVENT_READ
@@ -124,17 +125,23 @@ class Session:
     def run_many(
         self, operations: Iterable[Operation[Result]], timeout_s: float
     ) -> list[Result | GTStoreError]:
-        """Run operations at once, a bounded number at a time. Each one's result, or the error that it
-        raised, stands at its place in the list."""
+        """Run operations at once, a bounded number at a time. Each one's result, or the error that
+        it raised, stands at its place in the list."""
         calls: list[_Call] = []
+        operations = iter(operations)
 
         def start() -> Iterator[_Call]:
             for operation in operations:
                 calls.append(_Call(operation))
                 yield calls[-1]
+                if self._deadline.has_passed():
+                    return
 
         self._drive(start(), Deadline(timeout_s))
-        return [call.result if call.error is None else call.error for call in calls]
+        outcomes = [call.result if call.error is None else call.error for call in calls]
+        # One error serves all whose turn did not come: there may be very many.
+        too_late = DeadlineExceeded("the batch", f"{timeout_s:g} s were over before its turn came")
+        return outcomes + [too_late for _ in operations]
 
     def close(self) -> None:
         """Send what is owed (C7) and close all connections."""

@@ -1,9 +1,9 @@
 """A storage node: the request handlers around replica.py and an engine.
 
-The node binds its port, registers with the manager, learns the cluster's shape, and then serves. Until the
-manager has given it a map that names it, replica.py answers NOT_READY (N0). One lock guards
-the replicas: check, evaluation and store of a request are one step under it, and so is adopting a map
-(N1b). The waiting for the network is done outside of it.
+The node binds its port, registers with the manager, learns the cluster's shape, and then serves.
+Until the manager has given it a map that names it, replica.py answers NOT_READY (N0). One lock
+guards the replicas: check, evaluation and store of a request are one step under it, and so is
+adopting a map (N1b). The waiting for the network is done outside of it.
 """
 
 from __future__ import annotations
@@ -44,7 +44,8 @@ class NodeOptions:
 
 
 class StorageNode:
-    """One node's server. Raises ClusterError if its port cannot be had, or the manager refuses it."""
+    """One node's server. Raises ClusterError if its port cannot be had, or the manager refuses
+    it."""
 
     def __init__(self, options: NodeOptions) -> None:
         self._options = options
@@ -95,7 +96,7 @@ class StorageNode:
         """A request came with a newer row than ours (N1c): fetch the map, and handle it again."""
         return isinstance(error, Behind) and self._fetch_map()
 
-    def on_ping(self, request: messages.Ping) -> messages.Pong:  # noqa: ARG002: it is empty
+    def on_ping(self, request: messages.Ping) -> messages.Pong:  # noqa: ARG002  # it is empty
         replicas = self._replicas
         return messages.Pong(
             messages.ROLE_NODE,
@@ -149,7 +150,7 @@ class StorageNode:
     def _adopt(self, epoch: int, rows: tuple[messages.Row, ...]) -> None:
         """Go by a newer map. The lock is held."""
         self._replicas.adopt(epoch, rows)
-        logger.info("goes by map %d (%d rows changed)", epoch & 0xFFFF_FFFF, len(rows))
+        logger.debug("goes by map %d (%d rows changed)", epoch & 0xFFFF_FFFF, len(rows))
 
     def _ask(self, request: messages.Message, timeout_s: float) -> messages.Message:
         host, port = self._options.manager

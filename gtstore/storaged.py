@@ -22,6 +22,7 @@ from .command_line import (
     argument,
     configure_logs,
     integer,
+    raise_file_limit,
     wait_for_stop,
 )
 from .connection import parse_address
@@ -67,9 +68,11 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def run_node(arguments: dict[str, Any]) -> int:
-    """Be a node, with the options of ``parser`` and its token, until SIGTERM; return the exit code."""
+    """Be a node, with the options of ``parser`` and its token, until SIGTERM; return the exit
+    code."""
     options = argparse.Namespace(**arguments)
     configure_logs(options.log_level, options.log_format, f"node {options.node}")
+    raise_file_limit()
     _set_process_name(f"gtstore-node-{options.node}")
     if options.cpu is not None:
         os.sched_setaffinity(0, {options.cpu})

@@ -7,8 +7,8 @@
         cluster.kill_node(1)
         assert store.get("key") == b"value"
 
-It starts ``python -m gtstore.managerd`` on free ports and stops everything in the end. Only processes
-that it started itself are ever signalled.
+It starts ``python -m gtstore.managerd`` on free ports and stops everything in the end. Only
+processes that it started itself are ever signalled.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class Cluster:
             "--port", str(port), "--node-port", str(node_port), *options,
         ]  # fmt: skip
         self._process: subprocess.Popen[str] | None = None
-        self._log = tempfile.TemporaryFile("w+")  # noqa: SIM115: closed in stop
+        self._log = tempfile.TemporaryFile("w+")  # noqa: SIM115  # closed in stop
         self.ready_line = ""
         self.address = ""
         self.node_pids: dict[int, int] = {}

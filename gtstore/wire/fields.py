@@ -39,7 +39,8 @@ class WireType(Protocol):
         ...
 
     def put(self, value: Any, out: bytearray, values: Mapping[str, Any]) -> None:
-        """Append the value. ``values`` holds the message's fields, for a type that depends on one."""
+        """Append the value. ``values`` holds the message's fields, for a type that depends on
+        one."""
         ...
 
     def take(self, body: bytes, at: int, values: Mapping[str, Any]) -> tuple[Any, int]:
@@ -120,7 +121,8 @@ class Counted:
 
 @dataclass(frozen=True)
 class Characters:
-    """Text in UTF-8: a length, then that many bytes. A text that is too long is cut, never refused."""
+    """Text in UTF-8: a length, then that many bytes. A text that is too long is cut, never
+    refused."""
 
     name: str
     length: Integer
@@ -161,7 +163,8 @@ class Rest:
 
 @dataclass(frozen=True)
 class IfFlag:
-    """A field that is there only if the record's ``flags`` have ``bit``; otherwise its value is None."""
+    """A field that is there only if the record's ``flags`` have ``bit``; otherwise its value is
+    None."""
 
     bit: int
     inner: Integer

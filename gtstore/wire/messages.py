@@ -234,10 +234,12 @@ MessageClass = TypeVar("MessageClass", bound=type[Message])
 def message(
     kind: int, sender: str, *receivers: str, replies: tuple[str, ...] = ()
 ) -> Callable[[MessageClass], MessageClass]:
-    """Enter a class into the table: its kind, who sends it to whom, and the replies that it may get."""
+    """Enter a class into the table: its kind, who sends it to whom, and the replies that it may
+    get."""
 
     def enter(cls: MessageClass) -> MessageClass:
-        assert 0 < kind < 0x100 and kind not in MESSAGES
+        assert 0 < kind < 0x100
+        assert kind not in MESSAGES
         cls.kind = kind
         cls.name = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", cls.__name__).upper()
         cls.sender = sender
@@ -252,12 +254,14 @@ def message(
 
 @message(0x01, CLIENT, MANAGER, NODE, replies=("PONG",))
 class Ping(Message):
-    """Ask a manager or a node whether it is alive and who it is. The manager probes its nodes with it."""
+    """Ask a manager or a node whether it is alive and who it is. The manager probes its nodes with
+    it."""
 
 
 @message(0x81, "manager or node", CLIENT)
 class Pong(Message):
-    """The answer to PING. A manager gives 0 for the node, the incarnation, the entries and the bytes."""
+    """The answer to PING. A manager gives 0 for the node, the incarnation, the entries and the
+    bytes."""
 
     role: Annotated[U8, "1 manager, 2 node"]
     node: Annotated[U16, "the node's number"]
@@ -271,7 +275,8 @@ class Pong(Message):
 
 @message(0x02, CLIENT, MANAGER, replies=("CLUSTER", "NOT_READY"))
 class ClusterInfo(Message):
-    """Ask the manager for the cluster's shape and members: a client's first message (the report's Init)."""
+    """Ask the manager for the cluster's shape and members: a client's first message (the report's
+    Init)."""
 
 
 @message(0x82, MANAGER, CLIENT)
@@ -363,8 +368,8 @@ class Registered(Message):
 )  # fmt: skip
 class Get(Message):
     """Ask the key's primary for its entry. With epoch 0, "whatever you hold", any node answers what
-    it holds, and finds the partition itself: for work by hand, since only the primary's answer is sure
-    to be the latest.
+    it holds, and finds the partition itself: for work by hand, since only the primary's answer is
+    sure to be the latest.
     """
 
     epoch: Annotated[Epoch, "the partition's list_epoch as the sender holds it, or 0"]
@@ -396,8 +401,8 @@ class NotFound(Message):
     ),
 )  # fmt: skip
 class Write(Message):
-    """Store an entry under the key if its version is higher than the stored one (put and delete, and
-    a reader's help). A client sends the same frame to every owner of the partition;
+    """Store an entry under the key if its version is higher than the stored one (put and delete,
+    and a reader's help). A client sends the same frame to every owner of the partition;
     section 10.3 says in which order.
     """
 
@@ -421,8 +426,8 @@ class Superseded(Message):
 
 @message(0x12, CLIENT, NODE)
 class Commit(Message):
-    """Say that all owners hold this version of the key. It has no reply and may be lost: it saves the
-    next reader a round trip.
+    """Say that all owners hold this version of the key. It has no reply and may be lost: it saves
+    the next reader a round trip.
     """
 
     partition: Annotated[U32, "the key's partition"]

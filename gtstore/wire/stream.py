@@ -58,7 +58,8 @@ class FrameBuffer:
         return frames
 
     def _join(self, data: bytes) -> bytes:
-        """Return the begun frame's bytes with the new ones; or nothing, if they are still too few."""
+        """Return the begun frame's bytes with the new ones; or nothing, if they are still too
+        few."""
         if self.error is not None:
             return b""
         self._chunks.append(data)
@@ -79,7 +80,8 @@ class FrameBuffer:
             magic_version, _, _, _, length = unpack_header(rest)
             wanted += length
         else:
-            # Garbage that is shorter than a header is refused now: its sender may wait for an answer.
+            # Garbage that is shorter than a header is refused now: its sender may wait for an
+            # answer.
             expected = MAGIC_VERSION.to_bytes(2, "big")
             magic_version = int.from_bytes(rest[:2] + expected[len(rest) :], "big")
             length = 0
@@ -101,7 +103,7 @@ def _header_error(magic_version: int, length: int) -> RemoteProtocolError:
     if magic != messages.MAGIC:
         return RemoteProtocolError(
             messages.BAD_MAGIC,
-            f"this is no frame of GT Store: it begins with 0x{magic:02x}, not 0x{messages.MAGIC:02x}",
+            f"this is no frame: it begins with 0x{magic:02x}, not 0x{messages.MAGIC:02x}",
             closes=True,
         )
     if version != messages.PROTOCOL_VERSION:
