@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import socket
 import struct
 import time
@@ -31,6 +32,9 @@ PATIENCE_S: Final = 0.020
 long waits have exact deadlines, and short ones cost no system call beyond the send or the
 receive."""
 
+_ADDRESS: Final = re.compile(
+    r"(\[(?P<ipv6>[^\[\]]+)\]|(?P<host>[^:\[\]]+))(:(?P<port>[0-9]{1,6}))?"
+)
 _PATIENCE: Final = struct.pack("ll", 0, int(PATIENCE_S * 1_000_000))
 
 
@@ -52,19 +56,13 @@ class Deadline:
 
 def parse_address(text: str, default_port: int = messages.MANAGER_PORT) -> tuple[str, int]:
     """Return host and port of ``HOST:PORT``, ``HOST`` or ``[IPV6]:PORT``. Raises InvalidInput."""
-    if text.startswith("["):
-        host, _, rest = text[1:].partition("]")
-        colon, _, port = rest.partition(":") if rest else ("", "", str(default_port))
-        is_valid = not colon
-    else:
-        host, colon, port = text.partition(":")
-        is_valid = True
-        port = port if colon else str(default_port)
-    if not is_valid or not host or not port.isascii() or not port.isdigit():
+    match = _ADDRESS.fullmatch(text)
+    if match is None:
         raise InvalidInput(f"{text!r} is no address; write HOST:PORT, for example 127.0.0.1:9001")
-    if not 0 < int(port) < 65536:
+    port = int(match["port"] or default_port)
+    if not 0 < port < 65536:
         raise InvalidInput(f"{text!r}: a port is a number from 1 to 65535")
-    return host, int(port)
+    return match["ipv6"] or match["host"], port
 
 
 def format_address(host: str, port: int) -> str:

@@ -1,0 +1,437 @@
+"""Session and Connection against peers that misbehave: threads here, with plain sockets."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from collections.abc import Callable, Iterator, Sequence
+
+import pytest
+
+from gtstore.connection import Connection, Deadline, call_once, format_address, parse_address
+from gtstore.errors import (
+    ConnectError,
+    ConnectionLost,
+    DeadlineExceeded,
+    GTStoreError,
+    InvalidInput,
+    OperationFailed,
+)
+from gtstore.operations import Lost, Operation, Pause, Reply
+from gtstore.session import Session, Unfinished
+from gtstore.wire import messages
+from gtstore.wire.codec import ACK, encode, error_frame
+from gtstore.wire.stream import FrameBuffer
+
+PONG = messages.Pong(2, 1, 1, 1, 1, 1, 1, 1)
+Script = Callable[[socket.socket], None]
+
+
+class Peer:
+    """A server whose behaviour is a function of the accepted socket, called once a connection."""
+
+    def __init__(self, *scripts: Script) -> None:
+        self.listener = socket.create_server(("127.0.0.1", 0))
+        self.port: int = self.listener.getsockname()[1]
+        self.accepted = 0
+        self._open = self.listener
+        self._scripts = scripts
+        self._thread = threading.Thread(target=self._serve)
+        self._thread.start()
+
+    def _serve(self) -> None:
+        for script in self._scripts:
+            try:
+                sock, _ = self.listener.accept()
+            except OSError:
+                return
+            self.accepted += 1
+            self._open = sock
+            with sock:
+                try:
+                    script(sock)
+                except (OSError, StopIteration):
+                    pass
+
+    def close(self) -> None:
+        for sock in (self.listener, self._open):
+            try:
+                sock.shutdown(socket.SHUT_RDWR)
+            except OSError:
+                pass  # closed already
+        self._thread.join()
+        self.listener.close()
+
+
+@pytest.fixture
+def peers() -> Iterator[Callable[..., Peer]]:
+    made: list[Peer] = []
+
+    def make(*scripts: Script) -> Peer:
+        made.append(Peer(*scripts))
+        return made[-1]
+
+    yield make
+    for peer in made:
+        peer.close()
+
+
+def frames_of(sock: socket.socket) -> Iterator[tuple[int, int]]:
+    """The requests that arrive: kind and request id."""
+    buffer = FrameBuffer()
+    while data := sock.recv(65536):
+        for kind, _, request_id, _ in buffer.feed(data):
+            yield kind, request_id
+
+
+def answer(sock: socket.socket) -> None:
+    """A good node: ACK for every WRITE, PONG for every PING."""
+    for kind, request_id in frames_of(sock):
+        if kind == messages.Write.kind:
+            sock.sendall(encode(messages.Ack(), request_id))
+        elif kind == messages.Ping.kind:
+            sock.sendall(encode(PONG, request_id))
+
+
+def hold(sock: socket.socket) -> None:
+    """Read everything, answer nothing."""
+    for _ in frames_of(sock):
+        pass
+
+
+def one_reply(data: Callable[[int], bytes]) -> Script:
+    """Answer the first request with these bytes, and close."""
+
+    def script(sock: socket.socket) -> None:
+        _, request_id = next(frames_of(sock))
+        sock.sendall(data(request_id))
+
+    return script
+
+
+def session_of(*peers: Peer) -> Session:
+    def locate(node: int) -> tuple[str, str, int]:
+        return f"node {node}", "127.0.0.1", peers[node - 1].port
+
+    return Session(locate)
+
+
+def send(nodes: Sequence[int], request_id: int, frame: bytes) -> Operation[list[Reply]]:
+    replies = yield tuple(nodes), request_id, frame
+    return list(replies)
+
+
+def ping(request_id: int = 1) -> bytes:
+    return encode(messages.Ping(), request_id)
+
+
+def write(request_id: int, size: int = 10) -> bytes:
+    return encode(messages.Write(1, 1, b"key", bytes(21 + size)), request_id)
+
+
+def begin(session: Session, nodes: Sequence[int], request_id: int, frame: bytes) -> list[Reply]:
+    """The hot path, and go_on where it does not finish: as Client.put does."""
+    try:
+        return list(session.exchange(tuple(nodes), request_id, frame))
+    except Unfinished as unfinished:
+        operation = send(nodes, request_id, frame)
+        return session.go_on(operation, unfinished.slots, Deadline(0).at, 5)
+
+
+@pytest.mark.parametrize("run", [begin, lambda s, *a: s.run(send(*a), 5)])
+def test_replies_come_in_the_order_of_the_nodes(
+    peers: Callable[..., Peer], run: Callable[..., list[Reply]]
+) -> None:
+    session = session_of(peers(answer), peers(answer), peers(answer))
+    for number in range(1, 5):
+        replies = run(session, (3, 1, 2), number, write(number))
+        assert [(reply[0], reply[2]) for reply in replies] == [(ACK, number)] * 3
+    session.close()
+
+
+def test_long_frames_to_slow_readers(peers: Callable[..., Peer]) -> None:
+    """A short send goes on in the selector loop, for all peers at once."""
+    session = session_of(peers(answer), peers(answer))
+    for number, size in enumerate((1000, 8_000_000, 60_000, 16_000_000), start=1):
+        replies = begin(session, (1, 2), number, write(number, size))
+        assert [reply[0] for reply in replies] == [ACK, ACK]
+    session.close()
+
+
+def test_refused_connection_means_nothing_was_sent(peers: Callable[..., Peer]) -> None:
+    """Lost.sent is False, which rules C3 and C4 rely on."""
+    gone = peers()
+    gone.listener.close()
+    good = peers(answer)
+    session = session_of(good, gone)
+    first, second = begin(session, (1, 2), 1, write(1))
+    assert first[0] == ACK
+    assert isinstance(second, Lost)
+    assert (second.peer, second.sent) == (2, False)
+    assert isinstance(second.error, ConnectError)
+    session.close()
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (lambda _: b"", "was closed"),
+        (lambda number: encode(PONG, number)[:20], "closed within a reply"),
+        (lambda number: encode(PONG, number + 1), "not sent"),
+        (lambda _: b"HTTP/1.1 400 Bad Request\r\n\r\n", "no frame"),
+    ],
+)
+def test_a_connection_that_failed_is_never_used_again(
+    peers: Callable[..., Peer], data: Callable[[int], bytes], reason: str
+) -> None:
+    """Cut replies, wrong request ids, garbage, two replies for one request: closed, a Lost that may
+    have been done, and the next request goes over a new connection."""
+    peer = peers(one_reply(data), answer)
+    session = session_of(peer)
+    assert isinstance(reply := begin(session, (1,), 1, ping(1))[0], Lost)
+    assert reply.sent
+    assert isinstance(reply.error, ConnectionLost)
+    assert reason in str(reply.error)
+    assert begin(session, (1,), 2, ping(2))[0][0] == messages.Pong.kind
+    assert peer.accepted == 2
+    session.close()
+
+
+def test_a_surplus_reply_closes_the_connection(peers: Callable[..., Peer]) -> None:
+    """Nobody waits for the second one, so nothing later on that connection can be trusted."""
+
+    def surplus(sock: socket.socket) -> None:
+        for count, (_, request_id) in enumerate(frames_of(sock), start=1):
+            sock.sendall(encode(PONG, request_id) * count)
+
+    peer = peers(surplus, answer)
+    session = session_of(peer)
+    assert begin(session, (1,), 1, ping(1))[0][0] == messages.Pong.kind
+    assert isinstance(begin(session, (1,), 2, ping(2))[0], Lost)
+    assert begin(session, (1,), 3, ping(3))[0][0] == messages.Pong.kind
+    session.close()
+
+
+def test_bytewise_replies(peers: Callable[..., Peer]) -> None:
+    """A reply that comes in pieces is put together."""
+
+    def bytewise(sock: socket.socket) -> None:
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        for _, request_id in frames_of(sock):
+            for byte in encode(PONG, request_id):
+                sock.sendall(bytes((byte,)))
+
+    session = session_of(peers(bytewise))
+    for number in range(1, 20):
+        assert begin(session, (1,), number, ping(number))[0][0] == messages.Pong.kind
+    session.close()
+
+
+def test_an_error_that_closes_is_handed_over_and_the_connection_dropped(
+    peers: Callable[..., Peer],
+) -> None:
+    """BUSY closes: the reply counts, and the next request takes a new connection."""
+
+    def busy(number: int) -> bytes:
+        return error_frame(number, messages.BUSY, "full", messages.BusyDetail(1))
+
+    peer = peers(one_reply(busy), answer)
+    session = session_of(peer)
+    assert begin(session, (1,), 1, ping(1))[0][0] == messages.Error.kind
+    assert begin(session, (1,), 2, ping(2))[0][0] == messages.Pong.kind
+    session.close()
+
+
+def test_deadline(peers: Callable[..., Peer]) -> None:
+    """What was sent may have been done; the connection is closed; then comes DeadlineExceeded."""
+    silent = peers(hold, answer)
+    session = session_of(silent, peers(answer))
+    seen: list[Reply] = []
+
+    def operation() -> Operation[None]:
+        seen.extend((yield (1, 2), 1, write(1)))
+        yield (1,), 2, write(2)
+
+    with pytest.raises(DeadlineExceeded, match=r"node 1: no answer within 0.05 s"):
+        session.run(operation(), 0.05)
+    assert isinstance(seen[0], Lost)
+    assert seen[0].sent
+    assert seen[1][0] == ACK
+    assert begin(session, (1,), 3, ping(3))[0][0] == messages.Pong.kind
+    session.close()
+
+
+def test_an_operation_may_finish_after_its_deadline_passed(peers: Callable[..., Peer]) -> None:
+    """The replies that were awaited are handed over before anything is thrown."""
+    session = session_of(peers(hold))
+    assert isinstance(session.run(send((1,), 1, ping()), 0.02)[0], Lost)
+    session.close()
+
+
+def test_pauses_and_their_deadline() -> None:
+    session = session_of()
+
+    def sleepy(seconds: float) -> Operation[str]:
+        yield Pause(seconds)
+        return "awake"
+
+    assert session.run(sleepy(0.001), 5) == "awake"
+    assert session.run_many([sleepy(0.003), sleepy(0.001)], 5) == ["awake", "awake"]
+    assert session.run(sleepy(60), 0.02) == "awake"  # nobody waits beyond the deadline
+
+
+def test_nobody_to_send_to() -> None:
+    assert session_of().run(send((), 1, b""), 5) == []
+
+
+def test_batches_are_pipelined_and_bounded(peers: Callable[..., Peer]) -> None:
+    """Thousands of operations over two connections; each has its own outcome."""
+    session = session_of(peers(answer), peers(answer))
+
+    def operation(number: int) -> Operation[int]:
+        replies = yield (1 + number % 2,), number, write(number, number % 5000)
+        if number % 100 == 0:
+            raise OperationFailed(f"{number}")
+        return replies[0][2]
+
+    outcomes = session.run_many((operation(number) for number in range(1, 5001)), 30)
+    assert len(outcomes) == 5000
+    for number, outcome in enumerate(outcomes, start=1):
+        if number % 100 == 0:
+            assert isinstance(outcome, OperationFailed)
+        else:
+            assert outcome == number
+    session.close()
+
+
+def test_a_batch_whose_time_is_up(peers: Callable[..., Peer]) -> None:
+    """Those that were sent get their own errors; those whose turn did not come share one."""
+    session = session_of(peers(hold))
+
+    def operation(number: int) -> Operation[None]:
+        replies = yield (1,), number, write(number)
+        assert isinstance(replies[0], Lost)
+        raise OperationFailed("its own")
+
+    outcomes = session.run_many((operation(number) for number in range(1, 3001)), 0.05)
+    assert len(outcomes) == 3000
+    assert {type(outcome) for outcome in outcomes} == {OperationFailed, DeadlineExceeded}
+    assert isinstance(outcomes[-1], DeadlineExceeded)
+    assert "before its turn" in str(outcomes[-1])
+    session.close()
+
+
+def test_what_is_owed_goes_first(peers: Callable[..., Peer]) -> None:
+    """C7: in front of the next request to a primary; to a backup once it is much; all on close."""
+    received: list[list[int]] = [[], []]
+
+    def recorder(index: int) -> Script:
+        def script(sock: socket.socket) -> None:
+            for kind, request_id in frames_of(sock):
+                received[index].append(kind)
+                if kind == messages.Write.kind:
+                    sock.sendall(encode(messages.Ack(), request_id))
+
+        return script
+
+    one, two = peers(recorder(0)), peers(recorder(1))
+    owed: dict[int, bytes] = {}
+
+    def locate(node: int) -> tuple[str, str, int]:
+        return "a node", "127.0.0.1", (one, two)[node - 1].port
+
+    session = Session(locate, owed)
+    commit = encode(messages.Commit(1, bytes(16), b"key"))
+    begin(session, (1, 2), 1, write(1))
+    owed.update({1: commit, 2: commit})
+    begin(session, (1, 2), 2, write(2))
+    assert list(owed) == [2]
+    session.close()
+    one.close()
+    two.close()
+    kind_write, kind_commit = messages.Write.kind, messages.Commit.kind
+    assert received[0] == [kind_write, kind_commit, kind_write]
+    assert received[1] == [kind_write, kind_write, kind_commit]
+
+
+def test_an_interrupt_leaves_no_connection_behind(peers: Callable[..., Peer]) -> None:
+    """A late reply must never be taken for the answer to a later request."""
+    session = session_of(peers(answer, answer))
+
+    def interrupted() -> Operation[None]:
+        yield (1,), 1, ping()
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        session.run(interrupted(), 5)
+    assert begin(session, (1,), 2, ping(2))[0][0] == messages.Pong.kind
+    session.close()
+
+
+def test_unknown_hosts_and_nodes() -> None:
+    for host in ("a..b", "x" * 70 + ".invalid"):
+        with pytest.raises(ConnectError):
+            Connection.start(1, "node 1", host, 1)
+
+    def locate(node: int) -> tuple[str, str, int]:
+        raise ConnectError(f"node {node}", "its address is not known")
+
+    reply = Session(locate).run(send((1,), 1, ping()), 5)[0]
+    assert isinstance(reply, Lost)
+    assert not reply.sent
+
+
+# --- one request at a time ---------------------------------------------------------------------
+
+
+def test_call_once(peers: Callable[..., Peer]) -> None:
+    peer = peers(answer)
+    assert call_once("a node", "127.0.0.1", peer.port, messages.Ping(), 5) == PONG
+
+
+@pytest.mark.parametrize(
+    ("script", "error"),
+    [
+        (hold, DeadlineExceeded),
+        (one_reply(lambda _: b""), ConnectionLost),
+        (one_reply(lambda number: encode(PONG, number)[:30]), ConnectionLost),
+        (one_reply(lambda number: encode(PONG, number + 1)), ConnectionLost),
+        (one_reply(lambda _: b"garbage"), ConnectionLost),
+        (one_reply(lambda number: encode(PONG, number)[:11] + b"\0"), ConnectionLost),
+    ],
+)
+def test_call_once_fails(
+    peers: Callable[..., Peer], script: Script, error: type[GTStoreError]
+) -> None:
+    peer = peers(script)
+    with pytest.raises(error, match="a node: "):
+        call_once("a node", "127.0.0.1", peer.port, messages.Ping(), 0.2)
+
+
+def test_call_once_without_a_listener(peers: Callable[..., Peer]) -> None:
+    peer = peers()
+    peer.listener.close()
+    with pytest.raises(ConnectError, match="connection refused"):
+        call_once("a node", "127.0.0.1", peer.port, messages.Ping(), 5)
+
+
+@pytest.mark.parametrize(
+    ("text", "parsed"),
+    [
+        ("127.0.0.1:9001", ("127.0.0.1", 9001)),
+        ("localhost", ("localhost", 9001)),
+        ("[::1]:7", ("::1", 7)),
+        ("[::1]", ("::1", 9001)),
+    ],
+)
+def test_addresses(text: str, parsed: tuple[str, int]) -> None:
+    assert parse_address(text) == parsed
+    assert parse_address(format_address(*parsed)) == parsed
+
+
+@pytest.mark.parametrize(
+    "text", ["", ":1", "a:", "a:b", "a:0", "a:65536", "a:-1", "[::1", "[::1]x", "a:\u0661", "::1"]
+)
+def test_no_addresses(text: str) -> None:
+    with pytest.raises(InvalidInput):
+        parse_address(text)
