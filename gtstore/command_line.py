@@ -5,10 +5,11 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import os
 import resource
+import select
 import signal
 import sys
-import threading
 import time
 from collections.abc import Callable
 from typing import NoReturn
@@ -94,22 +95,34 @@ def raise_file_limit() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
-def wait_for_stop(poll: Callable[[], None] | None = None) -> None:
-    """Wait in the main thread until SIGTERM or SIGINT; meanwhile call ``poll`` once a second."""
-    stop = stop_event()
-    while not stop.wait(1.0 if poll else None):
-        if poll:
-            poll()
+class StopSignals:
+    """SIGTERM and SIGINT, from its making on: the wish that the program stops.
 
+    Only the main thread may make one. A signal writes to a pipe, and whoever waits reads from it: a
+    wait on a lock could miss a signal that comes just before it, or that another thread is given.
+    """
 
-_stop = threading.Event()
+    def __init__(self) -> None:
+        self._was_asked = False
+        self._reader, writer = os.pipe()
+        os.set_blocking(writer, False)
+        signal.set_wakeup_fd(writer)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._note)
 
+    def was_asked(self) -> bool:
+        """Whether one has come."""
+        return self._was_asked
 
-def stop_event() -> threading.Event:
-    """The event that SIGTERM and SIGINT set, from the first call on."""
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: _stop.set())
-    return _stop
+    def wait(self, poll: Callable[[], None] | None = None) -> None:
+        """Wait until one comes; meanwhile call ``poll`` once a second."""
+        while not self._was_asked:
+            select.select([self._reader], [], [], 1.0 if poll else None)
+            if poll and not self._was_asked:
+                poll()
+
+    def _note(self, *_: object) -> None:
+        self._was_asked = True
 
 
 class _TextFormatter(logging.Formatter):

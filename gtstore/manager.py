@@ -369,7 +369,8 @@ class Manager:
             )
         with self._changed:
             # N0: a process registers once; one that is started again is another incarnation.
-            if request.node not in self._processes or request.node in self._registered:
+            is_awaited = 0 < request.node <= self._options.nodes
+            if not is_awaited or request.node in self._registered:
                 raise RemoteProtocolError(
                     messages.NOT_ALLOWED, f"node {request.node} is not awaited", closes=True
                 )

@@ -8,11 +8,10 @@ from .command_line import (
     DONE,
     USAGE,
     OneLineParser,
+    StopSignals,
     add_daemon_options,
     configure_logs,
     integer,
-    stop_event,
-    wait_for_stop,
 )
 from .errors import ClusterError
 from .manager import Manager, ManagerOptions
@@ -78,7 +77,7 @@ def parser() -> OneLineParser:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the program; return its exit code."""
-    stop = stop_event()
+    stop = StopSignals()
     options = (arguments_parser := parser()).parse_args(arguments)
     if options.replicas > options.nodes:
         arguments_parser.error(
@@ -112,16 +111,16 @@ def main(arguments: list[str] | None = None) -> int:
                 options.log_level,
                 options.log_format,
             ),
-            stop.is_set,
+            stop.was_asked,
         )
         ready_line = manager.start()
     except ClusterError as error:
-        if stop.is_set():
+        if stop.was_asked():
             return DONE
         print(f"gtstore: {error}", file=sys.stderr)
         return USAGE
     print(ready_line, flush=True)
-    wait_for_stop()
+    stop.wait()
     manager.stop()
     return DONE
 

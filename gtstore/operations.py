@@ -347,6 +347,8 @@ class _Write:
         try:
             while True:
                 answered = self._take_in(route, replies)
+                if not self._touched:
+                    self._give_up_if_refused(replies)
                 if self._acked and answered:
                     _owe_commit(self._source, route, self._key, self._entry())
                     return PutResult(route.nodes, Version(self._time, self._client))
@@ -380,6 +382,18 @@ class _Write:
         if replies[0][0] == ACK:
             self._acked = True
         return answered
+
+    def _give_up_if_refused(self, replies: Sequence[Reply]) -> None:
+        """Nobody holds the write, and a node refuses it for a reason that waiting will not mend
+        soon: say so at once, not at the deadline."""
+        for reply in replies:
+            if isinstance(reply, Lost) or reply[0] != ERROR:
+                continue
+            if _error_code(reply) in (messages.NO_SPACE, messages.TOO_FAR):
+                refusal = refusal_of(reply)
+                raise OperationFailed(
+                    f"the write of {shown(self._key)} did not happen: {refusal}"
+                ) from refusal
 
     def _enter_tenure(self, route: Route) -> None:
         """C3: another primary, or the same one anew."""
@@ -584,6 +598,14 @@ def remote_error(peer: str, reply: Frame) -> RemoteError:
     row = messages.ERRORS.get(message.code)
     name = row.name if row else f"error {message.code}"
     return RemoteError(peer, message.code, name, message.message, error_detail(message))
+
+
+def refusal_of(reply: Frame) -> GTStoreError:
+    """What an ERROR reply of a storage node says; it may be malformed."""
+    try:
+        return remote_error("a storage node", reply)
+    except RemoteProtocolError as error:
+        return error
 
 
 def recover(

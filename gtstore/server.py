@@ -42,7 +42,14 @@ _SMALL_ANSWERS_MAX: Final = messages.IN_FLIGHT_SIZE_MAX // _SMALL_ANSWER_SIZE
 _NO_FILES_PAUSE_S: Final = 0.1
 _LINGER_S: Final = 0.5
 _LINGER_RECEIVES_MAX: Final = 64
-_FRAME_TIMEOUT: Final = struct.pack("ll", messages.FRAME_TIMEOUT_S, 0)
+
+
+def pack_timeout(seconds: float) -> bytes:
+    """A time limit as setsockopt takes it."""
+    return struct.pack("ll", int(seconds), int(seconds % 1 * 1_000_000) + 1)
+
+
+_FRAME_TIMEOUT: Final = pack_timeout(messages.FRAME_TIMEOUT_S)
 
 
 def on_message(handle: Callable[[Any], messages.Message]) -> dict[int, Handler]:
@@ -356,6 +363,6 @@ class _FrameHandler(socketserver.BaseRequestHandler):
             self._refuse(0, RemoteProtocolError(messages.FRAME_TIMEOUT, text, closes=True))
         is_hurried = remaining_s < messages.FRAME_TIMEOUT_S
         if is_hurried or self._is_hurried:
-            timeout = struct.pack("ll", int(remaining_s), int(remaining_s % 1 * 1_000_000) + 1)
+            timeout = pack_timeout(remaining_s)
             self.request.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, timeout)
         self._is_hurried = is_hurried

@@ -28,7 +28,7 @@ from typing import Any, Final, TypeVar
 
 from .connection import Connection, Deadline, describe
 from .errors import ConnectError, ConnectionLost, DeadlineExceeded, GTStoreError, NetworkError
-from .operations import Lost, Operation, Pause, Reply, Step
+from .operations import Lost, Operation, Pause, Reply, Step, refusal_of
 from .wire import messages
 from .wire.codec import ERROR, HEADER_WORDS, Frame, head_word
 from .wire.stream import HEADER_SIZE, RECEIVE_SIZE
@@ -66,7 +66,7 @@ class _Unusual(Exception):
 class _Call:
     """An operation in the selector loop."""
 
-    __slots__ = ("error", "last_error", "missing", "operation", "replies", "result", "size")
+    __slots__ = ("error", "missing", "operation", "replies", "result", "size", "trouble")
 
     def __init__(self, operation: Operation[Any]) -> None:
         self.operation = operation
@@ -75,7 +75,7 @@ class _Call:
         self.size = 0  # bytes of its frames that are under way
         self.result: Any = None
         self.error: GTStoreError | None = None
-        self.last_error: NetworkError | None = None
+        self.trouble: GTStoreError | None = None  # the last failure or refusal, for its user
 
 
 class Session:
@@ -335,12 +335,14 @@ class Session:
 
     def _too_late(self, call: _Call) -> DeadlineExceeded:
         timeout_s = self._deadline.timeout_s
-        error = call.last_error
-        if error is None:
-            return DeadlineExceeded("the call", f"no time was left after {timeout_s:g} s")
-        if isinstance(error, DeadlineExceeded):
-            return error
-        return DeadlineExceeded(error.peer, f"{error.reason}; gave up after {timeout_s:g} s")
+        match call.trouble:
+            case DeadlineExceeded() as error:
+                return error
+            case NetworkError(peer=peer, reason=reason):
+                return DeadlineExceeded(peer, f"{reason}; gave up after {timeout_s:g} s")
+            case GTStoreError() as error:
+                return DeadlineExceeded("the cluster", f"{error}; gave up after {timeout_s:g} s")
+        return DeadlineExceeded("the call", f"no time was left after {timeout_s:g} s")
 
     def _take_step(self, call: _Call, step: Step, slots: list[Any]) -> None:
         """Begin a step, or what the hot path left of it (see _exchange for the slots)."""
@@ -389,7 +391,11 @@ class Session:
         call.replies[slot] = reply
         call.missing -= 1
         if isinstance(reply, Lost):
-            call.last_error = reply.error
+            # That the time was up says less than why it was.
+            if call.trouble is None or not isinstance(reply.error, DeadlineExceeded):
+                call.trouble = reply.error
+        elif reply[0] == ERROR:
+            call.trouble = refusal_of(reply)
         if not call.missing:
             self._ready.append(call)
 

@@ -18,12 +18,12 @@ from .command_line import (
     TOKEN_VARIABLE,
     USAGE,
     OneLineParser,
+    StopSignals,
     add_daemon_options,
     argument,
     configure_logs,
     integer,
     raise_file_limit,
-    wait_for_stop,
 )
 from .connection import parse_address
 from .errors import ClusterError
@@ -71,6 +71,7 @@ def run_node(arguments: dict[str, Any]) -> int:
     """Be a node, with the options of ``parser`` and its token, until SIGTERM; return the exit
     code."""
     options = argparse.Namespace(**arguments)
+    stop = StopSignals()
     configure_logs(options.log_level, options.log_format, f"node {options.node}")
     raise_file_limit()
     _set_process_name(f"gtstore-node-{options.node}")
@@ -101,7 +102,7 @@ def run_node(arguments: dict[str, Any]) -> int:
             logger.error("the manager is gone before it gave this node a map: stopping")
             sys.exit(1)
 
-    wait_for_stop(leave_if_orphaned)
+    stop.wait(leave_if_orphaned)
     node.stop()
     return DONE
 

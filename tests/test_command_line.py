@@ -16,12 +16,11 @@ import pytest
 from gtstore import command_line
 from gtstore.command_line import (
     OneLineParser,
+    StopSignals,
     add_daemon_options,
     argument,
     configure_logs,
     integer,
-    stop_event,
-    wait_for_stop,
 )
 from gtstore.errors import InvalidInput
 from gtstore.wire.messages import CONNECTIONS_MAX
@@ -199,52 +198,48 @@ def test_an_exception_in_a_json_log(capsys: pytest.CaptureFixture[str]) -> None:
 # --- the end -------------------------------------------------------------------------------------
 
 
-class ImpatientEvent(threading.Event):
-    """An event that keeps nobody waiting, and is set after some waits."""
-
-    def __init__(self, waits: int | None = None) -> None:
-        super().__init__()
-        self.waits = waits
-        self.timeouts: list[float | None] = []
-
-    def wait(self, timeout: float | None = None) -> bool:
-        self.timeouts.append(timeout)
-        if len(self.timeouts) == self.waits:
-            self.set()
-        return self.is_set()
-
-
 @pytest.fixture
-def stop(monkeypatch: pytest.MonkeyPatch) -> Iterator[ImpatientEvent]:
-    """The programs' event, replaced; the signals' handlers are put back."""
+def stop() -> Iterator[StopSignals]:
+    """What the programs wait for; the signals' handlers are put back."""
     handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-    event = ImpatientEvent()
-    monkeypatch.setattr(command_line, "_stop", event)
-    yield event
+    yield StopSignals()
+    signal.set_wakeup_fd(-1)
     for number, handler in handlers.items():
         signal.signal(number, handler)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_signals_that_stop_a_program(stop: ImpatientEvent, number: signal.Signals) -> None:
-    """SIGTERM and SIGINT set the event, and nothing else happens."""
-    assert stop_event() is stop
-    assert not stop.is_set()
+def test_signals_that_stop_a_program(stop: StopSignals, number: signal.Signals) -> None:
+    """SIGTERM and SIGINT are noted, and nothing else happens; a wait after them ends at once."""
+    assert not stop.was_asked()
     signal.raise_signal(number)
-    assert stop.is_set()
+    assert stop.was_asked()
+    stop.wait()
 
 
-def test_waiting_without_anything_to_do(stop: ImpatientEvent) -> None:
-    """Without ``poll`` nothing needs to wake up before the signal."""
-    stop.waits = 1
-    wait_for_stop()
-    assert stop.timeouts == [None]
+def test_a_wait_ends_with_a_signal(stop: StopSignals) -> None:
+    """Also with one that the system gives to another thread."""
+
+    def send() -> None:
+        signal.pthread_kill(threading.get_ident(), signal.SIGTERM)
+
+    thread = threading.Thread(target=send)
+    thread.start()
+    stop.wait()
+    thread.join()
 
 
-def test_waiting_with_something_to_do(stop: ImpatientEvent) -> None:
+def test_waiting_with_something_to_do(stop: StopSignals, monkeypatch: pytest.MonkeyPatch) -> None:
     """``poll`` is called once a second until the signal comes, and not after it."""
+    timeouts: list[float | None] = []
+    monkeypatch.setattr(command_line.select, "select", lambda *a: timeouts.append(a[3]))
     polls: list[None] = []
-    stop.waits = 3
-    wait_for_stop(lambda: polls.append(None))
+
+    def poll() -> None:
+        polls.append(None)
+        if len(polls) == 2:
+            signal.raise_signal(signal.SIGTERM)
+
+    stop.wait(poll)
     assert len(polls) == 2
-    assert stop.timeouts == [1.0, 1.0, 1.0]
+    assert timeouts == [1.0, 1.0]

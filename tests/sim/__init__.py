@@ -1,0 +1,1 @@
+"""The simulated cluster: the real core on a network without sockets, clocks or threads."""

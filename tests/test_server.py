@@ -1,0 +1,303 @@
+"""FrameServer, in this process: limits, errors, order, and that nothing is left behind."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from gtstore import server as server_module
+from gtstore.errors import ClusterError, RemoteProtocolError
+from gtstore.server import FrameServer, on_message
+from gtstore.testing import wait_until
+from gtstore.wire import messages
+from gtstore.wire.codec import decode, encode, error_detail
+from gtstore.wire.messages import Ack, Commit, Get, MapUpdate, NotFound, Ping, Pong
+from gtstore.wire.stream import FrameBuffer
+
+PONG = Pong(2, 1, 1, 1, 1, 1, 1, 1)
+GET = Get(0, 0, b"key")
+LARGE = messages.EntryReply(bytes(300_000))
+
+Serve = Callable[..., FrameServer]
+
+
+class Retriable(Exception):
+    """What recover mends."""
+
+
+@pytest.fixture
+def serve() -> Iterator[Serve]:
+    running: list[FrameServer] = []
+
+    def start(**options: int) -> FrameServer:
+        attempts: list[int] = []
+
+        def on_ping(_: Ping) -> Pong:
+            return PONG
+
+        def on_get(request: Get) -> messages.Message:
+            match request.key:
+                case b"refuse":
+                    raise RemoteProtocolError(messages.MALFORMED, "refused")
+                case b"close":
+                    raise RemoteProtocolError(messages.NOT_ALLOWED, "no", closes=True)
+                case b"bug":
+                    raise ZeroDivisionError
+                case b"again" if len(attempts) < 1:
+                    attempts.append(1)
+                    raise Retriable
+                case b"large":
+                    return LARGE
+            return NotFound()
+
+        def on_update(_: MapUpdate) -> Ack:
+            return Ack()
+
+        handlers = {**on_message(on_ping), **on_message(on_get), **on_message(on_update)}
+        handlers[Commit.kind] = lambda _request_id, _body: b""
+        running.append(
+            FrameServer(
+                "127.0.0.1",
+                0,
+                handlers,
+                counted=(Get.kind, Commit.kind),
+                lock=threading.Lock(),
+                recover=lambda error: isinstance(error, Retriable),
+                **options,
+            )
+        )
+        running[-1].start()
+        return running[-1]
+
+    yield start
+    for server in running:
+        server.drain()
+        assert server.open_sockets == set()
+        assert server.counted_connections == 0
+
+
+class Talk:
+    """A plain client of one connection."""
+
+    def __init__(self, server: FrameServer) -> None:
+        self.sock = socket.create_connection(("127.0.0.1", server.port), timeout=10)
+        self._buffer = FrameBuffer()
+        self._frames: list[tuple[int, int, int, bytes]] = []
+
+    def __enter__(self) -> Talk:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.sock.close()
+
+    def send(self, *frames: bytes) -> None:
+        self.sock.sendall(b"".join(frames))
+
+    def reply(self) -> tuple[int, messages.Message] | None:
+        """The next reply with its request id; None at the end of the connection."""
+        while not self._frames:
+            data = self.sock.recv(65536)
+            if not data:
+                return None
+            self._frames += self._buffer.feed(data)
+        kind, _, request_id, body = self._frames.pop(0)
+        return request_id, decode(kind, body)
+
+    def error(self) -> tuple[int, str, object]:
+        """The next reply, which is an ERROR: its request id, name and detail."""
+        answer = self.reply()
+        assert answer is not None
+        request_id, message = answer
+        assert isinstance(message, messages.Error)
+        return request_id, messages.ERRORS[message.code].name, error_detail(message)
+
+
+def test_pipelined_requests_are_answered_in_order(serve: Serve) -> None:
+    """Whatever the order of kinds, a connection's first counted one included; COMMIT is silent."""
+    with Talk(serve()) as talk:
+        requests = [Ping(), GET, Commit(1, bytes(16), b"key"), Ping(), GET, Get(0, 0, b"large")]
+        talk.send(*(encode(request, i) for i, request in enumerate(requests * 20)))
+        replies = [talk.reply() for _ in range(5 * 20)]
+        expected = [PONG, NotFound(), None, PONG, NotFound(), LARGE] * 20
+        assert replies == [(i, reply) for i, reply in enumerate(expected) if reply is not None]
+
+
+def test_bytewise_requests(serve: Serve) -> None:
+    with Talk(serve()) as talk:
+        talk.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        for byte in encode(GET, 7) + encode(Ping(), 8):
+            talk.send(bytes((byte,)))
+        assert talk.reply() == (7, NotFound())
+        assert talk.reply() == (8, PONG)
+
+
+def test_half_closed_connections_are_answered(serve: Serve) -> None:
+    """Requests that were sent before the end are answered, then the server closes too."""
+    with Talk(serve()) as talk:
+        talk.send(*(encode(Get(0, 0, b"large"), i) for i in range(30)))
+        talk.sock.shutdown(socket.SHUT_WR)
+        assert [talk.reply() for _ in range(30)] == [(i, LARGE) for i in range(30)]
+        assert talk.reply() is None
+
+
+@pytest.mark.parametrize(
+    ("frame", "name", "closes"),
+    [
+        (encode(Get(0, 0, b"refuse"), 5), "MALFORMED", False),
+        (encode(Get(0, 0, b"bug"), 5), "INTERNAL", True),
+        (encode(Get(0, 0, b"close"), 5), "NOT_ALLOWED", True),
+        (encode(messages.KeyNodes(b"key"), 5), "UNKNOWN_KIND", False),
+        (encode(Pong(1, 1, 1, 1, 1, 1, 1, 1), 5), "UNKNOWN_KIND", False),
+        (b"\xc7\x01\x77\0\0\0\0\5\0\0\0\0", "UNKNOWN_KIND", False),
+        (b"\xc7\x01\x01\x80\0\0\0\5\0\0\0\0", "UNKNOWN_FLAGS", False),
+        (b"\xc7\x01\x01\0\0\0\0\5\0\0\0\1x", "MALFORMED", False),
+        (b"\xc7\x01\x10\0\0\0\0\5\0\0\0\0", "MALFORMED", False),
+        (b"\xc7\x02\x01\0\0\0\0\5\0\0\0\0", "UNSUPPORTED_VERSION", True),
+        (b"\xc7\x01\x01\0\0\0\0\5\xff\xff\xff\xff", "FRAME_TOO_LONG", True),
+        (b"GET / HTTP/1.1\r\nHost: example\r\n\r\n", "BAD_MAGIC", True),
+        (b"\x16\x03\x01\x02\x00\x01", "BAD_MAGIC", True),
+        (b"\x80\x04", "BAD_MAGIC", True),
+    ],
+)
+@pytest.mark.parametrize("is_counted", [False, True])
+def test_bad_requests(
+    serve: Serve, frame: bytes, name: str, closes: bool, is_counted: bool
+) -> None:
+    """A typed reply to each; what was sent before is answered; the server goes on."""
+    server = serve()
+    with Talk(server) as talk:
+        if is_counted:
+            talk.send(encode(GET, 1))
+            assert talk.reply() == (1, NotFound())
+        talk.send(encode(Ping(), 4), frame)
+        assert talk.reply() == (4, PONG)
+        request_id, error_name, _ = talk.error()
+        assert error_name == name
+        is_frame = name not in ("UNSUPPORTED_VERSION", "FRAME_TOO_LONG", "BAD_MAGIC")
+        assert request_id == (5 if is_frame else 0)
+        if closes:
+            assert talk.reply() is None
+        else:
+            talk.send(encode(Ping(), 6))
+            assert talk.reply() == (6, PONG)
+    with Talk(server) as talk:
+        talk.send(encode(Ping(), 1))
+        assert talk.reply() == (1, PONG)
+
+
+def test_the_reason_for_closing_arrives(serve: Serve) -> None:
+    """Also when much more was sent than the server has read, so that a plain close would reset."""
+    with Talk(serve()) as talk:
+        talk.send(b"\xc7\x01\x01\0\0\0\0\5\xff\xff\xff\xff" + bytes(1_000_000))
+        assert talk.error()[1] == "FRAME_TOO_LONG"
+
+
+def test_recover_and_try_again(serve: Serve) -> None:
+    with Talk(serve()) as talk:
+        talk.send(encode(Get(0, 0, b"again"), 1))
+        assert talk.reply() == (1, NotFound())
+
+
+def test_connections_are_counted_once_they_use_a_counted_kind(serve: Serve) -> None:
+    """A full server still answers PING, and has room again when one leaves."""
+    server = serve(connections_max=2)
+    with Talk(server) as one, Talk(server) as two, Talk(server) as three:
+        for talk in (one, two):
+            talk.send(encode(GET, 1))
+            assert talk.reply() == (1, NotFound())
+        three.send(encode(Ping(), 1))
+        assert three.reply() == (1, PONG)
+        three.send(encode(GET, 2))
+        assert three.error() == (2, "BUSY", messages.BusyDetail(2))
+        assert three.reply() is None
+        one.sock.close()
+        wait_until(lambda: server.counted_connections == 1, "a free place")
+        with Talk(server) as four:
+            four.send(encode(GET, 1))
+            assert four.reply() == (1, NotFound())
+
+
+def test_connections_beyond_the_reserve_are_refused(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(messages, "CONNECTIONS_RESERVED", 1)
+    server = serve(connections_max=1)
+    with Talk(server) as one, Talk(server) as two:
+        for talk in (one, two):
+            talk.send(encode(Ping(), 1))
+            assert talk.reply() == (1, PONG)
+        with Talk(server) as three:
+            assert three.error() == (0, "BUSY", messages.BusyDetail(1))
+            assert three.reply() is None
+
+
+def test_a_begun_frame_must_be_whole_in_time(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether the rest does not come or trickles; a connection between two frames lives on."""
+    monkeypatch.setattr(messages, "FRAME_TIMEOUT_S", 0.05)
+    monkeypatch.setattr(server_module, "_FRAME_TIMEOUT", server_module.pack_timeout(0.05))
+    server = serve()
+    with Talk(server) as idle, Talk(server) as silent, Talk(server) as slow:
+        for talk in (idle, silent, slow):
+            talk.send(encode(GET, 1))
+            assert talk.reply() == (1, NotFound())
+        silent.send(encode(Ping(), 2), encode(Ping(), 3)[:5])
+        assert silent.reply() == (2, PONG)
+        assert silent.error()[:2] == (0, "FRAME_TIMEOUT")
+        assert silent.reply() is None
+
+        stop = threading.Event()
+
+        def trickle() -> None:
+            try:
+                for byte in encode(MapUpdate(bytes(16), 1, ()), 1) * 1000:
+                    slow.send(bytes((byte,)))
+                    if stop.wait(0.004):
+                        return
+            except OSError:
+                pass
+
+        thread = threading.Thread(target=trickle)
+        thread.start()
+        while True:
+            answer = slow.reply()
+            assert answer is not None
+            if isinstance(answer[1], messages.Error):
+                assert answer[1].code == messages.FRAME_TIMEOUT
+                break
+        stop.set()
+        thread.join()
+
+        idle.send(encode(Ping(), 4))
+        assert idle.reply() == (4, PONG)
+
+
+def test_a_peer_that_never_reads_holds_up_only_itself(serve: Serve) -> None:
+    """The server reads no more requests than it can answer; others are served meanwhile."""
+    server = serve()
+    with Talk(server) as deaf, Talk(server) as other:
+        deaf.sock.settimeout(0.2)
+        sent = 0
+        try:
+            for _ in range(100_000):
+                deaf.send(encode(Get(0, 0, b"large"), 1) * 10)
+                sent += 10
+        except TimeoutError:
+            pass
+        assert sent < 1_000_000, "it took all requests"
+        other.send(encode(Ping(), 1))
+        assert other.reply() == (1, PONG)
+
+
+def test_a_busy_port_is_one_line() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as holder:
+        port = holder.getsockname()[1]
+        with pytest.raises(ClusterError, match=rf"127.0.0.1:{port}: address already in use"):
+            FrameServer("127.0.0.1", port, {})
+
+
+def test_drain_before_start() -> None:
+    """Nothing to wait for: it must not hang."""
+    FrameServer("127.0.0.1", 0, {}).drain()
