@@ -19,13 +19,15 @@ from types import TracebackType
 from typing import Any, TypeVar, overload
 
 from . import operations
-from .connection import format_address, parse_address
+from .connection import parse_address
 from .errors import BatchFailed, ConnectError, GTStoreError, InvalidInput
 from .operations import MANAGER, Location, Operation, PutResult, Source, StoredEntry
-from .placement import Routes
+from .placement import Routes, format_address
 from .session import DIRECT_TIMEOUT_MIN_S, Session, Unfinished
 from .wire.codec import ACK
 from .wire.messages import CLIENT_TIMEOUT_S, KEY_SIZE_MAX, VALUE_SIZE_MAX
+
+_TIMEOUT_MAX_S = 1_000_000.0
 
 Result = TypeVar("Result")
 Default = TypeVar("Default")
@@ -64,11 +66,9 @@ class Client:
     """
 
     def __init__(self, manager: str = "127.0.0.1:9001", timeout: float = CLIENT_TIMEOUT_S) -> None:
-        if not timeout > 0:
-            raise InvalidInput(f"timeout={timeout!r}: it must be more than 0 seconds")
+        self._timeout_s = _timeout(timeout)
         self._manager = parse_address(manager)
-        self._timeout_s = timeout
-        self._is_direct = timeout >= DIRECT_TIMEOUT_MIN_S
+        self._is_direct = self._timeout_s >= DIRECT_TIMEOUT_MIN_S
         self._routes = Routes()
         self._is_closed = False
         # Lanes that no call uses. append and pop are atomic, so the hot path takes no lock.
@@ -154,10 +154,14 @@ class Client:
 
         Raises BatchFailed if some keys failed; its ``results`` and ``errors`` say which.
         """
+        started = time.monotonic()
+        if not isinstance(items, Mapping):
+            raise InvalidInput(f"put_many takes a mapping, not {type(items).__name__}")
         checked = {_key(key): _value(value) for key, value in items.items()}
         if len(checked) < len(items):
             raise InvalidInput("put_many: a key is given twice, as str and as bytes")
         return self._run_batch(
+            started,
             list(items),
             lambda lane: (
                 operations.put(self._routes, lane.source, key, value)
@@ -175,13 +179,17 @@ class Client:
 
         Raises BatchFailed if some keys failed; its ``results`` and ``errors`` say which.
         """
-        if isinstance(keys, str | bytes):
+        started = time.monotonic()
+        if isinstance(keys, str | bytes) or not isinstance(keys, Iterable):
             raise InvalidInput("get_many takes several keys, not one")
         given = list(keys)
+        if not all(isinstance(key, str | bytes) for key in given):
+            raise InvalidInput("get_many takes keys that are str or bytes")
         checked = [_key(key) for key in given]
         if len(set(checked)) < len(checked):
             raise InvalidInput("get_many: a key is given twice")
         return self._run_batch(
+            started,
             given,
             lambda lane: (self._value_of(lane, key, default) for key in checked),
         )
@@ -201,7 +209,7 @@ class Client:
     def status(self) -> dict[str, Any]:
         """Return the object that ``gtclient --json status`` prints: nodes, states, epoch,
         partitions that are not fully replicated."""
-        return self._run(lambda lane: operations.status(lane.source))
+        return self._run(lambda lane: operations.status(self._routes, lane.source))
 
     def close(self) -> None:
         """Close all connections. Calls in progress in other threads end with their own results."""
@@ -230,11 +238,11 @@ class Client:
             self._give_back(lane)
 
     def _run_batch(
-        self, keys: list[Any], make: Callable[[_Lane], Iterable[Operation[Any]]]
+        self, started: float, keys: list[Any], make: Callable[[_Lane], Iterable[Operation[Any]]]
     ) -> dict[Any, Any]:
         lane = self._take_lane()
         try:
-            outcomes = lane.session.run_many(make(lane), self._timeout_s)
+            outcomes = lane.session.run_many(make(lane), self._timeout_s, len(keys), started)
         finally:
             self._give_back(lane)
         pairs = list(zip(keys, outcomes, strict=True))
@@ -257,10 +265,9 @@ class Client:
         return lane
 
     def _give_back(self, lane: _Lane) -> None:
+        self._idle.append(lane)
         if self._is_closed:
-            lane.session.close()
-        else:
-            self._idle.append(lane)
+            self.close()
 
     def _locate(self, node: int) -> tuple[str, str, int]:
         """Where a peer listens, for Session."""
@@ -281,9 +288,9 @@ class Client:
         """
         self._lanes_lock = threading.Lock()
         self._routes.asked_about.clear()
-        self._idle = []
         for lane in list(self._lanes):
             lane.session.abort()
+        self._idle = []
         self._lanes = weakref.WeakSet()
 
 
@@ -311,6 +318,14 @@ def connect(manager: str = "127.0.0.1:9001", timeout: float = CLIENT_TIMEOUT_S) 
         DeadlineExceeded: it did not answer in time.
     """
     return Client(manager, timeout)
+
+
+def _timeout(timeout: Any) -> float:
+    if isinstance(timeout, int | float) and 0 < timeout <= _TIMEOUT_MAX_S:
+        return float(timeout)
+    raise InvalidInput(
+        f"timeout={timeout!r}: it is a number of seconds, from 0 to {_TIMEOUT_MAX_S:g}"
+    )
 
 
 def _key(key: str | bytes) -> bytes:

@@ -96,10 +96,11 @@ def raise_file_limit() -> None:
 
 
 class StopSignals:
-    """SIGTERM and SIGINT, from its making on: the wish that the program stops.
+    """SIGTERM, SIGINT and SIGHUP (the terminal was closed): the wish that the program stops.
 
-    Only the main thread may make one. A signal writes to a pipe, and whoever waits reads from it: a
-    wait on a lock could miss a signal that comes just before it, or that another thread is given.
+    They count from the making on. Only the main thread may make one. A signal writes to a pipe, and
+    whoever waits reads from it: a wait on a lock could miss a signal that comes just before it, or
+    that another thread is given.
     """
 
     def __init__(self) -> None:
@@ -107,8 +108,10 @@ class StopSignals:
         self._reader, writer = os.pipe()
         os.set_blocking(writer, False)
         signal.set_wakeup_fd(writer)
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._note)
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            # nohup ignores SIGHUP, and a shell's background job SIGINT: they know why.
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                signal.signal(number, self._note)
 
     def was_asked(self) -> bool:
         """Whether one has come."""

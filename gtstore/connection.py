@@ -24,7 +24,7 @@ from .errors import (
     RemoteProtocolError,
 )
 from .wire import messages
-from .wire.codec import decode, encode
+from .wire.codec import ERROR, decode, encode
 from .wire.stream import FrameBuffer
 
 PATIENCE_S: Final = 0.020
@@ -63,10 +63,6 @@ def parse_address(text: str, default_port: int = messages.MANAGER_PORT) -> tuple
     if not 0 < port < 65536:
         raise InvalidInput(f"{text!r}: a port is a number from 1 to 65535")
     return match["ipv6"] or match["host"], port
-
-
-def format_address(host: str, port: int) -> str:
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def describe(error: OSError) -> str:
@@ -207,6 +203,10 @@ class Connection:
 
     def ended(self, data: bytes, frames: list[Any]) -> ConnectionLost:
         """Why nothing more can be received: what to raise."""
+        if frames and frames[0][0] == ERROR and not frames[0][2]:
+            error = decode(ERROR, frames[0][3])
+            assert isinstance(error, messages.Error)
+            return ConnectionLost(self.peer, f"it refuses the connection: {error.message}")
         if frames:
             return ConnectionLost(
                 self.peer, f"a reply to a request that was not sent: {frames[0][2]}"

@@ -25,12 +25,19 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from .connection import call_once, format_address
+from .connection import call_once
 from .errors import ClusterError, GTStoreError, NetworkError, RemoteProtocolError
 from .membership import Action, Fence, Membership, Probe, Publish, Report
 from .nursery import NodeProcess, Nursery
 from .operations import Lost, Operation, Reply
-from .placement import HASH_FUNCTIONS, PartitionMap, cluster_of, epoch_of, partition_count
+from .placement import (
+    HASH_FUNCTIONS,
+    PartitionMap,
+    cluster_of,
+    epoch_of,
+    format_address,
+    partition_count,
+)
 from .server import FrameServer, on_message
 from .session import Session
 from .wire import messages
@@ -194,7 +201,10 @@ class Manager:
             self._changed.notify_all()
             membership = self._membership
         if membership is not None and not self._is_stopping.is_set():
-            self._apply(lambda: membership.exited(node, _describe_exit(code)))
+            try:
+                self._apply(lambda: membership.exited(node, _describe_exit(code)))
+            except Exception:
+                logger.exception("the map without node %d could not be published yet", node)
 
     def _await_nodes(self) -> None:
         """Wait until all nodes have registered, then make and publish the first map."""
@@ -280,7 +290,7 @@ class Manager:
                 _request(node, update) for node, update in zip(behind, updates, strict=True)
             ]
             late = []
-            replies = self._push_session.run_many(requests, timeout_s)
+            replies = self._push_session.run_many(requests, timeout_s, len(behind))
             for node, reply in zip(behind, replies, strict=True):
                 if isinstance(reply, messages.Adopted):
                     self._adopted[node] = reply.epoch
@@ -296,22 +306,24 @@ class Manager:
         while not self._is_stopping.is_set():
             with self._changed:
                 actions = membership.tick(time.monotonic())
-            nodes = []
-            for action in actions:
-                if isinstance(action, Probe):
-                    nodes.append(action.node)
-                else:
-                    self._apply(lambda action=action: [action])  # type: ignore[misc]
-            self._probe(membership, nodes, interval_s)
+            nodes = [action.node for action in actions if isinstance(action, Probe)]
+            others = [action for action in actions if not isinstance(action, Probe)]
+            try:
+                self._apply(lambda others=others: others)  # type: ignore[misc]
+                self._probe(membership, nodes, interval_s)
+            except Exception:
+                # For example too many open files. Without this thread no hung node is noticed.
+                logger.exception("a round of probes failed")
             self._is_stopping.wait(max(0.0, membership.next_tick - time.monotonic()))
 
     def _probe(self, membership: Membership, nodes: list[int], timeout_s: float) -> None:
         requests = [_request(node, messages.Ping()) for node in nodes]
         is_behind = False
-        for node, reply in zip(
-            nodes, self._probe_session.run_many(requests, timeout_s), strict=True
-        ):
-            if isinstance(reply, messages.Pong) and reply.node == node:
+        replies = self._probe_session.run_many(requests, timeout_s, len(nodes))
+        for node, reply in zip(nodes, replies, strict=True):
+            if isinstance(reply, messages.Error) and reply.code == messages.BUSY:
+                self._apply(lambda node=node: membership.answered(node))  # type: ignore[misc]
+            elif isinstance(reply, messages.Pong) and reply.node == node:
                 is_behind |= reply.epoch < membership.map.epoch
                 self._apply(lambda node=node: membership.answered(node))  # type: ignore[misc]
             else:
@@ -405,7 +417,8 @@ class Manager:
         if not alive:
             raise RemoteProtocolError(
                 messages.UNAVAILABLE,
-                f"no owner of partition {partition} is alive",
+                f"all owners of partition {partition} are dead, and its data is gone: restart "
+                "the cluster",
                 detail=messages.AliveDetail(self._options.replicas, alive),
             )
         return messages.Owners(row, members)

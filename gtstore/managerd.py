@@ -12,6 +12,7 @@ from .command_line import (
     add_daemon_options,
     configure_logs,
     integer,
+    raise_file_limit,
 )
 from .errors import ClusterError
 from .manager import Manager, ManagerOptions
@@ -89,11 +90,14 @@ def main(arguments: list[str] | None = None) -> int:
         )
     if options.node_port + options.nodes - 1 > 65535:
         arguments_parser.error("--node-port: the last node's port would be above 65535")
+    if 0 <= options.port - options.node_port < options.nodes and options.node_port:
+        arguments_parser.error(f"--port {options.port} is the port of a storage node too")
     if options.engine == "lmdb" or (options.data_dir and options.engine is None):
         arguments_parser.error(
             "this version keeps entries in memory only: --data-dir and --engine lmdb are not "
             "built yet"
         )
+    raise_file_limit()
     configure_logs(options.log_level, options.log_format, "manager")
     try:
         manager = Manager(
@@ -119,9 +123,14 @@ def main(arguments: list[str] | None = None) -> int:
             return DONE
         print(f"gtstore: {error}", file=sys.stderr)
         return USAGE
-    print(ready_line, flush=True)
-    stop.wait()
-    manager.stop()
+    try:
+        print(ready_line, flush=True)
+        stop.wait()
+    except OSError as error:
+        print(f"gtstore: cannot print the ready line: {error.strerror}", file=sys.stderr)
+        return USAGE
+    finally:
+        manager.stop()
     return DONE
 
 

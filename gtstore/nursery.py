@@ -25,11 +25,14 @@ import signal
 import subprocess
 import sys
 import threading
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from .errors import ClusterError
+
+_ANSWER_TIMEOUT_S = 5.0
 
 
 class NodeProcess:
@@ -50,10 +53,11 @@ class NodeProcess:
 
     def wait(self) -> int | None:
         """Wait for its end, set ``exited``, and return its exit code; None if nobody knows it."""
-        select.select([self._pidfd], [], [])
-        code = self._nursery.reap(self.pid)
+        poll = select.poll()  # select.select takes no file number above 1023
+        poll.register(self._pidfd, select.POLLIN)
+        poll.poll()
         self.exited.set()
-        return code
+        return self._nursery.reap(self.pid)
 
 
 class Nursery:
@@ -61,6 +65,7 @@ class Nursery:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()  # guards the pipes: one question, then its answer
+        self._is_silent = False  # it once did not answer; guarded by _lock
         # It must be this same package, wherever the program was started from.
         paths = [str(Path(__file__).parent.parent), os.environ.get("PYTHONPATH", "")]
         self._process = subprocess.Popen(
@@ -94,15 +99,27 @@ class Nursery:
                     pipe.close()
                 except OSError:
                     pass  # it has ended already
-        self._process.wait()
+        try:
+            self._process.wait(_ANSWER_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
 
     def _ask(self, question: dict[str, Any]) -> dict[str, Any] | None:
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         with self._lock:
+            if self._is_silent:
+                return None
             try:
                 self._process.stdin.write(json.dumps(question) + "\n")
                 self._process.stdin.flush()
+                poll = select.poll()
+                poll.register(self._process.stdout, select.POLLIN)
+                if not poll.poll(_ANSWER_TIMEOUT_S * 1000):
+                    # A late answer would be taken for that to the next question.
+                    self._is_silent = True
+                    return None
                 answer: dict[str, Any] = json.loads(self._process.stdout.readline())
             except (OSError, ValueError):
                 return None
@@ -124,6 +141,7 @@ def serve(run_node: Callable[[dict[str, Any]], int]) -> None:
 
 
 def _fork(run_node: Callable[[dict[str, Any]], int], options: dict[str, Any]) -> int:
+    parent = os.getpid()
     pid = os.fork()
     if pid:
         return pid
@@ -133,6 +151,10 @@ def _fork(run_node: Callable[[dict[str, Any]], int], options: dict[str, Any]) ->
         null = os.open(os.devnull, os.O_RDONLY)
         os.dup2(null, 0)
         os.dup2(2, 1)
-        code = run_node(options)
+        code = run_node({**options, "parent": parent})
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else 1
+    except BaseException:
+        traceback.print_exc()
     finally:
         os._exit(code)

@@ -29,6 +29,7 @@ from typing import Any, Final, NamedTuple, TypeAlias, TypeVar
 
 from .errors import (
     ConnectError,
+    ConnectionLost,
     DeadlineExceeded,
     GTStoreError,
     NetworkError,
@@ -38,7 +39,14 @@ from .errors import (
     RemoteProtocolError,
     Unavailable,
 )
-from .placement import Route, Routes, cluster_of, is_serving, under_replicated
+from .placement import (
+    Route,
+    Routes,
+    cluster_of,
+    format_address,
+    is_serving,
+    under_replicated,
+)
 from .wire import messages
 from .wire.codec import (
     ACK,
@@ -61,6 +69,7 @@ from .wire.codec import (
     error_detail,
     head_word,
 )
+from .wire.fields import malformed
 from .wire.messages import (
     CLOCK_AHEAD_MAX_S,
     COMMITTED,
@@ -78,7 +87,10 @@ logger = logging.getLogger("gtstore.client")
 MANAGER: Final = 0
 """The manager's number as a peer; nodes are numbered from 1."""
 
+_VERSION_SIZE: Final = 16
 _FLAGS_AT: Final = 20
+_TIME_MAX: Final = 1 << 63
+"""No clock is ever that far: a version that is cannot be gone above."""
 _GET_WORD: Final = head_word(GET)
 _WRITE_WORD: Final = head_word(WRITE)
 _KEY_AT: Final = WRITE_BODY.size
@@ -421,6 +433,8 @@ class _Write:
             yield Pause(self._source.backoff_s(self._versions))
         offset_us = self._routes.clock_offset_us
         above = int.from_bytes(reply[3][:8], "big")
+        if len(reply[3]) != _VERSION_SIZE or above >= _TIME_MAX:
+            raise malformed(f"SUPERSEDED with the version {reply[3].hex()}")
         self._source.learn(above, offset_us)
         # One client may lose this race again and again, so the clock jumps further each time.
         jump = 0 if self._versions == 1 else 1000 << min(self._versions, 10)
@@ -503,6 +517,8 @@ def plain_value(begun: Begun, reply: Reply) -> bytes | None:
     if reply[0] != ENTRY:
         return None
     entry: bytes = reply[3]  # type: ignore[assignment]  # a Lost has another kind
+    if len(entry) < ENTRY_HEAD_SIZE:
+        return None
     flags = entry[_FLAGS_AT] & _UNPLAIN
     if flags != COMMITTED and (flags or len(begun[0].nodes) > 1):
         return None
@@ -529,6 +545,8 @@ def get(
         reply = replies[0]
         if reply[0] == ENTRY:
             entry: bytes = reply[3]  # type: ignore[assignment]  # a Lost has another kind
+            if len(entry) < ENTRY_HEAD_SIZE:
+                raise malformed(f"an entry of {len(entry)} bytes from node {route.nodes[0]}")
             is_complete = bool(entry[_FLAGS_AT] & COMMITTED)
             if not is_complete:
                 replies = yield from _help(source, route, key, entry)
@@ -640,6 +658,10 @@ def recover(
             else:
                 logger.info("%s", error)
                 pause = True
+        elif reply[0] not in (ACK, SUPERSEDED, ENTRY, NOT_FOUND):
+            raise RemoteProtocolError(
+                messages.UNKNOWN_KIND, f"a node answered with a message of kind 0x{reply[0]:02x}"
+            )
     if pause and routes.find(key) is route:
         yield Pause(source.backoff_s(attempt))
 
@@ -681,6 +703,10 @@ def _ask_next_primary(
                 routes.patch(row)
     except NetworkError as error:
         logger.info("the manager does not answer: %s", error)
+    except RemoteError as error:
+        if error.code != messages.NOT_READY:
+            raise
+        logger.info("the cluster is still starting")
     finally:
         routes.asked_about.discard(lost.peer)
 
@@ -702,7 +728,10 @@ def _ask_manager(
     RemoteProtocolError for a reply that is not one of the request's own.
     """
     request_id = source.next_number()
-    replies = yield (MANAGER,), request_id, encode(request, request_id)
+    frame = encode(request, request_id)
+    replies = yield (MANAGER,), request_id, frame
+    if isinstance(replies[0], Lost) and isinstance(replies[0].error, ConnectionLost):
+        replies = yield (MANAGER,), request_id, frame  # the connection may only have been old
     reply = replies[0]
     if isinstance(reply, Lost):
         raise reply.error
@@ -770,19 +799,24 @@ def where(routes: Routes, source: Source, key: bytes) -> Operation[Location]:
     return Location(owners.row.partition, tuple(owner.node for owner in owners.row.owners))
 
 
-def status(source: Source) -> Operation[dict[str, Any]]:
+def status(routes: Routes, source: Source) -> Operation[dict[str, Any]]:
     """The cluster as the manager sees it, with each living node's own count of its entries.
 
     Raises NetworkError if the manager does not answer.
     """
     cluster, partition_map = yield from _cluster_and_map(source)
+    if cluster_of(cluster.epoch) != routes.cluster_id:
+        yield from initialize(routes, source, patient=True)
+    routes.members = {member.node: member for member in cluster.members}
     serving = tuple(member.node for member in cluster.members if is_serving(member))
     request_id = source.next_number()
     replies = yield serving, request_id, encode(messages.Ping(), request_id)
     pongs = {}
     for node, reply in zip(serving, replies, strict=True):
         if reply[0] == messages.Pong.kind and not isinstance(reply, Lost):
-            pongs[node] = decode(reply[0], reply[3])
+            pong = decode(reply[0], reply[3])
+            if isinstance(pong, messages.Pong) and pong.node == node:
+                pongs[node] = pong
     return {
         "cluster": f"{cluster_of(cluster.epoch):08x}",
         "epoch": partition_map.epoch & 0xFFFF_FFFF,
@@ -799,13 +833,12 @@ def status(source: Source) -> Operation[dict[str, Any]]:
 
 
 def _node_status(
-    member: messages.Member, pong: messages.Message | None, rows: Sequence[messages.Row]
+    member: messages.Member, pong: messages.Pong | None, rows: Sequence[messages.Row]
 ) -> dict[str, Any]:
-    assert pong is None or isinstance(pong, messages.Pong)
     owned = [row for row in rows if any(owner.node == member.node for owner in row.owners)]
     return {
         "id": member.node,
-        "address": f"{member.host}:{member.port}",
+        "address": format_address(member.host, member.port),
         "pid": member.pid,
         "incarnation": member.incarnation,
         "state": STATES.get(member.state, str(member.state)),

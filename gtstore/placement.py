@@ -141,6 +141,10 @@ def is_serving(member: Member) -> bool:
     return member.state in (ALIVE, SUSPECT)
 
 
+def format_address(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
 class Route:
     """A row as a client uses it: what the hot path needs, worked out once.
 
@@ -214,7 +218,9 @@ class Routes:
         routes = self._routes
         if cluster_of(row.list_epoch) != self.cluster_id or row.partition >= len(routes):
             return False
-        if row.list_epoch <= routes[row.partition].epoch or not row.owners:
+        held = routes[row.partition].epoch
+        is_old = cluster_of(held) == self.cluster_id and row.list_epoch <= held
+        if is_old or not row.owners:
             return False
         routes[row.partition] = Route(row)
         return True

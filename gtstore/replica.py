@@ -214,7 +214,13 @@ class Replicas:
             return pack_words(_ACK, request_id, 0)
         else:
             return pack_words(_SUPERSEDED, request_id, VERSION_SIZE) + stored[:VERSION_SIZE]
-        if self._memory_max is not None and self._is_full(growth, flags):
+        # Only the primary judges: what it has taken, its backups must take, or no reader could
+        # complete it.
+        if (
+            self._memory_max is not None
+            and epoch == replica.read_epoch
+            and self._is_full(growth, flags)
+        ):
             text = f"this node's memory is full ({self._memory_max} bytes, --max-memory-mb)"
             return error_frame(request_id, messages.NO_SPACE, text)
         self.size += growth

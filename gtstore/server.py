@@ -24,8 +24,9 @@ from collections.abc import Callable, Collection, Mapping
 from contextlib import AbstractContextManager
 from typing import Any, Final, TypeAlias, get_type_hints
 
-from .connection import describe, format_address
+from .connection import describe
 from .errors import ClusterError, RemoteProtocolError
+from .placement import format_address
 from .wire import messages
 from .wire.codec import HEADER_WORDS, decode, encode, error_frame, head_word, unknown_kind
 from .wire.stream import HEADER_SIZE, RECEIVE_SIZE, FrameBuffer
@@ -46,7 +47,7 @@ _LINGER_RECEIVES_MAX: Final = 64
 
 def pack_timeout(seconds: float) -> bytes:
     """A time limit as setsockopt takes it."""
-    return struct.pack("ll", int(seconds), int(seconds % 1 * 1_000_000) + 1)
+    return struct.pack("ll", int(seconds), min(int(seconds % 1 * 1_000_000) + 1, 999_999))
 
 
 _FRAME_TIMEOUT: Final = pack_timeout(messages.FRAME_TIMEOUT_S)
@@ -295,6 +296,8 @@ class _FrameHandler(socketserver.BaseRequestHandler):
                 self._send_many()
         if self._buffer.size or self._is_hurried:
             self._watch_frame(bool(frames))
+        else:
+            self._begun_at = 0.0
 
     def _count_in(self, request_id: int) -> None:
         if not self.server.count_in():

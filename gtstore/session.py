@@ -123,25 +123,32 @@ class Session:
         return result
 
     def run_many(
-        self, operations: Iterable[Operation[Result]], timeout_s: float
+        self,
+        operations: Iterable[Operation[Result]],
+        timeout_s: float,
+        count: int,
+        started: float | None = None,
     ) -> list[Result | GTStoreError]:
-        """Run operations at once, a bounded number at a time. Each one's result, or the error that
-        it raised, stands at its place in the list."""
+        """Run ``count`` operations at once, a bounded number at a time. Each one's result, or the
+        error that it raised, stands at its place in the list. The call began at ``started``, or
+        now."""
         calls: list[_Call] = []
-        operations = iter(operations)
+        deadline = Deadline(timeout_s)
+        if started is not None:
+            deadline.at = started + timeout_s
 
         def start() -> Iterator[_Call]:
             for operation in operations:
                 calls.append(_Call(operation))
                 yield calls[-1]
-                if self._deadline.has_passed():
+                if deadline.has_passed():
                     return
 
-        self._drive(start(), Deadline(timeout_s))
+        self._drive(start(), deadline)
         outcomes = [call.result if call.error is None else call.error for call in calls]
         # One error serves all whose turn did not come: there may be very many.
         too_late = DeadlineExceeded("the batch", f"{timeout_s:g} s were over before its turn came")
-        return outcomes + [too_late for _ in operations]
+        return outcomes + [too_late] * (count - len(outcomes))
 
     def close(self) -> None:
         """Send what is owed (C7) and close all connections."""
@@ -241,7 +248,8 @@ class Session:
             slots[at] = self._drop(connection, describe(error), sent=True)
         else:
             frames = connection.buffer.feed(data)
-            if len(frames) == 1 and frames[0][2] == request_id:
+            is_about_all = bool(frames) and frames[0][0] == ERROR and not frames[0][2]
+            if len(frames) == 1 and (frames[0][2] == request_id or is_about_all):
                 slots[at] = reply = frames[0]
                 if reply[0] == ERROR and _closes(reply):
                     # Or the next request would be lost.
@@ -268,14 +276,18 @@ class Session:
         self._active = 0
         self._in_flight_size = 0
         self._begun = slots or []
-        self._selector = selectors.DefaultSelector()
         try:
+            self._selector = selectors.DefaultSelector()
             self._loop(calls)
+        except OSError as error:  # of a socket it would have been handled: too many open files
+            self.abort()
+            raise ConnectError("this process", describe(error)) from error
         except BaseException:
             self.abort()
             raise
         finally:
-            self._selector.close()
+            if self._selector is not None:
+                self._selector.close()
             self._selector = None
             self._ready.clear()
             self._pauses.clear()
@@ -326,12 +338,16 @@ class Session:
                 step = call.operation.throw(self._too_late(call))
         except StopIteration as stop:
             call.result = stop.value
-            self._active -= 1
+            self._end(call)
         except GTStoreError as error:
             call.error = error
-            self._active -= 1
+            self._end(call)
         else:
             self._take_step(call, step, slots)
+
+    def _end(self, call: _Call) -> None:
+        call.replies = None  # a batch's calls wait for each other, and replies may be large
+        self._active -= 1
 
     def _too_late(self, call: _Call) -> DeadlineExceeded:
         timeout_s = self._deadline.timeout_s
@@ -459,6 +475,13 @@ class Session:
             return
         is_told_to_close = False
         for frame in connection.buffer.feed(data):
+            if frame[0] == ERROR and not frame[2]:
+                # About the connection, not a request: nothing that waits here was or will be done.
+                for call, slot, _ in connection.awaiting.values():
+                    self._answer(call, slot, frame)
+                connection.awaiting.clear()
+                is_told_to_close = True
+                break
             waiter = connection.awaiting.pop(frame[2], None)
             if waiter is None:
                 self._fail(connection, connection.ended(data, [frame]))

@@ -64,7 +64,7 @@ def main(arguments: list[str] | None = None) -> int:
     token = os.environ.pop(TOKEN_VARIABLE, "")
     if len(token) != 32 or not all(digit in "0123456789abcdef" for digit in token):
         arguments_parser.error(f"{TOKEN_VARIABLE} does not hold 32 hexadecimal digits")
-    return run_node({**vars(options), "token": token})
+    return run_node({**vars(options), "token": token, "parent": os.getppid()})
 
 
 def run_node(arguments: dict[str, Any]) -> int:
@@ -94,11 +94,10 @@ def run_node(arguments: dict[str, Any]) -> int:
         print(f"gtstore: storage node {options.node}: {error}", file=sys.stderr, flush=True)
         return USAGE
     node.start()
-    parent = os.getppid()
 
     def leave_if_orphaned() -> None:
         # A node that has a map goes on without its manager; one that has none is of no use.
-        if not node.has_map and os.getppid() != parent:
+        if not node.has_map and os.getppid() != options.parent:
             logger.error("the manager is gone before it gave this node a map: stopping")
             sys.exit(1)
 

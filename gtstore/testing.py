@@ -79,7 +79,9 @@ class Cluster:
         match = re.search(r"ready on ([^ ,]+)", self.ready_line)
         if not match:
             self._process.wait(_START_TIMEOUT_S)
-            raise ClusterError(f"the cluster did not start: {self.log()}")
+            log = self.log()
+            self.stop()
+            raise ClusterError(f"the cluster did not start: {log}")
         self.address = match[1]
         self.node_pids = {node["id"]: node["pid"] for node in self.status()["nodes"]}
         return self

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import pytest
 
-from gtstore.connection import Connection, Deadline, call_once, format_address, parse_address
+from gtstore.connection import Connection, Deadline, call_once, parse_address
 from gtstore.errors import (
     ConnectError,
     ConnectionLost,
@@ -18,6 +18,7 @@ from gtstore.errors import (
     OperationFailed,
 )
 from gtstore.operations import Lost, Operation, Pause, Reply
+from gtstore.placement import format_address
 from gtstore.session import Session, Unfinished
 from gtstore.wire import messages
 from gtstore.wire.codec import ACK, encode, error_frame
@@ -276,7 +277,7 @@ def test_pauses_and_their_deadline() -> None:
         return "awake"
 
     assert session.run(sleepy(0.001), 5) == "awake"
-    assert session.run_many([sleepy(0.003), sleepy(0.001)], 5) == ["awake", "awake"]
+    assert session.run_many([sleepy(0.003), sleepy(0.001)], 5, 2) == ["awake", "awake"]
     assert session.run(sleepy(60), 0.02) == "awake"  # nobody waits beyond the deadline
 
 
@@ -294,7 +295,7 @@ def test_batches_are_pipelined_and_bounded(peers: Callable[..., Peer]) -> None:
             raise OperationFailed(f"{number}")
         return replies[0][2]
 
-    outcomes = session.run_many((operation(number) for number in range(1, 5001)), 30)
+    outcomes = session.run_many((operation(number) for number in range(1, 5001)), 30, 5000)
     assert len(outcomes) == 5000
     for number, outcome in enumerate(outcomes, start=1):
         if number % 100 == 0:
@@ -313,7 +314,7 @@ def test_a_batch_whose_time_is_up(peers: Callable[..., Peer]) -> None:
         assert isinstance(replies[0], Lost)
         raise OperationFailed("its own")
 
-    outcomes = session.run_many((operation(number) for number in range(1, 3001)), 0.05)
+    outcomes = session.run_many((operation(number) for number in range(1, 3001)), 0.05, 3000)
     assert len(outcomes) == 3000
     assert {type(outcome) for outcome in outcomes} == {OperationFailed, DeadlineExceeded}
     assert isinstance(outcomes[-1], DeadlineExceeded)
