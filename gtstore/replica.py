@@ -188,14 +188,14 @@ class Replicas:
             replica = self._replicas[partition]
         except (struct.error, IndexError):
             return self._write_unusual(request_id, body)
-        if flags & ~ORDERED or len(body) > _WRITE_USUAL_SIZE:
+        if flags or len(body) > _WRITE_USUAL_SIZE:
             _check_entry(flags, entry)
         if epoch != replica.write_epoch:
             return self._write_unusual(request_id, body)
         key = body[KEY_AT:entry_at]
         entries = replica.entries
         stored = entries.get(key)
-        if entry[:8] > self._time_max:
+        if entry > self._time_max:  # it begins with the time
             refusal = self._check_time(request_id, entry, stored)
             if refusal:
                 return refusal
@@ -206,7 +206,7 @@ class Replicas:
             if self._hash(key) % self._partitions != partition:
                 return self._wrong_partition(request_id, key)
             growth = len(key) + len(entry)
-        elif entry[:VERSION_SIZE] > stored[:VERSION_SIZE]:
+        elif entry > stored and entry[:VERSION_SIZE] != stored[:VERSION_SIZE]:
             growth = len(entry) - len(stored)
         elif entry[:VERSION_SIZE] == stored[:VERSION_SIZE] or entry[8:20] == stored[8:20]:
             return pack_words(_ACK, request_id, 0)
@@ -215,7 +215,8 @@ class Replicas:
         if self._memory_max is not None and self._is_full(growth, flags):
             text = f"this node's memory is full ({self._memory_max} bytes, --max-memory-mb)"
             return error_frame(request_id, messages.NO_SPACE, text)
-        self.size += growth
+        if growth:
+            self.size += growth
         if stored is None:
             self._stored += 1
             self._tombstones += bool(flags & TOMBSTONE)

@@ -220,6 +220,7 @@ class _FrameHandler(socketserver.BaseRequestHandler):
         handlers = self._handlers
         answers = self._answers
         lock = self.server.handler_lock
+        answer = b""
         while True:
             try:
                 data = recv(buffer.receive_size)
@@ -230,19 +231,30 @@ class _FrameHandler(socketserver.BaseRequestHandler):
             size = 0 if buffer.size else len(data)
             while size - at >= HEADER_SIZE:
                 word, request_id, length = unpack_words(data, at)
-                end = at + HEADER_SIZE + length
+                body_at = at + HEADER_SIZE
+                end = body_at + length
                 handler = handlers.get(word)
                 if handler is None or end > size:
                     break
-                body = data[at + HEADER_SIZE : end]
+                body = data[body_at:end]
                 try:
                     with lock:
-                        answers.append(handler(request_id, body))
+                        answer = handler(request_id, body)
                 except Exception as error:
                     self._on_error(handler, request_id, body, error)
+                    answer = b""
                 at = end
-                if len(answers) > 1:
-                    self._send_many()
+                if at == size and not answers:
+                    break  # the usual end: one answer, to the last frame
+                if answer:
+                    answers.append(answer)
+                    answer = b""
+                    if len(answers) > 1:
+                        self._send_many()
+            if answer:
+                sendall(answer)
+                answer = b""
+                continue
             if at < size or buffer.size or not data:
                 self._handle_rest(data[at:])
             if answers:
