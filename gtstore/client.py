@@ -87,7 +87,9 @@ class Client:
 
     def put(self, key: str | bytes, value: str | bytes) -> PutResult:
         """Store a value under a key, on all nodes that own the key."""
-        key, value = _key(key), _value(value)
+        key = _key(key)
+        if value.__class__ is not bytes or len(value) > VALUE_SIZE_MAX:
+            value = _value(value)
         started = time.monotonic()
         lane = self._take_lane()
         try:
@@ -308,10 +310,11 @@ def connect(manager: str = "127.0.0.1:9001", timeout: float = CLIENT_TIMEOUT_S) 
 
 
 def _key(key: str | bytes) -> bytes:
-    if key.__class__ is str:
-        key = _encoded(key, "key")
-    elif key.__class__ is not bytes:
-        key = _as_bytes(key, "key")
+    if key.__class__ is not bytes:
+        try:
+            key = key.encode()  # type: ignore[union-attr]  # whatever cannot comes to _as_bytes
+        except (AttributeError, UnicodeEncodeError):
+            key = _as_bytes(key, "key")
     if not 0 < len(key) <= KEY_SIZE_MAX:
         raise InvalidInput(f"a key has 1 to {KEY_SIZE_MAX} bytes, not {len(key)}")
     return key

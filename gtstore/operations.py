@@ -23,6 +23,7 @@ operation always knows which of its requests may have been done.
 from __future__ import annotations
 
 import logging
+import struct
 from collections.abc import Callable, Generator, Sequence
 from typing import Any, Final, NamedTuple, TypeAlias, TypeVar
 
@@ -37,7 +38,7 @@ from .errors import (
     RemoteProtocolError,
     Unavailable,
 )
-from .placement import Route, Routes, cluster_of, is_serving, under_replicated
+from .placement import LABEL, Route, Routes, cluster_of, is_serving, under_replicated
 from .wire import messages
 from .wire.codec import (
     ACK,
@@ -66,7 +67,6 @@ from .wire.messages import (
     ENTRY_HEAD_SIZE,
     EXPIRES,
     HASHES,
-    KEY_SIZE_MAX,
     ORDERED,
     STATES,
     TOMBSTONE,
@@ -83,7 +83,11 @@ _WRITE_WORD: Final = head_word(WRITE)
 _KEY_AT: Final = WRITE_BODY.size
 """Where the key of GET and WRITE stands in the body: after the label and its own size."""
 _UNPLAIN: Final = COMMITTED | TOMBSTONE | EXPIRES
-_KEY_SIZES: Final = tuple(size.to_bytes(2, "big") for size in range(KEY_SIZE_MAX + 1))
+_pack_labeled: Final[Callable[[int, int, int, bytes, int], bytes]] = struct.Struct(
+    f"{HEADER_WORDS.format}{LABEL.size}sH"
+).pack
+"""A GET or WRITE up to its key: the header's three words, a route's label, the key's size."""
+_pack_head: Final[Callable[[int, int, int, int], bytes]] = ENTRY_HEAD.pack
 _COMMIT_FIXED: Final = COMMIT_BODY.size
 _CLOCK_AHEAD_MAX_US: Final = CLOCK_AHEAD_MAX_S * 1_000_000
 _NUMBER_MAX: Final = 0xFFFF_FFFF
@@ -232,7 +236,7 @@ def begin_put(routes: Routes, source: Source, key: bytes, value: bytes, flags: i
     number = source.next_number()
     time = source.next_time(routes.clock_offset_us)
     client = source.client
-    head = ENTRY_HEAD.pack(time, client, number, flags)
+    head = _pack_head(time, client, number, flags)
     frame = _write_frame(number, route, key, head, value)
     return route, number, frame, (time, client), head
 
@@ -288,8 +292,8 @@ def _write_frame(
     """A WRITE of the entry that consists of ``head`` and ``value``."""
     key_size = len(key)
     size = _KEY_AT + key_size + len(head) + len(value)
-    words = HEADER_WORDS.pack(_WRITE_WORD, request_id, size)
-    return b"".join((words, route.label, _KEY_SIZES[key_size], key, head, value))
+    fixed = _pack_labeled(_WRITE_WORD, request_id, size, route.label, key_size)
+    return b"".join((fixed, key, head, value))
 
 
 def _owe_commit(source: Source, route: Route, key: bytes, entry: bytes) -> None:
@@ -472,9 +476,8 @@ def begin_get(routes: Routes, source: Source, key: bytes) -> Begun:
     """Place the key and make the frame of a get. The map must be known."""
     route = routes.find(key)
     number = source.next_number()
-    key_size = len(key)
-    words = HEADER_WORDS.pack(_GET_WORD, number, _KEY_AT + key_size)
-    frame = b"".join((words, route.label, _KEY_SIZES[key_size], key))
+    size = len(key)
+    frame = _pack_labeled(_GET_WORD, number, _KEY_AT + size, route.label, size) + key
     return route, number, frame, (0, 0), b""
 
 
