@@ -78,6 +78,7 @@ MANAGER: Final = 0
 """The manager's number as a peer; nodes are numbered from 1."""
 
 _FLAGS_AT: Final = 20
+_ACK_WORD: Final = head_word(ACK)
 _GET_WORD: Final = head_word(GET)
 _WRITE_WORD: Final = head_word(WRITE)
 _KEY_AT: Final = WRITE_BODY.size
@@ -87,10 +88,13 @@ _pack_labeled: Final[Callable[[int, int, int, bytes, int], bytes]] = struct.Stru
     f"{HEADER_WORDS.format}{LABEL.size}sH"
 ).pack
 """A GET or WRITE up to its key: the header's three words, a route's label, the key's size."""
+_pack_words: Final[Callable[[int, int, int], bytes]] = HEADER_WORDS.pack
 _pack_head: Final[Callable[[int, int, int, int], bytes]] = ENTRY_HEAD.pack
 _COMMIT_FIXED: Final = COMMIT_BODY.size
 _CLOCK_AHEAD_MAX_US: Final = CLOCK_AHEAD_MAX_S * 1_000_000
 _NUMBER_MAX: Final = 0xFFFF_FFFF
+_LATE_MAX: Final = 64
+"""So many COMMITs wait for the same backups before they are sent to them."""
 _PAUSE_FIRST_S: Final = 0.001
 _PAUSE_MAX_S: Final = 0.050
 
@@ -110,6 +114,9 @@ class Pause(NamedTuple):
 
     seconds: float
 
+
+ACKED: Final[Frame] = (ACK, 0, 0, b"")
+"""Any request's ACK, as the hot path returns it."""
 
 Reply: TypeAlias = Frame | Lost
 Send: TypeAlias = tuple[tuple[int, ...], int, bytes]
@@ -165,11 +172,12 @@ class Source:
     when they are used up, the source takes a new identity.
 
     ``owed`` maps a node to the frames that it is owed (C7). The shell sends them in front of its next
-    request to that node as a primary, or once they have become many: nobody waits for them.
+    request to that node: nobody waits for them.
     """
 
     __slots__ = (
-        "_learned_us", "_new_client", "_now_ns", "_number", "_time", "client", "owed", "random",
+        "_late", "_learned_us", "_new_client", "_now_ns", "_number", "_time", "client", "owed",
+        "random",
     )  # fmt: skip
 
     def __init__(
@@ -181,6 +189,7 @@ class Source:
         self.client = new_client()
         self.owed: dict[int, bytes] = {}
         self.random = random
+        self._late: dict[tuple[int, ...], list[bytes]] = {}  # by a key's owners
         self._new_client = new_client
         self._now_ns = now_ns
         self._learned_us = 0
@@ -194,6 +203,43 @@ class Source:
             self._number = 0
             self.client = self._new_client()
         return number
+
+    def next_version(self, offset_us: int) -> tuple[int, int]:
+        """next_number and next_time in one call, for the hot path."""
+        self._number = number = self._number + 1
+        if number == _NUMBER_MAX:
+            self._number = 0
+            self.client = self._new_client()
+        time = self._now_ns() // 1000 + offset_us + self._learned_us
+        if time <= self._time:
+            time = self._time + 1
+        self._time = time
+        return number, time
+
+    def owe(self, nodes: tuple[int, ...], frame: bytes) -> None:
+        """C7: owe a COMMIT to a key's owners. The primary's goes in front of the next request to it,
+        because the next reader comes there. The others' wait until there are many for them."""
+        primary = nodes[0]
+        owed = self.owed
+        owed[primary] = owed[primary] + frame if primary in owed else frame
+        late = self._late.get(nodes)
+        if late is None:
+            self._late[nodes] = [frame]
+            return
+        late.append(frame)
+        if len(late) == _LATE_MAX:
+            self._owe_backups(nodes, late)
+
+    def owe_now(self) -> None:
+        """Let nothing that is owed wait any longer."""
+        for nodes, late in self._late.items():
+            self._owe_backups(nodes, late)
+
+    def _owe_backups(self, nodes: tuple[int, ...], late: list[bytes]) -> None:
+        frames = b"".join(late)
+        late.clear()
+        for node in nodes[1:]:
+            self.owed[node] = self.owed.get(node, b"") + frames
 
     def now_us(self, offset_us: int) -> int:
         """The clock, corrected by the manager's (``offset_us``) and by what was learned (N9)."""
@@ -225,20 +271,20 @@ class Source:
 # --- put, delete -----------------------------------------------------------------------------------
 
 
-Begun: TypeAlias = tuple[Route, int, bytes, tuple[int, int], bytes]
+Begun: TypeAlias = tuple[Route, int, bytes, tuple[int, int], bytes, bytes]
 """An operation's first round: its route, its request id, the frame that goes to ``route.nodes`` (a
-get's to ``route.primary``), and for a put its version (time, client) and its entry's head."""
+get's to ``route.primary``), and for a put its version (time, client), its entry's head, and the frame
+that is its ACK."""
 
 
 def begin_put(routes: Routes, source: Source, key: bytes, value: bytes, flags: int = 0) -> Begun:
     """Place the key, draw a version and make the frame of a put. The map must be known."""
     route = routes.find(key)
-    number = source.next_number()
-    time = source.next_time(routes.clock_offset_us)
+    number, time = source.next_version(routes.clock_offset_us)
     client = source.client
     head = _pack_head(time, client, number, flags)
     frame = _write_frame(number, route, key, head, value)
-    return route, number, frame, (time, client), head
+    return route, number, frame, (time, client), head, _pack_words(_ACK_WORD, number, 0)
 
 
 def end_put(source: Source, key: bytes, begun: Begun) -> PutResult:
@@ -270,7 +316,7 @@ def put(
         if not routes.cluster_id:
             yield from initialize(routes, source)
         begun = begun or begin_put(routes, source, key, value, flags)
-        route, number, frame, _, head = begun
+        route, number, frame, _, head, _ = begun
         replies = yield route.nodes, number, frame
         for reply in replies:
             if reply[0] != ACK:
@@ -307,10 +353,7 @@ def _owe_commit(source: Source, route: Route, key: bytes, entry: bytes) -> None:
     fixed = COMMIT_FRAME.pack(
         MAGIC_VERSION, COMMIT, 0, 0, _COMMIT_FIXED + size, route.partition, entry, size
     )
-    frame = fixed + key
-    owed = source.owed
-    for node in nodes:
-        owed[node] = owed[node] + frame if node in owed else frame
+    source.owe(nodes, fixed + key)
 
 
 class _Write:
@@ -478,7 +521,7 @@ def begin_get(routes: Routes, source: Source, key: bytes) -> Begun:
     number = source.next_number()
     size = len(key)
     frame = _pack_labeled(_GET_WORD, number, _KEY_AT + size, route.label, size) + key
-    return route, number, frame, (0, 0), b""
+    return route, number, frame, (0, 0), b"", b""
 
 
 def plain_value(begun: Begun, reply: Reply) -> bytes | None:
@@ -507,7 +550,7 @@ def get(
     attempt = 0
     while True:
         begun = begun or begin_get(routes, source, key)
-        route, number, frame, _, _ = begun
+        route, number, frame, *_ = begun
         begun = None
         replies = yield route.primary, number, frame
         reply = replies[0]

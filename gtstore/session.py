@@ -27,7 +27,7 @@ from typing import Any, Final, TypeVar
 
 from .connection import Connection, Deadline, describe
 from .errors import ConnectError, ConnectionLost, DeadlineExceeded, GTStoreError, NetworkError
-from .operations import Lost, Operation, Pause, Reply, Step
+from .operations import ACKED, Lost, Operation, Pause, Reply, Step
 from .wire import messages
 from .wire.codec import ERROR, HEADER_WORDS, Frame, head_word
 from .wire.stream import HEADER_SIZE, RECEIVE_SIZE
@@ -41,8 +41,6 @@ DIRECT_TIMEOUT_MIN_S: Final = 0.25
 
 unpack_words: Final = HEADER_WORDS.unpack_from
 _PLAIN_WORD: Final = head_word(0)  # magic and version, no flags
-_OWED_SIZE_MAX: Final = messages.KIB
-"""What a node is owed waits for the next request to it as a primary, or until it is that much."""
 _CALLS_MAX: Final = 1000
 """How many operations of a batch are under way at once."""
 
@@ -156,8 +154,11 @@ class Session:
 
     # --- the hot path ----------------------------------------------------------------------------
 
-    def exchange(self, nodes: tuple[int, ...], request_id: int, frame: bytes) -> list[Reply]:
-        """Send a frame to all of these nodes, then receive from all; return their replies.
+    def exchange(
+        self, nodes: tuple[int, ...], request_id: int, frame: bytes, ack: bytes
+    ) -> list[Reply]:
+        """Send a frame to all of these nodes, then receive from all; return their replies, ACKED for
+        a reply that is just the frame ``ack``.
 
         Raises Unfinished if that did not simply work; see go_on.
         """
@@ -169,12 +170,8 @@ class Session:
         size = sent = 0
         try:
             for node in nodes:
-                connection = connections[node]
-                if node in owed and (not sent or len(owed[node]) > _OWED_SIZE_MAX):
-                    data = owed.pop(node) + frame
-                else:
-                    data = frame
-                size = connection.send(data)
+                data = owed.pop(node) + frame if node in owed else frame
+                size = connections[node].send(data)
                 if size != len(data):
                     raise _Unusual
                 sent += 1
@@ -187,6 +184,9 @@ class Session:
         try:
             for node in nodes:
                 data = connections[node].recv(RECEIVE_SIZE)
+                if data == ack:
+                    replies.append(ACKED)
+                    continue
                 word, reply_id, length = unpack_words(data)
                 if reply_id != request_id or length != len(data) - HEADER_SIZE:
                     raise _Unusual
