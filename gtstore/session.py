@@ -30,7 +30,7 @@ from .errors import ConnectError, ConnectionLost, DeadlineExceeded, GTStoreError
 from .operations import ACKED, Lost, Operation, Pause, Reply, Step
 from .wire import messages
 from .wire.codec import ERROR, HEADER_WORDS, Frame, head_word
-from .wire.stream import HEADER_SIZE, RECEIVE_SIZE
+from .wire.stream import HEADER_SIZE, RECEIVE_SIZE, SHORT_RECEIVE_SIZE
 
 Result = TypeVar("Result")
 
@@ -90,6 +90,7 @@ class Session:
         self._locate = locate
         self._owed = {} if owed is None else owed
         self._connections: dict[int, Connection] = {}
+        self._receive_size = SHORT_RECEIVE_SIZE  # of exchange
         # The selector loop's state, empty between runs.
         self._selector: selectors.BaseSelector | None = None
         self._ready: deque[_Call] = deque()
@@ -181,9 +182,10 @@ class Session:
             self.abort()  # interrupted between a request and its reply
             raise
         replies: list[Reply] = []
+        receive_size = self._receive_size
         try:
             for node in nodes:
-                data = connections[node].recv(RECEIVE_SIZE)
+                data = connections[node].recv(receive_size)
                 if data == ack:
                     replies.append(ACKED)
                     continue
@@ -233,6 +235,7 @@ class Session:
         elif isinstance(error, OSError):
             slots[at] = self._drop(connection, describe(error), sent=True)
         else:
+            self._receive_size = RECEIVE_SIZE  # long replies come: take them in one piece from now on
             frames = connection.buffer.feed(data)
             if len(frames) == 1 and frames[0][2] == request_id:
                 slots[at] = reply = frames[0]
