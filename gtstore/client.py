@@ -22,7 +22,7 @@ from .connection import format_address, parse_address
 from .errors import BatchFailed, ConnectError, GTStoreError, InvalidInput
 from .operations import ACKED, MANAGER, Location, Operation, PutResult, Source, StoredEntry
 from .placement import Routes
-from .session import DIRECT_TIMEOUT_MIN_S, Session, Unfinished
+from .session import DIRECT_TIMEOUT_MIN_S, Session, Unfinished, as_frame
 from .wire.messages import CLIENT_TIMEOUT_S, KEY_SIZE_MAX, VALUE_SIZE_MAX
 
 Result = TypeVar("Result")
@@ -134,10 +134,11 @@ class Client:
             replies: list[Any] = []
             if self._is_direct:
                 try:
-                    replies = session.exchange(begun[0].primary, begun[1], begun[2], begun[5])
-                    value = operations.plain_value(begun, replies[0])
+                    reply = session.ask(begun[0].nodes[0], begun[1], begun[2])
+                    value = operations.plain_value(begun, reply)
                     if value is not None:
                         return value
+                    replies = [as_frame(reply)]
                 except Unfinished as unfinished:
                     replies = unfinished.slots
             operation = operations.get(self._routes, source, key, begun)

@@ -67,6 +67,7 @@ from .wire.messages import (
     ENTRY_HEAD_SIZE,
     EXPIRES,
     HASHES,
+    HEADER_SIZE,
     ORDERED,
     STATES,
     TOMBSTONE,
@@ -78,6 +79,9 @@ MANAGER: Final = 0
 """The manager's number as a peer; nodes are numbered from 1."""
 
 _FLAGS_AT: Final = 20
+_KIND_AT: Final = 2  # in a frame
+_REPLY_FLAGS_AT: Final = HEADER_SIZE + _FLAGS_AT
+_REPLY_VALUE_AT: Final = HEADER_SIZE + ENTRY_HEAD_SIZE
 _ACK_WORD: Final = head_word(ACK)
 _GET_WORD: Final = head_word(GET)
 _WRITE_WORD: Final = head_word(WRITE)
@@ -93,6 +97,7 @@ _pack_head: Final[Callable[[int, int, int, int], bytes]] = ENTRY_HEAD.pack
 _COMMIT_FIXED: Final = COMMIT_BODY.size
 _CLOCK_AHEAD_MAX_US: Final = CLOCK_AHEAD_MAX_S * 1_000_000
 _NUMBER_MAX: Final = 0xFFFF_FFFF
+_NO_VERSION: Final = (0, 0)
 _LATE_MAX: Final = 64
 """So many COMMITs wait for the same backups before they are sent to them."""
 _PAUSE_FIRST_S: Final = 0.001
@@ -283,7 +288,11 @@ def begin_put(routes: Routes, source: Source, key: bytes, value: bytes, flags: i
     number, time = source.next_version(routes.clock_offset_us)
     client = source.client
     head = _pack_head(time, client, number, flags)
-    frame = _write_frame(number, route, key, head, value)
+    # As _write_frame does it.
+    key_size = len(key)
+    size = _KEY_AT + key_size + ENTRY_HEAD_SIZE + len(value)
+    fixed = _pack_labeled(_WRITE_WORD, number, size, route.label, key_size)
+    frame = b"".join((fixed, key, head, value))
     return route, number, frame, (time, client), head, _pack_words(_ACK_WORD, number, 0)
 
 
@@ -521,19 +530,18 @@ def begin_get(routes: Routes, source: Source, key: bytes) -> Begun:
     number = source.next_number()
     size = len(key)
     frame = _pack_labeled(_GET_WORD, number, _KEY_AT + size, route.label, size) + key
-    return route, number, frame, (0, 0), b"", b""
+    return route, number, frame, _NO_VERSION, b"", b""
 
 
-def plain_value(begun: Begun, reply: Reply) -> bytes | None:
-    """The value in a get's first reply, if there is nothing more to do: the entry is complete, and it is
-    no tombstone and does not expire. Otherwise None: ``get`` goes on."""
-    if reply[0] != ENTRY:
+def plain_value(begun: Begun, reply: bytes) -> bytes | None:
+    """The value in a get's first reply, a whole frame, if there is nothing more to do: the entry is
+    complete, and it is no tombstone and does not expire. Otherwise None: ``get`` goes on."""
+    if reply[_KIND_AT] != ENTRY:
         return None
-    entry: bytes = reply[3]  # type: ignore[assignment]  # a Lost has another kind
-    flags = entry[_FLAGS_AT] & _UNPLAIN
+    flags = reply[_REPLY_FLAGS_AT] & _UNPLAIN
     if flags != COMMITTED and (flags or len(begun[0].nodes) > 1):
         return None
-    return entry[ENTRY_HEAD_SIZE:]
+    return reply[_REPLY_VALUE_AT:]
 
 
 def get(
