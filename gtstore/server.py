@@ -246,7 +246,12 @@ class _FrameHandler(socketserver.BaseRequestHandler):
                 continue
             at = 0
             size = len(data)
-            wanted = buffer.receive_size if size == wanted else SHORT_RECEIVE_SIZE
+            if size < SHORT_RECEIVE_SIZE:
+                wanted = SHORT_RECEIVE_SIZE
+            elif wanted == SHORT_RECEIVE_SIZE:
+                wanted = buffer.receive_size  # until less comes than a short receive can take
+                data = self._with_rest(data)
+                size = len(data)
             if buffer.size:
                 size = 0
             while size - at >= HEADER_SIZE:
@@ -286,6 +291,13 @@ class _FrameHandler(socketserver.BaseRequestHandler):
                 answers.clear()
             if not data:
                 return
+
+    def _with_rest(self, data: bytes) -> bytes:
+        """What a short receive returned, with what else is there: so that it is not cut in a frame."""
+        try:
+            return data + self.request.recv(RECEIVE_SIZE, socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return data
 
     def _handle_rest(self, data: bytes) -> None:
         """What the loop left: parts of frames, unknown kinds, flags, a connection's first request."""
