@@ -98,7 +98,7 @@ _COMMIT_FIXED: Final = COMMIT_BODY.size
 _CLOCK_AHEAD_MAX_US: Final = CLOCK_AHEAD_MAX_S * 1_000_000
 _NUMBER_MAX: Final = 0xFFFF_FFFF
 _NO_VERSION: Final = (0, 0)
-_LATE_MAX: Final = 64
+_LATE_MAX: Final = 200
 """So many COMMITs wait for the same backups before they are sent to them."""
 _PAUSE_FIRST_S: Final = 0.001
 _PAUSE_MAX_S: Final = 0.050

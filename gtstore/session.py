@@ -203,7 +203,7 @@ class Session:
     def ask(self, node: int, request_id: int, frame: bytes) -> bytes:
         """exchange with one node, for a reply that is no ACK; it is returned as it is, a whole frame.
 
-        The same steps without lists and loops: a tenth of the client's time of a get.
+        The same steps without lists and loops.
         """
         owed = self._owed
         data = frame
@@ -262,7 +262,8 @@ class Session:
         elif isinstance(error, OSError):
             slots[at] = self._drop(connection, describe(error), sent=True)
         else:
-            self._receive_size = RECEIVE_SIZE  # long replies come: take them in one piece from now on
+            if len(data) == SHORT_RECEIVE_SIZE:
+                self._receive_size = RECEIVE_SIZE  # replies are long: from now on in one piece
             frames = connection.buffer.feed(data)
             if len(frames) == 1 and frames[0][2] == request_id:
                 slots[at] = reply = frames[0]
@@ -510,7 +511,7 @@ class Session:
 
 
 def _check_plain(data: bytes, request_id: int) -> None:
-    """Raise _Unusual or struct.error unless this is one whole reply to that request, and no ERROR."""
+    """Raise _Unusual or struct.error unless this is one whole reply to this request, no ERROR."""
     word, reply_id, length = unpack_words(data)
     if reply_id != request_id or length != len(data) - HEADER_SIZE:
         raise _Unusual
