@@ -222,8 +222,9 @@ class Source:
         return number, time
 
     def owe(self, nodes: tuple[int, ...], frame: bytes) -> None:
-        """C7: owe a COMMIT to a key's owners. The primary's goes in front of the next request to it,
-        because the next reader comes there. The others' wait until there are many for them."""
+        """C7: owe a COMMIT to a key's owners. The primary's goes in front of the next request to
+        it, because the next reader comes there. The others' wait until there are many for them:
+        a node handles them cheaper together, and only a change of the primary makes them matter."""
         primary = nodes[0]
         owed = self.owed
         owed[primary] = owed[primary] + frame if primary in owed else frame
@@ -278,8 +279,8 @@ class Source:
 
 Begun: TypeAlias = tuple[Route, int, bytes, tuple[int, int], bytes, bytes]
 """An operation's first round: its route, its request id, the frame that goes to ``route.nodes`` (a
-get's to ``route.primary``), and for a put its version (time, client), its entry's head, and the frame
-that is its ACK."""
+get's to ``route.primary``), and for a put its version (time, client), its entry's head, and the
+frame that is its ACK."""
 
 
 def begin_put(routes: Routes, source: Source, key: bytes, value: bytes, flags: int = 0) -> Begun:

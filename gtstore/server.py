@@ -293,7 +293,8 @@ class _FrameHandler(socketserver.BaseRequestHandler):
                 return
 
     def _with_rest(self, data: bytes) -> bytes:
-        """What a short receive returned, with what else is there: so that it is not cut in a frame."""
+        """What a short receive returned, with what else is there: or it would be cut in a frame,
+        and all that follows would have to go through the FrameBuffer."""
         try:
             return data + self.request.recv(RECEIVE_SIZE, socket.MSG_DONTWAIT)
         except BlockingIOError:

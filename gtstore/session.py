@@ -159,8 +159,8 @@ class Session:
     def exchange(
         self, nodes: tuple[int, ...], request_id: int, frame: bytes, ack: bytes
     ) -> list[Reply]:
-        """Send a frame to all of these nodes, then receive from all; return their replies, ACKED for
-        a reply that is just the frame ``ack``.
+        """Send a frame to all of these nodes, then receive from all; return their replies, ACKED
+        for a reply that is just the frame ``ack``.
 
         Raises Unfinished if that did not simply work; see go_on.
         """
@@ -201,7 +201,7 @@ class Session:
         return replies
 
     def ask(self, node: int, request_id: int, frame: bytes) -> bytes:
-        """exchange with one node, for a reply that is no ACK; it is returned as it is, a whole frame.
+        """exchange with one node, for a reply that is no ACK: returned as it is, a whole frame.
 
         The same steps without lists and loops.
         """
