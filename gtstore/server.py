@@ -233,7 +233,7 @@ class _FrameHandler(socketserver.BaseRequestHandler):
         buffer = self._buffer
         handlers = self._handlers
         answers = self._answers
-        # Called like this a lock costs half of what ``with`` takes, which looks its methods up.
+        # Bound once: ``with`` would look both methods up, and make objects of them, for each frame.
         acquire = self.server.handler_lock.acquire
         release = self.server.handler_lock.release
         wanted = SHORT_RECEIVE_SIZE
