@@ -21,10 +21,9 @@ from typing import Any, TypeVar, overload
 from . import operations
 from .connection import parse_address
 from .errors import BatchFailed, ConnectError, GTStoreError, InvalidInput
-from .operations import MANAGER, Location, Operation, PutResult, Source, StoredEntry
+from .operations import ACKED, MANAGER, Location, Operation, PutResult, Source, StoredEntry
 from .placement import Routes, format_address
-from .session import DIRECT_TIMEOUT_MIN_S, Session, Unfinished
-from .wire.codec import ACK
+from .session import DIRECT_TIMEOUT_MIN_S, Session, Unfinished, as_frame
 from .wire.messages import CLIENT_TIMEOUT_S, KEY_SIZE_MAX, VALUE_SIZE_MAX
 
 _TIMEOUT_MAX_S = 1_000_000.0
@@ -42,6 +41,10 @@ class _Lane:
     def __init__(self, locate: Callable[[int], tuple[str, str, int]]) -> None:
         self.source = Source(lambda: secrets.randbits(64), time.time_ns, random.random)
         self.session = Session(locate, self.source.owed)
+
+    def close(self) -> None:
+        self.source.owe_now()
+        self.session.close()
 
 
 class Client:
@@ -88,27 +91,31 @@ class Client:
 
     def put(self, key: str | bytes, value: str | bytes) -> PutResult:
         """Store a value under a key, on all nodes that own the key."""
-        key, value = _key(key), _value(value)
+        key = _key(key)
+        if value.__class__ is not bytes or len(value) > VALUE_SIZE_MAX:
+            value = _value(value)
         started = time.monotonic()
-        lane = self._take_lane()
+        try:
+            lane = self._idle.pop()
+        except IndexError:
+            lane = self._new_lane()
         try:
             session, source = lane.session, lane.source
             begun = operations.begin_put(self._routes, source, key, value)
             replies: list[Any] = []
             if self._is_direct:
                 try:
-                    replies = session.exchange(begun[0].nodes, begun[1], begun[2])
-                    for reply in replies:
-                        if reply[0] != ACK:
-                            break
-                    else:
+                    replies = session.exchange(begun[0].nodes, begun[1], begun[2], begun[5])
+                    if replies.count(ACKED) == len(replies):
                         return operations.end_put(source, key, begun)
                 except Unfinished as unfinished:
                     replies = unfinished.slots
             operation = operations.put(self._routes, source, key, value, 0, begun)
             return session.go_on(operation, replies, started, self._timeout_s)
         finally:
-            self._give_back(lane)
+            self._idle.append(lane)
+            if self._is_closed:
+                self.close()
 
     @overload
     def get(self, key: str | bytes) -> bytes | None: ...
@@ -118,24 +125,30 @@ class Client:
         """Return the latest value of a key, or ``default`` if it has none."""
         key = _key(key)
         started = time.monotonic()
-        lane = self._take_lane()
+        try:
+            lane = self._idle.pop()
+        except IndexError:
+            lane = self._new_lane()
         try:
             session, source = lane.session, lane.source
             begun = operations.begin_get(self._routes, source, key)
             replies: list[Any] = []
             if self._is_direct:
                 try:
-                    replies = session.exchange(begun[0].primary, begun[1], begun[2])
-                    value = operations.plain_value(begun, replies[0])
+                    reply = session.ask(begun[0].nodes[0], begun[1], begun[2])
+                    value = operations.plain_value(begun, reply)
                     if value is not None:
                         return value
+                    replies = [as_frame(reply)]
                 except Unfinished as unfinished:
                     replies = unfinished.slots
             operation = operations.get(self._routes, source, key, begun)
             entry = session.go_on(operation, replies, started, self._timeout_s)
             return default if entry is None else entry.value
         finally:
-            self._give_back(lane)
+            self._idle.append(lane)
+            if self._is_closed:
+                self.close()
 
     def get_entry(self, key: str | bytes) -> StoredEntry | None:
         """Return a key's value, its version and the node that answered, or None if it has none."""
@@ -214,8 +227,11 @@ class Client:
     def close(self) -> None:
         """Close all connections. Calls in progress in other threads end with their own results."""
         self._is_closed = True
-        while self._idle:
-            self._idle.pop().session.close()
+        try:
+            while True:
+                self._idle.pop().close()
+        except IndexError:
+            pass  # the calls in progress close theirs
 
     def __enter__(self) -> Client:
         return self
@@ -253,10 +269,13 @@ class Client:
         return results
 
     def _take_lane(self) -> _Lane:
+        """A lane for one call. put and get do the same in place: there, two Python calls count."""
         try:
             return self._idle.pop()
         except IndexError:
-            pass
+            return self._new_lane()
+
+    def _new_lane(self) -> _Lane:
         if self._is_closed:
             raise GTStoreError("this client was closed")
         lane = _Lane(self._locate)
@@ -330,7 +349,10 @@ def _timeout(timeout: Any) -> float:
 
 def _key(key: str | bytes) -> bytes:
     if key.__class__ is str:
-        key = _encoded(key, "key")
+        try:
+            key = key.encode()
+        except UnicodeEncodeError:
+            key = _encoded(key, "key")
     elif key.__class__ is not bytes:
         key = _as_bytes(key, "key")
     if not 0 < len(key) <= KEY_SIZE_MAX:

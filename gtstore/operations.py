@@ -16,14 +16,15 @@ What an operation yields, and what it is sent back:
 
 What a client owes to nodes without waiting for a reply (C7) is put into ``Source.owed``.
 
-When the call's deadline has passed, the shell throws DeadlineExceeded in at the next yield, never
-before it has handed over the replies that were awaited, with a Lost for each missing one: so an
-operation always knows which of its requests may have been done.
+When the call's deadline has passed, the shell throws DeadlineExceeded in at each further yield,
+never before it has handed over the replies that were awaited, with a Lost for each missing one: so
+an operation always knows which of its requests may have been done.
 """
 
 from __future__ import annotations
 
 import logging
+import struct
 from collections.abc import Callable, Generator, Sequence
 from typing import Any, Final, NamedTuple, TypeAlias, TypeVar
 
@@ -40,6 +41,7 @@ from .errors import (
     Unavailable,
 )
 from .placement import (
+    LABEL,
     Route,
     Routes,
     cluster_of,
@@ -76,7 +78,7 @@ from .wire.messages import (
     ENTRY_HEAD_SIZE,
     EXPIRES,
     HASHES,
-    KEY_SIZE_MAX,
+    HEADER_SIZE,
     ORDERED,
     STATES,
     TOMBSTONE,
@@ -91,15 +93,28 @@ _VERSION_SIZE: Final = 16
 _FLAGS_AT: Final = 20
 _TIME_MAX: Final = 1 << 63
 """No clock is ever that far: a version that is cannot be gone above."""
+_KIND_AT: Final = 2  # in a frame
+_REPLY_FLAGS_AT: Final = HEADER_SIZE + _FLAGS_AT
+_REPLY_VALUE_AT: Final = HEADER_SIZE + ENTRY_HEAD_SIZE
+_ACK_WORD: Final = head_word(ACK)
 _GET_WORD: Final = head_word(GET)
 _WRITE_WORD: Final = head_word(WRITE)
 _KEY_AT: Final = WRITE_BODY.size
 """Where the key of GET and WRITE stands in the body: after the label and its own size."""
 _UNPLAIN: Final = COMMITTED | TOMBSTONE | EXPIRES
-_KEY_SIZES: Final = tuple(size.to_bytes(2, "big") for size in range(KEY_SIZE_MAX + 1))
+_pack_labeled: Final[Callable[[int, int, int, bytes, int], bytes]] = struct.Struct(
+    f"{HEADER_WORDS.format}{LABEL.size}sH"
+).pack
+"""A GET or WRITE up to its key: the header's three words, a route's label, the key's size."""
+_pack_words: Final[Callable[[int, int, int], bytes]] = HEADER_WORDS.pack
+_pack_head: Final[Callable[[int, int, int, int], bytes]] = ENTRY_HEAD.pack
 _COMMIT_FIXED: Final = COMMIT_BODY.size
 _CLOCK_AHEAD_MAX_US: Final = CLOCK_AHEAD_MAX_S * 1_000_000
+_CLOCK_LEAP_MAX_US: Final = _CLOCK_AHEAD_MAX_US // 2
 _NUMBER_MAX: Final = 0xFFFF_FFFF
+_NO_VERSION: Final = (0, 0)
+_LATE_MAX: Final = 200
+"""So many COMMITs wait for the same backups before they are sent to them."""
 _PAUSE_FIRST_S: Final = 0.001
 _PAUSE_MAX_S: Final = 0.050
 
@@ -119,6 +134,9 @@ class Pause(NamedTuple):
 
     seconds: float
 
+
+ACKED: Final[Frame] = (ACK, 0, 0, b"")
+"""Any request's ACK, as the hot path returns it."""
 
 Reply: TypeAlias = Frame | Lost
 Send: TypeAlias = tuple[tuple[int, ...], int, bytes]
@@ -174,11 +192,12 @@ class Source:
     bits; when they are used up, the source takes a new identity.
 
     ``owed`` maps a node to the frames that it is owed (C7). The shell sends them in front of its
-    next request to that node as a primary, or once they have become many: nobody waits for them.
+    next request to that node: nobody waits for them.
     """
 
     __slots__ = (
-        "_learned_us", "_new_client", "_now_ns", "_number", "_time", "client", "owed", "random",
+        "_late", "_learned_us", "_new_client", "_now_ns", "_number", "_time", "client", "owed",
+        "random",
     )  # fmt: skip
 
     def __init__(
@@ -190,6 +209,7 @@ class Source:
         self.client = new_client()
         self.owed: dict[int, bytes] = {}
         self.random = random
+        self._late: dict[tuple[int, ...], list[bytes]] = {}  # by a key's owners
         self._new_client = new_client
         self._now_ns = now_ns
         self._learned_us = 0
@@ -204,6 +224,49 @@ class Source:
             self.client = self._new_client()
         return number
 
+    def next_version(self, offset_us: int) -> tuple[int, int]:
+        """next_number and next_time in one call, for the hot path."""
+        self._number = number = self._number + 1
+        if number == _NUMBER_MAX:
+            self._number = 0
+            self.client = self._new_client()
+        time = self._now_ns() // 1000 + offset_us + self._learned_us
+        if time <= self._time:
+            time = self._time + 1
+        self._time = time
+        return number, time
+
+    def owe(self, nodes: tuple[int, ...], frame: bytes) -> None:
+        """C7: owe a COMMIT to a key's owners. The primary's goes in front of the next request to
+        it, because the next reader comes there. The others' wait until there are many for them:
+        a node handles them cheaper together, and only a change of the primary makes them matter."""
+        primary = nodes[0]
+        owed = self.owed
+        owed[primary] = owed[primary] + frame if primary in owed else frame
+        late = self._late.get(nodes)
+        if late is None:
+            self._late[nodes] = [frame]
+            return
+        late.append(frame)
+        if len(late) == _LATE_MAX:
+            self._owe_backups(nodes, late)
+
+    def owe_now(self) -> None:
+        """Let nothing that is owed wait any longer."""
+        for nodes, late in self._late.items():
+            if late:
+                self._owe_backups(nodes, late)
+
+    def _owe_backups(self, nodes: tuple[int, ...], late: list[bytes]) -> None:
+        frames = b"".join(late)
+        late.clear()
+        for node in nodes[1:]:
+            self.owed[node] = self.owed.get(node, b"") + frames
+
+    def local_us(self) -> int:
+        """The clock as it is."""
+        return self._now_ns() // 1000
+
     def now_us(self, offset_us: int) -> int:
         """The clock, corrected by the manager's (``offset_us``) and by what was learned (N9)."""
         return self._now_ns() // 1000 + offset_us + self._learned_us
@@ -214,6 +277,11 @@ class Source:
         if time <= self._time:
             time = self._time + 1
         if time <= above:
+            if above - time > _CLOCK_LEAP_MAX_US:
+                # One key whose version is far ahead must not take the times of all others there,
+                # where nodes refuse them. A new identity's versions are never used twice.
+                self.client = self._new_client()
+                return above + 1
             time = above + 1
         self._time = time
         return time
@@ -232,24 +300,27 @@ class Source:
         return longest * (0.5 + self.random() / 2)
 
 
-# --- put, delete
-# -----------------------------------------------------------------------------------
+# --- put, delete ---------------------------------------------------------------------------------
 
 
-Begun: TypeAlias = tuple[Route, int, bytes, tuple[int, int], bytes]
+Begun: TypeAlias = tuple[Route, int, bytes, tuple[int, int], bytes, bytes]
 """An operation's first round: its route, its request id, the frame that goes to ``route.nodes`` (a
-get's to ``route.primary``), and for a put its version (time, client) and its entry's head."""
+get's to ``route.primary``), and for a put its version (time, client), its entry's head, and the
+frame that is its ACK."""
 
 
 def begin_put(routes: Routes, source: Source, key: bytes, value: bytes, flags: int = 0) -> Begun:
     """Place the key, draw a version and make the frame of a put. The map must be known."""
     route = routes.find(key)
-    number = source.next_number()
-    time = source.next_time(routes.clock_offset_us)
+    number, time = source.next_version(routes.clock_offset_us)
     client = source.client
-    head = ENTRY_HEAD.pack(time, client, number, flags)
-    frame = _write_frame(number, route, key, head, value)
-    return route, number, frame, (time, client), head
+    head = _pack_head(time, client, number, flags)
+    # As _write_frame does it.
+    key_size = len(key)
+    size = _KEY_AT + key_size + ENTRY_HEAD_SIZE + len(value)
+    fixed = _pack_labeled(_WRITE_WORD, number, size, route.label, key_size)
+    frame = b"".join((fixed, key, head, value))
+    return route, number, frame, (time, client), head, _pack_words(_ACK_WORD, number, 0)
 
 
 def end_put(source: Source, key: bytes, begun: Begun) -> PutResult:
@@ -281,7 +352,7 @@ def put(
         if not routes.cluster_id:
             yield from initialize(routes, source)
         begun = begun or begin_put(routes, source, key, value, flags)
-        route, number, frame, _, head = begun
+        route, number, frame, _, head, _ = begun
         replies = yield route.nodes, number, frame
         for reply in replies:
             if reply[0] != ACK:
@@ -303,8 +374,8 @@ def _write_frame(
     """A WRITE of the entry that consists of ``head`` and ``value``."""
     key_size = len(key)
     size = _KEY_AT + key_size + len(head) + len(value)
-    words = HEADER_WORDS.pack(_WRITE_WORD, request_id, size)
-    return b"".join((words, route.label, _KEY_SIZES[key_size], key, head, value))
+    fixed = _pack_labeled(_WRITE_WORD, request_id, size, route.label, key_size)
+    return b"".join((fixed, key, head, value))
 
 
 def _owe_commit(source: Source, route: Route, key: bytes, entry: bytes) -> None:
@@ -318,10 +389,7 @@ def _owe_commit(source: Source, route: Route, key: bytes, entry: bytes) -> None:
     fixed = COMMIT_FRAME.pack(
         MAGIC_VERSION, COMMIT, 0, 0, _COMMIT_FIXED + size, route.partition, entry, size
     )
-    frame = fixed + key
-    owed = source.owed
-    for node in nodes:
-        owed[node] = owed[node] + frame if node in owed else frame
+    source.owe(nodes, fixed + key)
 
 
 class _Write:
@@ -380,12 +448,13 @@ class _Write:
         """Learn the facts from one round's replies; say whether every owner answered ACK or
         SUPERSEDED in this list_epoch (C1)."""
         answered = len(replies) == len(route.nodes)
-        self._acks.clear()
         for node, reply in zip(route.nodes, replies, strict=False):
             if reply[0] == ACK:
                 self._touched = True
                 self._acks.add(node)
-            elif reply[0] != SUPERSEDED:
+            elif reply[0] == SUPERSEDED:
+                self._acks.discard(node)
+            else:
                 answered = False
                 if may_be_done(reply):
                     self._touched = True
@@ -415,7 +484,7 @@ class _Write:
             raise OutcomeUnknown(
                 f"the primary of {shown(self._key)} changed while the write was being repeated; "
                 "it may have happened: read the key to see",
-                acks=len(self._acks),
+                acks=len(self._acks.intersection(route.nodes)),
                 required=len(route.nodes),
             )
 
@@ -425,7 +494,7 @@ class _Write:
             raise OutcomeUnknown(
                 f"another client wrote {shown(self._key)} while an answer of its primary was "
                 "missing; the write may have happened before that: read the key to see",
-                acks=len(self._acks),
+                acks=len(self._acks.intersection(route.nodes)),
                 required=len(route.nodes),
             )
         assert not isinstance(reply, Lost)
@@ -441,6 +510,7 @@ class _Write:
         self._time = self._source.next_time(offset_us, above + jump)
         self._versions += 1
         self._flags |= ORDERED
+        self._acks.clear()
 
     def _entry(self) -> bytes:
         head = ENTRY_HEAD.pack(self._time, self._client, self._counter, self._flags)
@@ -462,10 +532,11 @@ class _Write:
         what = f"the write of {shown(self._key)}"
         if self._touched:
             required = len(route.nodes)
+            acks = len(self._acks.intersection(route.nodes))
             return OutcomeUnknown(
-                f"{what} may have happened: {len(self._acks)} of {required} owners "
+                f"{what} may have happened: {acks} of {required} owners "
                 f"acknowledged it, then: {error}; read the key to see",
-                acks=len(self._acks),
+                acks=len(self._acks.intersection(route.nodes)),
                 required=required,
             )
         if isinstance(error, Unavailable):
@@ -491,7 +562,12 @@ def send_in_order(
         return (yield nodes, request_id, frame)
     replies: list[Reply] = []
     for node in nodes:
-        replies += yield (node,), request_id, frame
+        try:
+            replies += yield (node,), request_id, frame
+        except DeadlineExceeded:
+            if not replies:
+                raise
+            break  # what was answered counts; the shell throws again at the next yield
         is_refused = needs_primary and len(replies) == 1 and replies[0][0] != ACK
         if is_refused or replies[-1][0] not in (ACK, SUPERSEDED):
             break
@@ -505,24 +581,22 @@ def begin_get(routes: Routes, source: Source, key: bytes) -> Begun:
     """Place the key and make the frame of a get. The map must be known."""
     route = routes.find(key)
     number = source.next_number()
-    key_size = len(key)
-    words = HEADER_WORDS.pack(_GET_WORD, number, _KEY_AT + key_size)
-    frame = b"".join((words, route.label, _KEY_SIZES[key_size], key))
-    return route, number, frame, (0, 0), b""
+    size = len(key)
+    frame = _pack_labeled(_GET_WORD, number, _KEY_AT + size, route.label, size) + key
+    return route, number, frame, _NO_VERSION, b"", b""
 
 
-def plain_value(begun: Begun, reply: Reply) -> bytes | None:
-    """The value in a get's first reply, if there is nothing more to do: the entry is complete, and
-    it is no tombstone and does not expire. Otherwise None: ``get`` goes on."""
-    if reply[0] != ENTRY:
+def plain_value(begun: Begun, reply: bytes) -> bytes | None:
+    """The value in a get's first reply, a whole frame, if there is nothing more to do: the entry is
+    complete, and it is no tombstone and does not expire. Otherwise None: ``get`` goes on."""
+    if reply[_KIND_AT] != ENTRY:
         return None
-    entry: bytes = reply[3]  # type: ignore[assignment]  # a Lost has another kind
-    if len(entry) < ENTRY_HEAD_SIZE:
+    if len(reply) < _REPLY_VALUE_AT:
         return None
-    flags = entry[_FLAGS_AT] & _UNPLAIN
+    flags = reply[_REPLY_FLAGS_AT] & _UNPLAIN
     if flags != COMMITTED and (flags or len(begun[0].nodes) > 1):
         return None
-    return entry[ENTRY_HEAD_SIZE:]
+    return reply[_REPLY_VALUE_AT:]
 
 
 def get(
@@ -539,7 +613,7 @@ def get(
     attempt = 0
     while True:
         begun = begun or begin_get(routes, source, key)
-        route, number, frame, _, _ = begun
+        route, number, frame, *_ = begun
         begun = None
         replies = yield route.primary, number, frame
         reply = replies[0]
@@ -566,6 +640,8 @@ def _stored_entry(entry: bytes, node: int) -> StoredEntry | None:
     if flags & TOMBSTONE:
         return None
     value_at = ENTRY_HEAD_SIZE + (8 if flags & EXPIRES else 0)
+    if len(entry) < value_at:
+        raise malformed(f"an entry from node {node} is too short for its expiry")
     return StoredEntry(entry[value_at:], Version(time, client), node)
 
 
@@ -771,7 +847,9 @@ def initialize(
             # A cluster that is made anew between the two answers gives two halves: ask again.
             same = cluster_of(cluster.epoch) == cluster_of(partition_map.epoch)
             if same and len(partition_map.rows) == cluster.partitions:
-                offset_us = cluster.time - source.now_us(0)
+                if cluster.time >= _TIME_MAX:
+                    raise malformed(f"the manager's clock says {cluster.time}")
+                offset_us = cluster.time - source.local_us()
                 routes.replace(cluster, partition_map.rows, offset_us)
                 return
         yield Pause(source.backoff_s(attempt))
@@ -821,7 +899,7 @@ def status(routes: Routes, source: Source) -> Operation[dict[str, Any]]:
         "cluster": f"{cluster_of(cluster.epoch):08x}",
         "epoch": partition_map.epoch & 0xFFFF_FFFF,
         "replicas": cluster.replicas,
-        "hash": HASHES[cluster.hash],
+        "hash": HASHES.get(cluster.hash, str(cluster.hash)),
         "nodes": [
             _node_status(member, pongs.get(member.node), partition_map.rows)
             for member in cluster.members

@@ -194,6 +194,9 @@ class Routes:
 
         Raises RemoteProtocolError if it places keys by a hash that is not known here.
         """
+        rows = list(rows)
+        if not rows or not all(row.owners for row in rows):
+            raise malformed("a map without rows, or with a row without owners")
         hash_function = HASH_FUNCTIONS.get(cluster.hash)
         if hash_function is None:
             raise malformed(f"hash {cluster.hash} is not known here: a newer client is needed")

@@ -132,8 +132,8 @@ class Replicas:
         self.size = 0  # bytes of all keys and entries, tombstones included
         self._hash = HASH_FUNCTIONS[hash_code]
         self._now_us = now_us
-        # A bound of N9 that was right at some time, so it is not too high now; a time's eight
-        # bytes.
+        # A bound of N9 that was right at some time, as a time's eight bytes. Clocks go forward, so
+        # it is not too high now; for one that is set back see follow_clock.
         self._time_max = bytes(8)
         self._memory_max = memory_max
         self._stored = 0  # keys that have an entry
@@ -190,14 +190,14 @@ class Replicas:
             replica: Replica = self._replicas[partition]
         except (struct.error, IndexError):
             return self._write_unusual(request_id, body)
-        if flags & ~ORDERED or len(body) > _WRITE_USUAL_SIZE:
+        if flags or len(body) > _WRITE_USUAL_SIZE:
             _check_entry(flags, entry)
         if epoch != replica.write_epoch:
             return self._write_unusual(request_id, body)
         key = body[KEY_AT:entry_at]
         entries = replica.entries
         stored = entries.get(key)
-        if entry[:8] > self._time_max:
+        if entry > self._time_max:  # it begins with the time
             refusal = self._check_time(request_id, entry, stored)
             if refusal:
                 return refusal
@@ -208,7 +208,7 @@ class Replicas:
             if self._hash(key) % self._partitions != partition:
                 return self._wrong_partition(request_id, key)
             growth = len(key) + len(entry)
-        elif entry[:VERSION_SIZE] > stored[:VERSION_SIZE]:
+        elif entry > stored and entry[:VERSION_SIZE] != stored[:VERSION_SIZE]:
             growth = len(entry) - len(stored)
         elif entry[:VERSION_SIZE] == stored[:VERSION_SIZE] or entry[8:20] == stored[8:20]:
             return pack_words(_ACK, request_id, 0)
@@ -219,11 +219,12 @@ class Replicas:
         if (
             self._memory_max is not None
             and epoch == replica.read_epoch
-            and self._is_full(growth, flags)
+            and self._is_full(key, entry, stored)
         ):
             text = f"this node's memory is full ({self._memory_max} bytes, --max-memory-mb)"
             return error_frame(request_id, messages.NO_SPACE, text)
-        self.size += growth
+        if growth:
+            self.size += growth
         if stored is None:
             self._stored += 1
             self._tombstones += bool(flags & TOMBSTONE)
@@ -309,8 +310,7 @@ class Replicas:
                     f"there is no partition {partition}, only 0 to {self._partitions - 1}"
                 )
             # A cluster of another shape: any row of this one says so.
-            row = self._replicas[0].row
-            assert row is not None
+            row = next(replica.row for replica in self._replicas if replica.row is not None)
         if cluster_of(epoch) == self.cluster_id and epoch > row.list_epoch:
             raise Behind(
                 messages.BEHIND, f"node {self.node} does not have the map of this request yet"
@@ -331,6 +331,10 @@ class Replicas:
             f"the key is in partition {partition}",
             messages.PartitionDetail(partition),
         )
+
+    def follow_clock(self) -> None:
+        """To be called now and then: a clock that was set back must take N9's bound with it."""
+        self._time_max = (self._now_us() + CLOCK_AHEAD_MAX_US).to_bytes(8, "big")
 
     def _check_time(self, request_id: int, entry: bytes, stored: bytes | None) -> bytes:
         """N9: a time too far ahead of the higher of our clock and the stored version is refused.
@@ -355,11 +359,17 @@ class Replicas:
         """Keys that have a value."""
         return self._stored - self._tombstones
 
-    def _is_full(self, growth: int, flags: int) -> bool:
+    def _is_full(self, key: bytes, entry: bytes, stored: bytes | None) -> bool:
         """Whether a write would take the node over its memory. A delete never does."""
         assert self._memory_max is not None
+        growth = (
+            len(entry) - len(stored)
+            if stored is not None
+            else (len(key) + len(entry) + ENTRY_OVERHEAD_SIZE)
+        )
         memory = self.size + self._stored * ENTRY_OVERHEAD_SIZE
-        return growth > 0 and not flags & TOMBSTONE and memory + growth > self._memory_max
+        is_delete = bool(entry[FLAGS_AT] & TOMBSTONE)
+        return growth > 0 and not is_delete and memory + growth > self._memory_max
 
 
 def _request_of(name: str, body: bytes) -> tuple[int, int, bytes]:

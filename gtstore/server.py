@@ -12,7 +12,6 @@ only a few more can be open for everything else.
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import logging
 import socket
@@ -21,7 +20,6 @@ import struct
 import threading
 import time
 from collections.abc import Callable, Collection, Mapping
-from contextlib import AbstractContextManager
 from typing import Any, Final, TypeAlias, get_type_hints
 
 from .connection import describe
@@ -29,7 +27,7 @@ from .errors import ClusterError, RemoteProtocolError
 from .placement import format_address
 from .wire import messages
 from .wire.codec import HEADER_WORDS, decode, encode, error_frame, head_word, unknown_kind
-from .wire.stream import HEADER_SIZE, RECEIVE_SIZE, FrameBuffer
+from .wire.stream import HEADER_SIZE, RECEIVE_SIZE, SHORT_RECEIVE_SIZE, FrameBuffer
 
 logger = logging.getLogger("gtstore.server")
 
@@ -66,6 +64,22 @@ def on_message(handle: Callable[[Any], messages.Message]) -> dict[int, Handler]:
     return {cls.kind: handler}
 
 
+class _NoLock:
+    """Stands in for a lock where the handlers need none."""
+
+    def acquire(self) -> bool:
+        return True
+
+    def release(self) -> None:
+        pass
+
+    def __enter__(self) -> bool:
+        return True
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+
 class FrameServer(socketserver.ThreadingTCPServer):
     """Serves frames on one address.
 
@@ -91,10 +105,10 @@ class FrameServer(socketserver.ThreadingTCPServer):
         handlers: Mapping[int, Handler],
         counted: Collection[int] = (),
         connections_max: int = messages.CONNECTIONS_MAX,
-        lock: AbstractContextManager[Any] | None = None,
+        lock: threading.Lock | None = None,
         recover: Callable[[Exception], bool] = lambda _: False,
     ) -> None:
-        self.handler_lock = lock or contextlib.nullcontext()
+        self.handler_lock = lock or _NoLock()
         self.recover = recover
         self.handlers = handlers
         self.counted = counted
@@ -242,37 +256,72 @@ class _FrameHandler(socketserver.BaseRequestHandler):
         buffer = self._buffer
         handlers = self._handlers
         answers = self._answers
-        lock = self.server.handler_lock
+        # Bound once: ``with`` would look both methods up, and make objects of them, for each frame.
+        acquire = self.server.handler_lock.acquire
+        release = self.server.handler_lock.release
+        wanted = SHORT_RECEIVE_SIZE
+        answer = b""
         while True:
             try:
-                data = recv(buffer.receive_size)
+                data = recv(wanted)
             except BlockingIOError:
                 self._watch_frame(False)
                 continue
             at = 0
-            size = 0 if buffer.size else len(data)
+            size = len(data)
+            if size < SHORT_RECEIVE_SIZE:
+                wanted = SHORT_RECEIVE_SIZE
+            elif wanted == SHORT_RECEIVE_SIZE:
+                wanted = buffer.receive_size  # until less comes than a short receive can take
+                data = self._with_rest(data)
+                size = len(data)
+            if buffer.size:
+                size = 0
             while size - at >= HEADER_SIZE:
                 word, request_id, length = unpack_words(data, at)
-                end = at + HEADER_SIZE + length
+                body_at = at + HEADER_SIZE
+                end = body_at + length
                 handler = handlers.get(word)
                 if handler is None or end > size:
                     break
-                body = data[at + HEADER_SIZE : end]
+                body = data[body_at:end]
                 try:
-                    with lock:
-                        answers.append(handler(request_id, body))
+                    acquire()
+                    try:
+                        answer = handler(request_id, body)
+                    finally:
+                        release()
                 except Exception as error:
                     self._on_error(handler, request_id, body, error)
+                    answer = b""
                 at = end
-                if len(answers) > 1:
-                    self._send_many()
+                if at == size and not answers:
+                    break  # the usual end: one answer, to the last frame
+                if answer:
+                    answers.append(answer)
+                    answer = b""
+                    if len(answers) > 1:
+                        self._send_many()
+            if answer:
+                sendall(answer)
+                answer = b""
+                continue
             if at < size or buffer.size or not data:
                 self._handle_rest(data[at:])
+                wanted = buffer.receive_size
             if answers:
                 sendall(answers[0] if len(answers) == 1 else b"".join(answers))
                 answers.clear()
             if not data:
                 return
+
+    def _with_rest(self, data: bytes) -> bytes:
+        """What a short receive returned, with what else is there: or it would be cut in a frame,
+        and all that follows would have to go through the FrameBuffer."""
+        try:
+            return data + self.request.recv(RECEIVE_SIZE, socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return data
 
     def _handle_rest(self, data: bytes) -> None:
         """What the loop left: parts of frames, unknown kinds, flags, a connection's first

@@ -28,10 +28,10 @@ from typing import Any, Final, TypeVar
 
 from .connection import Connection, Deadline, describe
 from .errors import ConnectError, ConnectionLost, DeadlineExceeded, GTStoreError, NetworkError
-from .operations import Lost, Operation, Pause, Reply, Step, refusal_of
+from .operations import ACKED, Lost, Operation, Pause, Reply, Step, refusal_of
 from .wire import messages
-from .wire.codec import ERROR, HEADER_WORDS, Frame, head_word
-from .wire.stream import HEADER_SIZE, RECEIVE_SIZE
+from .wire.codec import ERROR, HEADER, HEADER_WORDS, Frame, head_word
+from .wire.stream import HEADER_SIZE, RECEIVE_SIZE, SHORT_RECEIVE_SIZE
 
 Result = TypeVar("Result")
 
@@ -42,8 +42,7 @@ DIRECT_TIMEOUT_MIN_S: Final = 0.25
 
 unpack_words: Final = HEADER_WORDS.unpack_from
 _PLAIN_WORD: Final = head_word(0)  # magic and version, no flags
-_OWED_SIZE_MAX: Final = messages.KIB
-"""What a node is owed waits for the next request to it as a primary, or until it is that much."""
+_ERROR_WORD: Final = head_word(ERROR)
 _CALLS_MAX: Final = 500
 """How many operations of a batch are under way at once."""
 
@@ -93,6 +92,7 @@ class Session:
         self._locate = locate
         self._owed = {} if owed is None else owed
         self._connections: dict[int, Connection] = {}
+        self._receive_size = SHORT_RECEIVE_SIZE  # of exchange
         # The selector loop's state, empty between runs.
         self._selector: selectors.BaseSelector | None = None
         self._ready: deque[_Call] = deque()
@@ -170,8 +170,11 @@ class Session:
 
     # --- the hot path ----------------------------------------------------------------------------
 
-    def exchange(self, nodes: tuple[int, ...], request_id: int, frame: bytes) -> list[Reply]:
-        """Send a frame to all of these nodes, then receive from all; return their replies.
+    def exchange(
+        self, nodes: tuple[int, ...], request_id: int, frame: bytes, ack: bytes
+    ) -> list[Reply]:
+        """Send a frame to all of these nodes, then receive from all; return their replies, ACKED
+        for a reply that is just the frame ``ack``.
 
         Raises Unfinished if that did not simply work; see go_on.
         """
@@ -184,10 +187,7 @@ class Session:
         try:
             for node in nodes:
                 connection = connections[node]
-                if node in owed and (not sent or len(owed[node]) > _OWED_SIZE_MAX):
-                    data = owed.pop(node) + frame
-                else:
-                    data = frame
+                data = owed.pop(node) + frame if node in owed else frame
                 size = connection.send(data)
                 if size != len(data):
                     raise _Unusual
@@ -198,22 +198,51 @@ class Session:
             self.abort()  # interrupted between a request and its reply
             raise
         replies: list[Reply] = []
+        receive_size = self._receive_size
         try:
             for node in nodes:
-                data = connections[node].recv(RECEIVE_SIZE)
-                word, reply_id, length = unpack_words(data)
-                if reply_id != request_id or length != len(data) - HEADER_SIZE:
-                    raise _Unusual
-                kind = word >> 8 & 0xFF
-                if kind == ERROR or word & 0xFFFF_00FF != _PLAIN_WORD:
-                    raise _Unusual
-                replies.append((kind, 0, reply_id, data[HEADER_SIZE:]))
+                data = connections[node].recv(receive_size)
+                if data == ack:
+                    replies.append(ACKED)
+                    continue
+                _check_plain(data, request_id)
+                replies.append(as_frame(data))
         except (_Unusual, OSError, struct.error) as error:
             raise self._half_received(nodes, request_id, replies, data, error) from None
         except BaseException:
             self.abort()
             raise
         return replies
+
+    def ask(self, node: int, request_id: int, frame: bytes) -> bytes:
+        """exchange with one node, for a reply that is no ACK: returned as it is, a whole frame.
+
+        The same steps without lists and loops.
+        """
+        owed = self._owed
+        data = frame
+        size = 0
+        try:
+            connection = self._connections[node]
+            if node in owed:
+                data = owed.pop(node) + frame
+            size = connection.send(data)
+            if size != len(data):
+                raise _Unusual
+        except (_Unusual, KeyError, OSError) as error:
+            raise self._half_sent((node,), 0, data[size:], error) from None
+        except BaseException:
+            self.abort()  # interrupted between a request and its reply
+            raise
+        try:
+            data = connection.recv(self._receive_size)
+            _check_plain(data, request_id)
+        except (_Unusual, OSError, struct.error) as error:
+            raise self._half_received((node,), request_id, [], data, error) from None
+        except BaseException:
+            self.abort()
+            raise
+        return data
 
     def _half_sent(
         self, nodes: tuple[int, ...], sent: int, rest: bytes, error: Exception
@@ -247,6 +276,8 @@ class Session:
         elif isinstance(error, OSError):
             slots[at] = self._drop(connection, describe(error), sent=True)
         else:
+            if len(data) == SHORT_RECEIVE_SIZE:
+                self._receive_size = RECEIVE_SIZE  # replies are long: from now on in one piece
             frames = connection.buffer.feed(data)
             is_about_all = bool(frames) and frames[0][0] == ERROR and not frames[0][2]
             if len(frames) == 1 and (frames[0][2] == request_id or is_about_all):
@@ -513,6 +544,21 @@ class Session:
                 self._fail(connection, DeadlineExceeded(connection.peer, text))
         self._ready += [call for _, _, call in self._pauses]
         self._pauses.clear()
+
+
+def _check_plain(data: bytes, request_id: int) -> None:
+    """Raise _Unusual or struct.error unless this is one whole reply to this request, no ERROR."""
+    word, reply_id, length = unpack_words(data)
+    if reply_id != request_id or length != len(data) - HEADER_SIZE:
+        raise _Unusual
+    if word & 0xFFFF_00FF != _PLAIN_WORD or word == _ERROR_WORD:
+        raise _Unusual
+
+
+def as_frame(data: bytes) -> Frame:
+    """A whole plain frame in its parts."""
+    _, kind, flags, request_id, _ = HEADER.unpack_from(data)
+    return kind, flags, request_id, data[HEADER_SIZE:]
 
 
 def _queue(connection: Connection, data: bytes) -> None:

@@ -98,6 +98,7 @@ class StorageNode:
 
     def on_ping(self, request: messages.Ping) -> messages.Pong:  # noqa: ARG002  # it is empty
         replicas = self._replicas
+        replicas.follow_clock()  # the manager pings several times a second
         return messages.Pong(
             messages.ROLE_NODE,
             self._options.node,

@@ -17,6 +17,9 @@ HEADER_SIZE: Final = messages.HEADER_SIZE
 unpack_header: Final = HEADER.unpack_from
 
 RECEIVE_SIZE: Final = 64 * messages.KIB
+SHORT_RECEIVE_SIZE: Final = 448
+"""What to ask for when only short frames are expected. Python's own allocator has bytes objects up
+to that length, which is quicker than a large block of malloc's that is cut down afterwards."""
 _LARGE_RECEIVE_SIZE: Final = messages.MIB
 
 

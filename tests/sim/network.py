@@ -1,9 +1,10 @@
 """A cluster in one thread: real Replicas, a small manager, and a network that does as it is told.
 
 Nothing here waits or draws a number of its own. A Call runs one operation generator; each call of
-``Call.advance`` is one event: one request reaches one peer, or the operation takes its next step. So
-tests choose how several clients interleave. Faults are scripted for each request (``Network.script``)
-or chosen by a function (``Network.choose``). Time passes only as events happen.
+``Call.advance`` is one event: one request reaches one peer, or the operation takes its next step.
+So tests choose how several clients interleave. Faults are scripted for each request
+(``Network.script``) or chosen by a function (``Network.choose``). Time passes only as events
+happen.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from gtstore.placement import PartitionMap, Routes, cluster_of, partition_count
 from gtstore.replica import Behind, Replicas
 from gtstore.wire import messages
 from gtstore.wire.codec import (
+    GET_BODY,
     HEADER,
     MAGIC_VERSION,
     Frame,
@@ -108,9 +110,9 @@ class Node:
 
     def held(self, key: bytes) -> Entry | None:
         """The entry that it holds, whatever its role: GET with epoch 0."""
-        kind, _, body = split(self.handle(encode(messages.Get(0, 0, key))))
-        reply = decode(kind, body)
-        return decode_entry(reply.entry) if isinstance(reply, messages.EntryReply) else None
+        body = GET_BODY.pack(0, 0, len(key)) + key
+        kind, _, entry = split(self.replicas.handlers[messages.Get.kind](0, body))
+        return decode_entry(entry) if kind == messages.EntryReply.kind else None
 
     def _pong(self) -> messages.Pong:
         replicas = self.replicas
@@ -241,12 +243,12 @@ class Network:
         if action is Fault.LATE:
             self.late.append((peer, frame))
             return lost
-        reply = self.handle(peer, frame)
+        reply = self.handle(peer, frame, request)
         return lost if action is Fault.DROP_REPLY else frame_of(reply)
 
-    def handle(self, peer: int, frame: bytes) -> bytes:
+    def handle(self, peer: int, frame: bytes, request: Message | None = None) -> bytes:
         """Have a peer handle a request now."""
-        self.seen.append((peer, message_of(frame)))
+        self.seen.append((peer, request or message_of(frame)))
         return self._manage(frame) if peer == MANAGER else self.nodes[peer].handle(frame)
 
     def deliver_late(self, index: int | None = None) -> None:
@@ -393,10 +395,9 @@ class Call(Generic[Result]):
         except StopIteration as stop:
             self.result = stop.value
             self.is_done = True
-        except Exception as error:
+        except GTStoreError as error:  # whatever else there is ends the test
             self.error = error
             self.is_done = True
-            assert isinstance(error, GTStoreError), repr(error)
         else:
             self.client.steps.append(self._step)
             is_pause = isinstance(self._step, Pause)
@@ -539,3 +540,45 @@ def after(*steps: Callable[[], Any]) -> Action:
             step()
 
     return act
+
+
+# --- histories -----------------------------------------------------------------------------------
+
+
+@dataclass
+class Done:
+    """One operation of a history: ``value`` is what a put wrote (None: a delete) or a get returned.
+
+    ``end`` is None for a write whose outcome is unknown: it may take effect at any time, or never.
+    """
+
+    what: str
+    key: bytes
+    value: bytes | None
+    start: int
+    end: int | None
+
+
+def is_linearizable(history: list[Done]) -> bool:
+    """Whether there is an order of one key's operations, each between its start and its end, in
+    which every get returns the value of the last write before it (Wing and Gong)."""
+    required = {index for index, done in enumerate(history) if done.end is not None}
+    tried: set[tuple[frozenset[int], bytes | None]] = set()
+    todo: list[tuple[frozenset[int], bytes | None]] = [(frozenset(), None)]
+    while todo:
+        state = todo.pop()
+        if state in tried:
+            continue
+        tried.add(state)
+        past, value = state
+        if required <= past:
+            return True
+        first_end = min(history[index].end or 0 for index in required - past)
+        for index, done in enumerate(history):
+            if index in past or done.start > first_end:
+                continue
+            if done.what == "put":
+                todo.append((past | {index}, done.value))
+            elif done.value == value:
+                todo.append((past | {index}, value))
+    return False
