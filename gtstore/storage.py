@@ -20,7 +20,7 @@ from .engine import MemoryEngine
 from .errors import ClusterError, NetworkError, RemoteProtocolError
 from .placement import cluster_of
 from .replica import Behind, Replicas
-from .server import FrameServer, Handler, on_message
+from .server import FrameServer, Handler, TokenLock, on_message
 from .wire import messages
 
 logger = logging.getLogger("gtstore.storage")
@@ -49,7 +49,7 @@ class StorageNode:
 
     def __init__(self, options: NodeOptions) -> None:
         self._options = options
-        self._lock = threading.Lock()
+        self._lock = TokenLock()
         self._fetch_lock = threading.Lock()  # one thread at a time fetches the map
         handlers: dict[int, Handler] = {}
         self._server = FrameServer(

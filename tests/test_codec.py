@@ -547,3 +547,9 @@ def test_hot_frames_built_by_hand(
         len(commit.key),
     )
     assert frame + commit.key == encode(commit)
+
+
+@pytest.mark.parametrize("request_id", [-1, 1 << 32])
+def test_request_ids_have_32_bits(request_id: int) -> None:
+    with pytest.raises(LocalProtocolError, match="no request id"):
+        encode(messages.Ping(), request_id)

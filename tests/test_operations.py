@@ -1487,6 +1487,13 @@ def test_numbers_that_are_used_up_renew_the_identity() -> None:
     assert client.source.client != old
 
 
+def test_times_rise_while_the_clock_stands() -> None:
+    """A version is never used twice, however coarse the clock is."""
+    source = Source(lambda: 1, lambda: 5_000_000, lambda: 0.5)
+    times = [source.next_version(0)[1], source.next_time(0), source.next_version(0)[1]]
+    assert times == [5000, 5001, 5002]
+
+
 def test_backoff() -> None:
     """From half of the longest pause to all of it, and never more than 50 ms."""
     _, client = cluster()

@@ -10,7 +10,7 @@ import pytest
 
 from gtstore import server as server_module
 from gtstore.errors import ClusterError, RemoteProtocolError
-from gtstore.server import FrameServer, on_message
+from gtstore.server import FrameServer, TokenLock, on_message
 from gtstore.testing import wait_until
 from gtstore.wire import messages
 from gtstore.wire.codec import decode, encode, error_detail
@@ -64,7 +64,7 @@ def serve() -> Iterator[Serve]:
                 0,
                 handlers,
                 counted=(Get.kind, Commit.kind),
-                lock=threading.Lock(),
+                lock=TokenLock(),
                 recover=lambda error: isinstance(error, Retriable),
                 **options,
             )
@@ -301,3 +301,30 @@ def test_a_busy_port_is_one_line() -> None:
 def test_drain_before_start() -> None:
     """Nothing to wait for: it must not hang."""
     FrameServer("127.0.0.1", 0, {}).drain()
+
+
+def test_a_token_lock_excludes() -> None:
+    """One thread at a time is between acquire and release, whatever it raises there."""
+    lock = TokenLock()
+    inside: list[int] = []
+    worst: list[int] = []
+
+    def work() -> None:
+        for _ in range(300):
+            try:
+                with lock:
+                    inside.append(1)
+                    worst.append(len(inside))
+                    sum(range(100))
+                    inside.pop()
+                    raise ZeroDivisionError
+            except ZeroDivisionError:
+                pass
+
+    threads = [threading.Thread(target=work) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert max(worst) == 1
+    assert len(worst) == 8 * 300
