@@ -145,8 +145,10 @@ class Cluster:
         wait_until(lambda: not _is_running(self.node_pids[node]), f"the end of node {node}")
 
     def pause_node(self, node: int) -> None:
-        """SIGSTOP a node: it is there, and answers nothing."""
-        self._signal(self.node_pids[node], signal.SIGSTOP)
+        """SIGSTOP a node: it is there, and answers nothing from the return of this call on."""
+        pid = self.node_pids[node]
+        self._signal(pid, signal.SIGSTOP)
+        wait_until(lambda: _state(pid) in "TZ", f"the stop of node {node}")
 
     def resume_node(self, node: int) -> None:
         """SIGCONT a node."""
@@ -164,6 +166,15 @@ class Cluster:
                 os.kill(pid, number)
             except ProcessLookupError:
                 pass
+
+
+def _state(pid: int) -> str:
+    """A process's state as the kernel names it: T is stopped, Z is dead and not reaped."""
+    try:
+        with open(f"/proc/{pid}/stat") as file:
+            return file.read().rpartition(")")[2].split()[0]
+    except OSError:
+        return "Z"
 
 
 def _is_running(pid: int) -> bool:
