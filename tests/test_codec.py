@@ -480,7 +480,6 @@ def test_structs_agree_with_the_table(cls: type[Message], data: st.DataObject) -
         ("GET", messages.Get),
         ("WRITE", messages.Write),
         ("COMMIT", messages.Commit),
-        ("SUPERSEDED", messages.Superseded),
     ],
 )
 def test_named_structs_are_those_of_their_message(name: str, cls: type[Message]) -> None:

@@ -74,7 +74,6 @@ COMMIT_BODY: Final = body_struct(messages.Commit)
 GET_FRAME: Final = frame_struct(messages.Get)
 WRITE_FRAME: Final = frame_struct(messages.Write)
 COMMIT_FRAME: Final = frame_struct(messages.Commit)
-SUPERSEDED_FRAME: Final = frame_struct(messages.Superseded)
 ENTRY_HEAD: Final = struct.Struct(">QQIB")
 """An entry's time, client, counter and flags. A test holds it against messages.Entry."""
 
