@@ -12,7 +12,7 @@ WHEEL_DIR := build/wheel
 
 # These take no socket, clock or thread, so their tests can reach every branch.
 PURE := gtstore/wire/fields.py gtstore/wire/messages.py gtstore/wire/codec.py \
-	gtstore/wire/stream.py gtstore/placement.py gtstore/replica.py gtstore/operations.py \
+	gtstore/wire/stream.py gtstore/wire/explain.py gtstore/placement.py gtstore/replica.py gtstore/operations.py \
 	gtstore/membership.py
 EMPTY :=
 COMMA := ,

@@ -1,4 +1,4 @@
-"""describe.py, and the test vectors: what the document prints is what the codec does.
+"""explain.py, describe/, and the test vectors: what the document prints is what the codec does.
 
 The vectors are read both ways, and whole, byte by byte and with more bytes behind (STYLE.md 6).
 """
@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from gtstore.errors import RemoteProtocolError
 from gtstore.placement import HASH_FUNCTIONS, home_owners, partition_count
-from gtstore.wire import describe, messages
+from gtstore.wire import messages
 from gtstore.wire.codec import (
     BODY_SIZE_MAX,
     HEADER,
@@ -27,7 +27,10 @@ from gtstore.wire.codec import (
     encode_record,
     error_detail,
 )
-from gtstore.wire.describe import BLOCKS, EXAMPLES, PROTOCOL, Header, explain, rewrite
+from gtstore.wire.describe.__main__ import PROTOCOL, main
+from gtstore.wire.describe.document import BLOCKS, TYPE_MEANINGS, rewrite
+from gtstore.wire.describe.examples import EXAMPLES
+from gtstore.wire.explain import ENTRY_TYPE, Header, explain
 from gtstore.wire.fields import Array, Integer, Record, fields_of
 from gtstore.wire.stream import FrameBuffer
 
@@ -84,7 +87,7 @@ def revive(cls: type[Any], fields: dict[str, Any]) -> Any:
             row = messages.ERRORS.get(fields["code"])
             detail = row.detail if row else None
             value = encode_record(revive(detail, value)) if detail else b""
-        elif field.wire_type is describe.ENTRY_TYPE:
+        elif field.wire_type is ENTRY_TYPE:
             value = encode_record(revive(messages.Entry, value))
         elif isinstance(field.wire_type, Record):
             value = revive(field.wire_type.cls, value)
@@ -363,7 +366,7 @@ def test_explain_never_raises(data: bytes) -> None:
 
 
 def test_the_document_is_up_to_date(capsys: pytest.CaptureFixture[str]) -> None:
-    assert describe.main(["--check"]) == 0
+    assert main(["--check"]) == 0
     assert capsys.readouterr().err == ""
 
 
@@ -373,15 +376,15 @@ def test_check_detects_a_difference(tmp_path: Path, capsys: pytest.CaptureFixtur
     damaged = DOCUMENT.replace("| 9 | BUSY |", "| 9 | LAZY |")
     assert damaged != DOCUMENT
     path.write_text(damaged, encoding="utf-8")
-    assert describe.main(["--check"], path) == 1
+    assert main(["--check"], path) == 1
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 2
     assert lines[0].startswith("PROTOCOL.md: block 'errors' differs from the table: line ")
     assert "LAZY" in lines[0]
     assert path.read_text(encoding="utf-8") == damaged
-    assert describe.main([], path) == 0
+    assert main([], path) == 0
     assert path.read_text(encoding="utf-8") == DOCUMENT
-    assert describe.main(["--check"], path) == 0
+    assert main(["--check"], path) == 0
 
 
 @pytest.mark.parametrize("name", BLOCKS)
@@ -409,7 +412,7 @@ def test_strange_blocks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     path = tmp_path / "PROTOCOL.md"
     endless = "<!-- generated: limits -->\nmine"
     path.write_text(endless, encoding="utf-8")
-    assert describe.main([], path) == 1
+    assert main([], path) == 1
     assert path.read_text(encoding="utf-8") == endless
     assert "block 'limits' has no end" in capsys.readouterr().err
 
@@ -432,4 +435,4 @@ def test_links_of_the_document() -> None:
 def test_every_type_has_words() -> None:
     """No field's type is missing in section 2, and nothing is explained that is not used."""
     shown = set(re.findall(r"^\| `(\w+)` \|", "\n".join(BLOCKS["types"]()), re.MULTILINE))
-    assert shown == set(describe.TYPE_MEANINGS)
+    assert shown == set(TYPE_MEANINGS)

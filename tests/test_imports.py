@@ -21,7 +21,10 @@ LAYERS = (
     ("gtstore.wire.messages",),
     ("gtstore.wire.codec",),
     ("gtstore.wire.stream",),
-    ("gtstore.wire.describe",),
+    ("gtstore.wire.explain",),
+    ("gtstore.wire.describe", "gtstore.wire.describe.examples"),
+    ("gtstore.wire.describe.document",),
+    ("gtstore.wire.describe.__main__",),
     # The interface that replica.py stores through is declared next to the engines that have it.
     ("gtstore.placement", "gtstore.engine"),
     ("gtstore.replica", "gtstore.operations", "gtstore.membership"),
@@ -46,6 +49,7 @@ PURE = {
     "gtstore.wire.messages",
     "gtstore.wire.codec",
     "gtstore.wire.stream",
+    "gtstore.wire.explain",
     "gtstore.placement",
     "gtstore.replica",
     "gtstore.operations",
@@ -118,7 +122,7 @@ def late():
     if TYPE_CHECKING:
         from selectors import DefaultSelector
 """
-    assert list(imports_of("gtstore.wire.describe", source)) == [
+    assert list(imports_of("gtstore.wire.explain", source)) == [
         ("os.path", ""),
         ("time", ""),
         ("gtstore.wire.codec", ""),

@@ -2,5 +2,5 @@
 
 ``fields`` holds the types that a field can have, ``messages`` the table of all messages, errors and
 limits, ``codec`` turns one message into one frame and back, ``stream`` cuts a stream of bytes into
-frames, and ``describe`` writes the generated parts of docs/PROTOCOL.md.
+frames, ``explain`` says bytes in words, and ``describe`` writes what is generated of docs/.
 """

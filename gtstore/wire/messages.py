@@ -1,7 +1,7 @@
 """The message table: the only place where a kind, an error code or a limit is written.
 
 Everything else about the wire follows from it: the codec (codec.py), the reference in
-docs/PROTOCOL.md (describe.py) and the servers' handler tables. A message is a frozen dataclass; its
+docs/PROTOCOL.md (describe/) and the servers' handler tables. A message is a frozen dataclass; its
 docstring is its purpose in the document, its annotations are its body (fields.py).
 
 Numbers are written out. Zero is reserved; a retired number keeps its row and is never used again.
