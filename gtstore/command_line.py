@@ -61,7 +61,7 @@ def argument(parse: Callable[[str], object]) -> Callable[[str], object]:
 
 def add_daemon_options(parser: argparse.ArgumentParser) -> None:
     """The options that managers and nodes share; a manager passes them on."""
-    from .wire.messages import CONNECTIONS_MAX
+    from .wire.messages import CONNECTIONS_MAX, FRAME_TIMEOUT_MS
 
     parser.add_argument(
         "--max-connections",
@@ -76,6 +76,14 @@ def add_daemon_options(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="memory of each node's entries, in MiB; beyond it, writes that grow it are refused "
         "(default: unlimited)",
+    )
+    parser.add_argument(
+        "--frame-timeout-ms",
+        type=integer(10, 3_600_000),
+        default=FRAME_TIMEOUT_MS,
+        metavar="N",
+        help="how long a peer may take to send a whole frame, or to take anything of its answers "
+        "(default: %(default)s)",
     )
     parser.add_argument("--log-level", choices=LOG_LEVELS, default="info")
     parser.add_argument("--log-format", choices=LOG_FORMATS, default="text")

@@ -66,6 +66,7 @@ class ManagerOptions:
     pin: bool
     max_connections: int
     max_memory_mb: int | None
+    frame_timeout_ms: int
     log_level: str
     log_format: str
 
@@ -110,7 +111,12 @@ class Manager:
             **on_message(self.on_register),
         }
         try:
-            return FrameServer(self._options.host, self._options.port, handlers)
+            return FrameServer(
+                self._options.host,
+                self._options.port,
+                handlers,
+                frame_timeout_ms=self._options.frame_timeout_ms,
+            )
         except ClusterError as error:
             holder = describe_holders(self._options.host, [self._options.port])
             raise ClusterError(holder or str(error)) from error
@@ -186,6 +192,7 @@ class Manager:
                 "cpu": cpus[(node - 1) % len(cpus)] if options.pin else None,
                 "max_connections": options.max_connections,
                 "max_memory_mb": options.max_memory_mb,
+                "frame_timeout_ms": options.frame_timeout_ms,
                 "log_level": options.log_level,
                 "log_format": options.log_format,
             }

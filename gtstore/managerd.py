@@ -112,6 +112,7 @@ def main(arguments: list[str] | None = None) -> int:
                 not options.no_pin,
                 options.max_connections,
                 options.max_memory_mb,
+                options.frame_timeout_ms,
                 options.log_level,
                 options.log_format,
             ),

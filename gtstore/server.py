@@ -6,8 +6,9 @@ handler turns a request id and a body into the bytes of the reply, b"" for none.
 
 What keeps one peer from hurting the others (PROTOCOL.md section 5): a frame that was begun must be
 whole in time; a peer that does not read its answers is not read from either, and closed after the
-same time; a connection that has sent a counted kind counts against the limit of connections, and
-only a few more can be open for everything else.
+same time; only a few long frames are received at once, and a long entry is not copied to be sent,
+so that many connections do not cost much memory either; a connection that has sent a counted kind
+counts against the limit of connections, and only a few more can be open for everything else.
 """
 
 from __future__ import annotations
@@ -27,7 +28,15 @@ from .connection import describe
 from .errors import ClusterError, RemoteProtocolError
 from .placement import format_address
 from .wire import messages
-from .wire.codec import HEADER_WORDS, decode, encode, error_frame, head_word, unknown_kind
+from .wire.codec import (
+    HEADER_WORDS,
+    LongReply,
+    decode,
+    encode,
+    error_frame,
+    head_word,
+    unknown_kind,
+)
 from .wire.stream import HEADER_SIZE, RECEIVE_SIZE, SHORT_RECEIVE_SIZE, FrameBuffer
 
 logger = logging.getLogger("gtstore.server")
@@ -41,15 +50,11 @@ _SMALL_ANSWERS_MAX: Final = messages.IN_FLIGHT_SIZE_MAX // _SMALL_ANSWER_SIZE
 """No more than so many small answers wait for one send, so together they stay in the limit."""
 _NO_FILES_PAUSE_S: Final = 0.1
 _LINGER_S: Final = 0.5
-_LINGER_RECEIVES_MAX: Final = 64
 
 
 def pack_timeout(seconds: float) -> bytes:
     """A time limit as setsockopt takes it."""
     return struct.pack("ll", int(seconds), min(int(seconds % 1 * 1_000_000) + 1, 999_999))
-
-
-_FRAME_TIMEOUT: Final = pack_timeout(messages.FRAME_TIMEOUT_S)
 
 
 def on_message(handle: Callable[[Any], messages.Message]) -> dict[int, Handler]:
@@ -105,6 +110,8 @@ class FrameServer(socketserver.ThreadingTCPServer):
         host, port: where to listen; port 0 takes a free one, see ``port``.
         handlers: kind -> handler. A handler may raise RemoteProtocolError for a typed refusal.
         counted: the kinds whose senders count against ``connections_max``.
+        frame_timeout_ms: how long a frame may take from its first byte to its last, and how long a
+            peer may take none of its answers.
         lock: held while a handler runs, if one is given.
         recover: told of what a handler raised, without the lock; True: call the handler once more.
 
@@ -123,6 +130,7 @@ class FrameServer(socketserver.ThreadingTCPServer):
         handlers: Mapping[int, Handler],
         counted: Collection[int] = (),
         connections_max: int = messages.CONNECTIONS_MAX,
+        frame_timeout_ms: int = messages.FRAME_TIMEOUT_MS,
         lock: TokenLock | None = None,
         recover: Callable[[Exception], bool] = lambda _: False,
     ) -> None:
@@ -131,6 +139,8 @@ class FrameServer(socketserver.ThreadingTCPServer):
         self.handlers = handlers
         self.counted = counted
         self.connections_max = connections_max
+        self.frame_timeout_s = frame_timeout_ms / 1000
+        self.long_frames = threading.BoundedSemaphore(messages.LONG_FRAMES_MAX)
         self.lock = threading.Lock()
         self.open_sockets: set[socket.socket] = set()  # guarded by lock
         self.counted_connections = 0  # guarded by lock
@@ -236,14 +246,16 @@ class _FrameHandler(socketserver.BaseRequestHandler):
         self._is_counted = False
         self._begun_at = 0.0  # when the frame that is under way was begun
         self._is_hurried = False  # whether the next receive has less than the whole time
+        self._has_long_frame = False  # whether it has one of the server's places for long frames
         # head word -> handler; without the counted kinds until the connection is counted in.
         self._handlers: dict[int, Handler] = {}
         self._take_handlers()
         sock = self.request
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         # A blocking receive or send returns after that time, and needs no poll before it.
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _FRAME_TIMEOUT)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _FRAME_TIMEOUT)
+        timeout = pack_timeout(self.server.frame_timeout_s)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, timeout)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, timeout)
 
     def handle(self) -> None:
         try:
@@ -254,6 +266,8 @@ class _FrameHandler(socketserver.BaseRequestHandler):
             logger.debug("connection from %s: %s", self.client_address, describe(error))
 
     def finish(self) -> None:
+        if self._has_long_frame:
+            self.server.long_frames.release()
         if self._is_counted:
             self.server.count_out()
 
@@ -365,6 +379,25 @@ class _FrameHandler(socketserver.BaseRequestHandler):
             self._watch_frame(bool(frames))
         else:
             self._begun_at = 0.0
+        if self._buffer.is_long is not self._has_long_frame:
+            self._change_long_frame()
+
+    def _change_long_frame(self) -> None:
+        """A long frame has been begun, and needs a place before more of it is received; or it is
+        whole."""
+        places = self.server.long_frames
+        if self._has_long_frame:
+            places.release()
+        elif not places.acquire(blocking=False):
+            self._send()  # the answers to what came before do not wait
+            if not places.acquire(timeout=self._remaining_s()):
+                text = f"{messages.LONG_FRAMES_MAX} other long frames were under way all the time"
+                self._refuse(0, RemoteProtocolError(messages.FRAME_TIMEOUT, text, closes=True))
+        self._has_long_frame = not self._has_long_frame
+
+    def _remaining_s(self) -> float:
+        """How long the begun frame may still take."""
+        return max(0.0, self._begun_at + self.server.frame_timeout_s - time.monotonic())
 
     def _count_in(self, request_id: int) -> None:
         if not self.server.count_in():
@@ -376,12 +409,17 @@ class _FrameHandler(socketserver.BaseRequestHandler):
     def _on_error(self, handler: Handler, request_id: int, body: bytes, error: Exception) -> None:
         """Answer a request whose handler raised something."""
         try:
-            if self.server.recover(error):
+            if not isinstance(error, LongReply) and self.server.recover(error):
                 with self.server.handler_lock:
                     self._answers.append(handler(request_id, body))
                 return
         except Exception as second_error:
             error = second_error
+        if isinstance(error, LongReply):
+            self._send()
+            self.request.sendall(error.head)
+            self.request.sendall(error.entry)
+            return
         if not isinstance(error, RemoteProtocolError):
             logger.error("internal error in %s", handler, exc_info=error)
             text = "an error of the program; its log says more"
@@ -396,7 +434,8 @@ class _FrameHandler(socketserver.BaseRequestHandler):
     def _send_many(self) -> None:
         """Send before more is handled, if much waits: what one peer may take of memory has a
         limit."""
-        if len(self._answers[-1]) > _SMALL_ANSWER_SIZE or len(self._answers) > _SMALL_ANSWERS_MAX:
+        answers = self._answers
+        if answers and (len(answers[-1]) > _SMALL_ANSWER_SIZE or len(answers) > _SMALL_ANSWERS_MAX):
             self._send()
 
     def _send(self) -> None:
@@ -409,8 +448,9 @@ class _FrameHandler(socketserver.BaseRequestHandler):
         try:
             self._send()
             self.request.shutdown(socket.SHUT_WR)
-            self.request.settimeout(_LINGER_S)
-            for _ in range(_LINGER_RECEIVES_MAX):
+            end = time.monotonic() + _LINGER_S
+            while (remaining_s := end - time.monotonic()) > 0:
+                self.request.settimeout(remaining_s)
                 if not self.request.recv(RECEIVE_SIZE):
                     break
         except OSError:
@@ -423,15 +463,15 @@ class _FrameHandler(socketserver.BaseRequestHandler):
         now = time.monotonic()
         if has_progressed or not self._begun_at:
             self._begun_at = now
-        remaining_s = float(messages.FRAME_TIMEOUT_S)
+        timeout_s = remaining_s = self.server.frame_timeout_s
         if self._buffer.size:
-            remaining_s += self._begun_at - now
+            remaining_s = self._remaining_s()
         else:
             self._begun_at = 0.0
         if remaining_s <= 0:
-            text = f"a frame was not whole within {messages.FRAME_TIMEOUT_S} s"
+            text = f"a frame was not whole within {timeout_s:g} s"
             self._refuse(0, RemoteProtocolError(messages.FRAME_TIMEOUT, text, closes=True))
-        is_hurried = remaining_s < messages.FRAME_TIMEOUT_S
+        is_hurried = remaining_s < timeout_s
         if is_hurried or self._is_hurried:
             timeout = pack_timeout(remaining_s)
             self.request.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, timeout)

@@ -41,6 +41,7 @@ class NodeOptions:
     token: bytes
     max_connections: int
     max_memory_mb: int | None
+    frame_timeout_ms: int = messages.FRAME_TIMEOUT_MS
 
 
 class StorageNode:
@@ -58,6 +59,7 @@ class StorageNode:
             handlers,
             counted=(messages.Get.kind, messages.Write.kind, messages.Commit.kind),
             connections_max=options.max_connections,
+            frame_timeout_ms=options.frame_timeout_ms,
             lock=self._lock,
             recover=self._recover,
         )

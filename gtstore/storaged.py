@@ -88,6 +88,7 @@ def run_node(arguments: dict[str, Any]) -> int:
                 bytes.fromhex(options.token),
                 options.max_connections,
                 options.max_memory_mb,
+                options.frame_timeout_ms,
             )
         )
     except ClusterError as error:

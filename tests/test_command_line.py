@@ -23,7 +23,7 @@ from gtstore.command_line import (
     integer,
 )
 from gtstore.errors import InvalidInput
-from gtstore.wire.messages import CONNECTIONS_MAX
+from gtstore.wire.messages import CONNECTIONS_MAX, FRAME_TIMEOUT_MS
 
 # --- arguments -----------------------------------------------------------------------------------
 
@@ -108,20 +108,32 @@ def test_daemon_options() -> None:
     assert vars(daemon.parse_args([])) == {
         "max_connections": CONNECTIONS_MAX,
         "max_memory_mb": None,
+        "frame_timeout_ms": FRAME_TIMEOUT_MS,
         "log_level": "info",
         "log_format": "text",
     }
-    given = "--max-connections 5 --max-memory-mb 6 --log-level debug --log-format json"
+    given = (
+        "--max-connections 5 --max-memory-mb 6 --frame-timeout-ms 700 --log-level debug "
+        "--log-format json"
+    )
     assert vars(daemon.parse_args(given.split())) == {
         "max_connections": 5,
         "max_memory_mb": 6,
+        "frame_timeout_ms": 700,
         "log_level": "debug",
         "log_format": "json",
     }
 
 
 @pytest.mark.parametrize(
-    "option", ["--max-connections 0", "--max-memory-mb 0", "--log-level loud", "--log-format xml"]
+    "option",
+    [
+        "--max-connections 0",
+        "--frame-timeout-ms 9",
+        "--max-memory-mb 0",
+        "--log-level loud",
+        "--log-format xml",
+    ],
 )
 def test_daemon_options_out_of_bounds(option: str) -> None:
     """Each has its bounds or its choices."""

@@ -14,7 +14,15 @@ from gtstore.errors import RemoteProtocolError
 from gtstore.placement import HASH_FUNCTIONS, epoch_of
 from gtstore.replica import ENTRY_OVERHEAD_SIZE, Behind, Replicas
 from gtstore.wire import messages
-from gtstore.wire.codec import HEADER, MAGIC_VERSION, decode, encode, encode_record, error_detail
+from gtstore.wire.codec import (
+    HEADER,
+    MAGIC_VERSION,
+    LongReply,
+    decode,
+    encode,
+    encode_record,
+    error_detail,
+)
 from gtstore.wire.messages import (
     CLOCK_AHEAD_MAX_S,
     COMMITTED,
@@ -23,6 +31,7 @@ from gtstore.wire.messages import (
     HASH_CRC16,
     HEADER_SIZE,
     KEY_SIZE_MAX,
+    LONG_FRAME_SIZE,
     MALFORMED,
     ORDERED,
     TOMBSTONE,
@@ -161,6 +170,22 @@ def detail_of(reply: Message | None) -> Any:
 
 
 # --- N0: identity --------------------------------------------------------------------------------
+
+
+def test_long_entries_are_not_copied() -> None:
+    """An entry that makes a long frame is raised in two parts, and the second is what is stored."""
+    replicas = primary()
+    long_value = bytes(LONG_FRAME_SIZE)
+    assert ask(replicas, Write(at(1), PARTITION, KEY, entry(value=long_value))) == Ack()
+    for epoch in (at(1), 0):
+        body = encode(Get(epoch, PARTITION, KEY))[HEADER_SIZE:]
+        with pytest.raises(LongReply) as caught:
+            replicas.get(REQUEST_ID, body)
+        stored = replicas._replicas[PARTITION].entries.get(KEY)
+        assert caught.value.entry is stored
+        assert caught.value.head + caught.value.entry == encode(
+            messages.EntryReply(entry(value=long_value)), REQUEST_ID
+        )
 
 
 def test_a_process_starts_as_the_owner_of_nothing() -> None:

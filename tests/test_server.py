@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import threading
 from collections.abc import Callable, Iterator
 
 import pytest
 
-from gtstore import server as server_module
 from gtstore.errors import ClusterError, RemoteProtocolError
 from gtstore.server import FrameServer, TokenLock, on_message
 from gtstore.testing import wait_until
 from gtstore.wire import messages
-from gtstore.wire.codec import decode, encode, error_detail
+from gtstore.wire.codec import LongReply, decode, encode, error_detail
 from gtstore.wire.messages import Ack, Commit, Get, MapUpdate, NotFound, Ping, Pong
 from gtstore.wire.stream import FrameBuffer
 
 PONG = Pong(2, 1, 1, 1, 1, 1, 1, 1)
 GET = Get(0, 0, b"key")
 LARGE = messages.EntryReply(bytes(300_000))
+LONG = encode(messages.EntryReply(bytes(10_000_000)), 9)
 
 Serve = Callable[..., FrameServer]
 
@@ -51,6 +52,8 @@ def serve() -> Iterator[Serve]:
                     raise Retriable
                 case b"large":
                     return LARGE
+                case b"long":
+                    raise LongReply(LONG[:20], LONG[20:])
             return NotFound()
 
         def on_update(_: MapUpdate) -> Ack:
@@ -234,11 +237,9 @@ def test_connections_beyond_the_reserve_are_refused(
             assert three.reply() is None
 
 
-def test_a_begun_frame_must_be_whole_in_time(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_begun_frame_must_be_whole_in_time(serve: Serve) -> None:
     """Whether the rest does not come or trickles; a connection between two frames lives on."""
-    monkeypatch.setattr(messages, "FRAME_TIMEOUT_S", 0.05)
-    monkeypatch.setattr(server_module, "_FRAME_TIMEOUT", server_module.pack_timeout(0.05))
-    server = serve()
+    server = serve(frame_timeout_ms=50)
     with Talk(server) as idle, Talk(server) as silent, Talk(server) as slow:
         for talk in (idle, silent, slow):
             talk.send(encode(GET, 1))
@@ -272,6 +273,56 @@ def test_a_begun_frame_must_be_whole_in_time(serve: Serve, monkeypatch: pytest.M
 
         idle.send(encode(Ping(), 4))
         assert idle.reply() == (4, PONG)
+
+
+def test_long_replies_keep_their_place(serve: Serve) -> None:
+    """A reply in two parts stands between its neighbours, also at a connection's first request."""
+    with Talk(serve()) as talk:
+        for _ in range(2):
+            requests = [(Ping(), 8), (Get(0, 0, b"long"), 9), (GET, 10)]
+            talk.send(*(encode(request, i) for request, i in requests))
+            assert talk.reply() == (8, PONG)
+            assert talk.reply() == (9, messages.EntryReply(bytes(10_000_000)))
+            assert talk.reply() == (10, NotFound())
+
+
+def long_frames_left(server: FrameServer) -> int:
+    """How many connections more may receive a long frame."""
+    taken = 0
+    while server.long_frames.acquire(blocking=False):
+        taken += 1
+    for _ in range(taken):
+        server.long_frames.release()
+    return taken
+
+
+def test_only_some_long_frames_are_received_at_once(serve: Serve) -> None:
+    """The others wait until there is a place, and go on; short frames do not wait; a frame that
+    finds no place in its time is refused, and so is one that is not finished."""
+    server = serve(frame_timeout_ms=1000)
+    long_frame = encode(Get(0, 0, b"key"), 1) + encode(messages.EntryReply(bytes(300_000)), 2)
+    begun, rest = long_frame[:1000], long_frame[1000:]  # a peer that waits cannot send it all
+    with contextlib.ExitStack() as stack:
+        talks = [stack.enter_context(Talk(server)) for _ in range(messages.LONG_FRAMES_MAX + 2)]
+        *first, late, short = talks
+        for talk in first:
+            talk.send(begun)
+            assert talk.reply() == (1, NotFound())
+        wait_until(lambda: long_frames_left(server) == 0, "all places taken")
+        late.send(begun)
+        assert late.reply() == (1, NotFound())
+        short.send(encode(Ping(), 5))
+        assert short.reply() == (5, PONG)
+        for talk in first[:2]:
+            talk.send(rest)
+            assert talk.error()[:2] == (2, "UNKNOWN_KIND")
+        late.send(rest)
+        assert late.error()[:2] == (2, "UNKNOWN_KIND")
+        for talk in first[2:]:
+            assert talk.error()[:2] == (0, "FRAME_TIMEOUT")
+            assert talk.reply() is None
+    wait_until(lambda: not server.open_sockets, "the end of all connections")
+    assert long_frames_left(server) == messages.LONG_FRAMES_MAX
 
 
 def test_a_peer_that_never_reads_holds_up_only_itself(serve: Serve) -> None:

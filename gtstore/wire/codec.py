@@ -29,6 +29,20 @@ HEADER_WORDS: Final = struct.Struct(">III")
 request id, length. Comparing that number checks magic, version, kind and flags at once."""
 
 
+class LongReply(Exception):
+    """A reply in two parts, which a handler raises instead of returning one: so a long entry is not
+    copied for each of its readers, however slowly they read.
+
+    Args:
+        head: the frame's bytes up to ``entry``.
+        entry: the rest of the frame, as it is stored.
+    """
+
+    def __init__(self, head: bytes, entry: bytes) -> None:
+        self.head = head
+        self.entry = entry
+
+
 def head_word(kind: int) -> int:
     """The first four bytes of a frame of this kind, without flags."""
     return MAGIC_VERSION << 16 | kind << 8

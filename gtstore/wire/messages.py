@@ -53,10 +53,12 @@ FRAME_SIZE_MAX: Final = 16 * MIB + KIB
 NODES_MAX: Final = 1000
 REPLICAS_MAX: Final = 15
 PARTITIONS_PER_NODE: Final = 64
-FRAME_TIMEOUT_S: Final = 30
+FRAME_TIMEOUT_MS: Final = 30_000
 CONNECTIONS_MAX: Final = 1024
 CONNECTIONS_RESERVED: Final = 64
 IN_FLIGHT_SIZE_MAX: Final = MIB
+LONG_FRAME_SIZE: Final = 256 * KIB
+LONG_FRAMES_MAX: Final = 16
 PROBE_INTERVAL_MS: Final = 250
 PROBE_MISSES_MAX: Final = 4
 CLOCK_AHEAD_MAX_S: Final = 60
@@ -87,8 +89,14 @@ LIMITS: Final = (
     Limit("partitions", f"{PARTITIONS_PER_NODE} for each node", "fixed when the cluster is made"),
     Limit(
         "time for a frame",
-        f"{FRAME_TIMEOUT_S} s",
+        f"{FRAME_TIMEOUT_MS // 1000} s (`--frame-timeout-ms`)",
         "from its first byte to its last; idle connections live",
+    ),
+    Limit(
+        "long frames under way",
+        str(LONG_FRAMES_MAX),
+        f"of more than {LONG_FRAME_SIZE:,} bytes (256 KiB), over all connections of a process; "
+        "the next one is not read until there is a place",
     ),
     Limit(
         "connections of a node",

@@ -31,7 +31,7 @@ class FrameBuffer:
     before are returned as ever, so that their requests can be answered first.
     """
 
-    __slots__ = ("_chunks", "_wanted", "error", "receive_size", "size")
+    __slots__ = ("_begun", "_wanted", "error", "receive_size", "size")
 
     def __init__(self) -> None:
         self.error: RemoteProtocolError | None = None
@@ -39,8 +39,15 @@ class FrameBuffer:
         """Bytes of a frame that has been begun and is not whole."""
         self.receive_size = RECEIVE_SIZE
         """How many bytes to ask the socket for: more while a long frame is under way."""
-        self._chunks: list[bytes] = []  # the begun frame
+        # The begun frame. No list of what arrived: a byte on its own would take forty there.
+        self._begun = bytearray()
         self._wanted = 0  # how many bytes are needed before looking again makes sense
+
+    @property
+    def is_long(self) -> bool:
+        """Whether the begun frame is one of those that only a few connections may receive at
+        once."""
+        return self.size > 0 and self._wanted > messages.LONG_FRAME_SIZE
 
     def feed(self, data: bytes) -> list[Frame]:
         """Take bytes in and return the frames that they complete, in order."""
@@ -65,13 +72,13 @@ class FrameBuffer:
         few."""
         if self.error is not None:
             return b""
-        self._chunks.append(data)
+        self._begun += data
         self.size += len(data)
         if self.size < self._wanted:
             self._expect(self._wanted)
             return b""
-        data = b"".join(self._chunks)
-        self._chunks.clear()
+        data = bytes(self._begun)
+        self._begun.clear()
         self.size = 0
         self.receive_size = RECEIVE_SIZE
         return data
@@ -93,7 +100,7 @@ class FrameBuffer:
         if magic_version != MAGIC_VERSION or length > BODY_SIZE_MAX:
             self.error = _header_error(magic_version, length)
         else:
-            self._chunks.append(rest)
+            self._begun += rest
             self._expect(wanted)
 
     def _expect(self, wanted: int) -> None:
