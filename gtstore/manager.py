@@ -41,7 +41,7 @@ from .placement import (
 from .server import FrameServer, on_message
 from .session import Session
 from .wire import messages
-from .wire.codec import decode, encode
+from .wire.codec import decode, encode, head_word, reply_frame
 
 logger = logging.getLogger("gtstore.manager")
 
@@ -50,6 +50,8 @@ _STOP_TIMEOUT_S = 3.0
 _EXIT_WAIT_S = 0.25
 _PUBLISH_TIMEOUT_S = 0.25
 _HOLDER_TIMEOUT_S = 0.5
+
+_MAP_WORD = head_word(messages.Map.kind)
 
 
 @dataclass(frozen=True)
@@ -87,6 +89,8 @@ class Manager:
         self._token = secrets.token_bytes(16)
         self._processes: dict[int, NodeProcess] = {}
         self._is_stopping = threading.Event()
+        # An epoch, and the body of the MAP with all its rows; replaced as a whole, without a lock.
+        self._whole_map = (0, b"")
         self._changed = threading.Condition()
         # Guarded by _changed:
         self._registered: dict[int, messages.Member] = {}
@@ -105,7 +109,7 @@ class Manager:
         handlers = {
             **on_message(self.on_ping),
             **on_message(self.on_cluster_info),
-            **on_message(self.on_get_map),
+            messages.GetMap.kind: self.get_map,
             **on_message(self.on_key_nodes),
             **on_message(self.on_next_primary),
             **on_message(self.on_register),
@@ -366,13 +370,23 @@ class Manager:
                 tuple(membership.members.values()),
             )
 
-    def on_get_map(self, request: messages.GetMap) -> messages.Map:
+    def get_map(self, request_id: int, body: bytes) -> bytes:
+        """GET_MAP. The whole map, which every new client asks for, is made once an epoch: in a
+        large cluster it is megabytes, and a second of work."""
+        request = decode(messages.GetMap.kind, body)
+        assert isinstance(request, messages.GetMap)
         with self._changed:
             partition_map = self._ready_membership().map
-        since = request.since
-        if cluster_of(since) != self._cluster_id:
-            since = 0  # another cluster's map: nothing of it holds here
-        return messages.Map(partition_map.epoch, partition_map.rows_since(since))
+        if cluster_of(request.since) == self._cluster_id:
+            rows = partition_map.rows_since(request.since)
+            return encode(messages.Map(partition_map.epoch, rows), request_id)
+        # 0, or another cluster's epoch, of whose map nothing holds here.
+        epoch, whole = self._whole_map
+        if epoch != partition_map.epoch:
+            frame = encode(messages.Map(partition_map.epoch, partition_map.rows))
+            whole = frame[messages.HEADER_SIZE :]
+            self._whole_map = (partition_map.epoch, whole)
+        return reply_frame(_MAP_WORD, request_id, whole)
 
     def on_key_nodes(self, request: messages.KeyNodes) -> messages.Owners:
         return self._owners(request.key)

@@ -32,9 +32,9 @@ from .wire.codec import (
     SUPERSEDED,
     WRITE,
     WRITE_BODY,
-    LongReply,
     error_frame,
     head_word,
+    reply_frame,
 )
 from .wire.fields import malformed
 from .wire.messages import (
@@ -43,7 +43,6 @@ from .wire.messages import (
     ENTRY_HEAD_SIZE,
     EXPIRES,
     KEY_SIZE_MAX,
-    LONG_FRAME_SIZE,
     ORDERED,
     TOMBSTONE,
     VALUE_SIZE_MAX,
@@ -163,7 +162,7 @@ class Replicas:
         entry = replica.entries.get(key)
         if entry is None:
             return self._not_found(request_id, partition, key)
-        return _entry_reply(request_id, entry)
+        return reply_frame(_ENTRY, request_id, entry)
 
     def _get_unusual(self, request_id: int, body: bytes) -> bytes:
         """A GET with epoch 0, one that is refused, or one that is malformed."""
@@ -173,7 +172,7 @@ class Replicas:
         entry = self._replicas[self._hash(key) % self._partitions].entries.get(key)
         if entry is None:
             return pack_words(_NOT_FOUND, request_id, 0)
-        return _entry_reply(request_id, entry)
+        return reply_frame(_ENTRY, request_id, entry)
 
     def _not_found(self, request_id: int, partition: int, key: bytes) -> bytes:
         if not 0 < len(key) <= KEY_SIZE_MAX:
@@ -372,14 +371,6 @@ class Replicas:
         memory = self.size + self._stored * ENTRY_OVERHEAD_SIZE
         is_delete = bool(entry[FLAGS_AT] & TOMBSTONE)
         return growth > 0 and not is_delete and memory + growth > self._memory_max
-
-
-def _entry_reply(request_id: int, entry: bytes) -> bytes:
-    size = len(entry)
-    head = pack_words(_ENTRY, request_id, size)
-    if size > LONG_FRAME_SIZE:
-        raise LongReply(head, entry)
-    return head + entry
 
 
 def _request_of(name: str, body: bytes) -> tuple[int, int, bytes]:

@@ -53,7 +53,7 @@ def serve() -> Iterator[Serve]:
                 case b"large":
                     return LARGE
                 case b"long":
-                    raise LongReply(LONG[:20], LONG[20:])
+                    raise LongReply(LONG[:12], LONG[12:])
             return NotFound()
 
         def on_update(_: MapUpdate) -> Ack:

@@ -29,20 +29,6 @@ HEADER_WORDS: Final = struct.Struct(">III")
 request id, length. Comparing that number checks magic, version, kind and flags at once."""
 
 
-class LongReply(Exception):
-    """A reply in two parts, which a handler raises instead of returning one: so a long entry is not
-    copied for each of its readers, however slowly they read.
-
-    Args:
-        head: the frame's bytes up to ``entry``.
-        entry: the rest of the frame, as it is stored.
-    """
-
-    def __init__(self, head: bytes, entry: bytes) -> None:
-        self.head = head
-        self.entry = entry
-
-
 def head_word(kind: int) -> int:
     """The first four bytes of a frame of this kind, without flags."""
     return MAGIC_VERSION << 16 | kind << 8
@@ -90,6 +76,27 @@ WRITE_FRAME: Final = frame_struct(messages.Write)
 COMMIT_FRAME: Final = frame_struct(messages.Commit)
 ENTRY_HEAD: Final = struct.Struct(">QQIB")
 """An entry's time, client, counter and flags. A test holds it against messages.Entry."""
+
+
+class LongReply(Exception):
+    """A reply in two parts, the header and the body, which a handler raises instead of returning
+    one: a long body that is kept anyway, such as an entry, is not copied for each of its readers,
+    however slowly they read.
+    """
+
+    def __init__(self, header: bytes, body: bytes) -> None:
+        self.header = header
+        self.body = body
+
+
+def reply_frame(word: int, request_id: int, body: bytes) -> bytes:
+    """A reply whose body stands ready; ``word`` is its kind's head_word. Raises LongReply if it is
+    long."""
+    size = len(body)
+    header = HEADER_WORDS.pack(word, request_id, size)
+    if size > messages.LONG_FRAME_SIZE:
+        raise LongReply(header, body)
+    return header + body
 
 
 def encode(message: messages.Message, request_id: int = 0) -> bytes:

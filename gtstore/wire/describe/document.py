@@ -181,7 +181,8 @@ def reference_block() -> list[str]:
         if kind < 0x80:
             lines += [_replies_sentence(cls), ""]
         request_id, message = EXAMPLES[kind]
-        lines += ["```", *explain(encode(message, request_id)), "```", ""]
+        frame = encode(message, request_id)
+        lines += ["```", *explain(frame), "```", "", f"`{frame.hex()}`", ""]
     return lines[:-1]
 
 
