@@ -420,8 +420,9 @@ def test_strange_blocks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
 def test_the_document_prints_the_examples() -> None:
     """Section 7: the bytes in the document are those that the codec makes."""
     reference = DOCUMENT.split("<!-- generated: reference -->")[1].split("<!-- end -->")[0]
-    blocks = re.findall(r"```\n(.*?)\n```", reference, re.DOTALL)
-    assert [bytes_of(block.splitlines()) for block in blocks] == list(FRAMES.values())
+    blocks = re.findall(r"```\n(.*?)\n```\n\n`([0-9a-f]+)`", reference, re.DOTALL)
+    assert [bytes_of(block.splitlines()) for block, _ in blocks] == list(FRAMES.values())
+    assert [bytes.fromhex(line) for _, line in blocks] == list(FRAMES.values())
 
 
 def test_links_of_the_document() -> None:
