@@ -1,0 +1,156 @@
+"""A client in another language, written from PROTOCOL.md alone: the report's tests 1 to 4 with it.
+
+What one language's client stores, the other's must find: so each test also asks gtstore.Client.
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from pathlib import Path
+from types import TracebackType
+
+import pytest
+
+from gtstore.testing import Cluster
+
+from .test_report import PLACEMENTS_4
+
+pytestmark = [
+    pytest.mark.cluster,
+    pytest.mark.skipif(
+        shutil.which("node") is None,
+        reason="examples/gtstore.mjs needs Node.js; on Debian: apt install nodejs",
+    ),
+]
+
+PROGRAM = Path(__file__).parents[2] / "examples" / "gtstore.mjs"
+
+
+def once(cluster: Cluster, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run the program for one command."""
+    command = ["node", str(PROGRAM), cluster.address, *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=30)
+
+
+class JavaScript:
+    """One client that lives through several commands, so that its map can grow old."""
+
+    def __init__(self, cluster: Cluster) -> None:
+        self._process = subprocess.Popen(
+            ["node", str(PROGRAM), cluster.address],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def __enter__(self) -> JavaScript:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._process.communicate(timeout=30)
+        assert self._process.returncode == 0
+
+    def say(self, *words: str) -> str:
+        """One command; the line that answers it."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write(" ".join(words) + "\n")
+        self._process.stdin.flush()
+        return self._process.stdout.readline().rstrip("\n")
+
+    def put(self, key: str, value: str) -> list[int]:
+        text, _, nodes = self.say("put", key, value).partition(": ")
+        assert text == f"key {key} stored at storage nodes"
+        return [int(node) for node in nodes.split()]
+
+    def get(self, key: str) -> str:
+        return self.say("get", key)
+
+
+def test_1_one_node() -> None:
+    """One node, one replica; what the exit codes say."""
+    with Cluster(1, 1) as cluster, cluster.connect() as client:
+        done = once(cluster, "put", "key1", "value1")
+        assert (done.returncode, done.stdout) == (0, "key key1 stored at storage nodes: 1\n")
+        assert client.get("key1") == b"value1"
+        client.put("key1", "value2")
+        assert once(cluster, "get", "key1").stdout == "value2\n"
+        assert once(cluster, "delete", "key1").returncode == 0
+        assert client.get("key1") is None
+        assert once(cluster, "get", "key1").returncode == 1
+        assert once(cluster, "got", "key1").returncode == 2
+        assert once(cluster, "put", "k" * 501, "value").returncode == 2
+
+
+def test_2_five_nodes() -> None:
+    """5 nodes, k=3: the report's placements."""
+    with Cluster(5, 3) as cluster, JavaScript(cluster) as javascript, cluster.connect() as client:
+        for key, nodes in {"key1": [4, 5, 1], "key2": [5, 1, 2], "key3": [1, 2, 3]}.items():
+            assert javascript.put(key, f"value-of-{key}") == nodes
+            assert javascript.get(key) == f"value-of-{key}"
+            assert client.get(key) == f"value-of-{key}".encode()
+
+
+def test_2_crc16() -> None:
+    """The other hash function places keys where the Python client looks for them."""
+    with (
+        Cluster(5, 3, ["--hash", "crc16"]) as cluster,
+        JavaScript(cluster) as javascript,
+        cluster.connect() as client,
+    ):
+        for i in range(20):
+            nodes = javascript.put(f"key{i}", f"value{i}")
+            assert list(client.where(f"key{i}").owners) == nodes
+            assert client.get(f"key{i}") == b"value%d" % i
+
+
+def test_3_primary_is_killed() -> None:
+    """3 nodes, k=2: kill -9 of a primary; a client that knows the old map gets and puts on."""
+    with Cluster(3, 2) as cluster, JavaScript(cluster) as javascript, cluster.connect() as client:
+        assert javascript.put("key1", "old") == [1, 2]
+        assert javascript.put("key1", "latest") == [1, 2]
+        assert javascript.put("key3", "other") == [3, 1]
+        cluster.kill_node(1)
+        assert javascript.get("key1") == "latest"
+        assert javascript.put("key1", "after-the-death") == [2]
+        assert javascript.put("key3", "with-one-backup-less") == [3]
+        assert client.get("key1") == b"after-the-death"
+        assert once(cluster, "get", "key3").stdout == "with-one-backup-less\n"
+
+
+def test_4_two_nodes_are_killed() -> None:
+    """7 nodes, k=3, 20 keys, 3 of them overwritten by turns from both languages, two nodes
+    killed: always the latest value."""
+    with Cluster(7, 3) as cluster, JavaScript(cluster) as javascript, cluster.connect() as client:
+        latest = {}
+        for i, nodes in PLACEMENTS_4.items():
+            latest[i] = f"value{i}"
+            assert javascript.put(f"key{i}", latest[i]) == nodes
+        for i in (2, 5, 12):
+            client.put(f"key{i}", "by-python")
+            assert javascript.get(f"key{i}") == "by-python"
+            latest[i] = f"latest-of-{i}"
+            javascript.put(f"key{i}", latest[i])
+        for dead in (2, 5):
+            cluster.kill_node(dead)
+            for i, value in latest.items():
+                assert javascript.get(f"key{i}") == value
+        for i, nodes in PLACEMENTS_4.items():
+            assert javascript.put(f"key{i}", "again") == [n for n in nodes if n not in (2, 5)]
+            assert client.get(f"key{i}") == b"again"
+
+
+def test_a_clock_that_is_behind() -> None:
+    """SUPERSEDED: a client whose clock is half a minute behind overwrites all the same."""
+    with Cluster(3, 2) as cluster, JavaScript(cluster) as javascript, cluster.connect() as client:
+        assert javascript.say("shift-clock", "-30000") == "ok"
+        for i in range(5):
+            client.put("key1", f"python-{i}")
+            assert javascript.put("key1", f"javascript-{i}") == [1, 2]
+            assert client.get("key1") == b"javascript-%d" % i
