@@ -198,10 +198,12 @@ class Session:
         except BaseException:
             self.abort()  # interrupted between a request and its reply
             raise
-        replies: list[Reply] = []
+        replies: list[Reply] = []  # of the last node first
         receive_size = self._receive_size
         try:
-            for node in nodes:
+            # The last one was sent to last, so it is likely to answer last: whoever waits for it
+            # wakes up once, and finds the other answers there.
+            for node in nodes[::-1]:
                 data = connections[node].recv(receive_size)
                 if data == ack:
                     replies.append(ACKED)
@@ -213,6 +215,7 @@ class Session:
         except BaseException:
             self.abort()
             raise
+        replies.reverse()
         return replies
 
     def ask(self, node: int, request_id: int, frame: bytes) -> bytes:
@@ -268,9 +271,11 @@ class Session:
         data: bytes,
         error: Exception,
     ) -> Unfinished:
-        """The first replies are here; the next node's is not, or is unusual: ``data``."""
-        slots = [*replies, *(self._connections[node] for node in nodes[len(replies) :])]
-        at = len(replies)
+        """The replies of the last nodes are here, the last one's first; that of the node before
+        them is not, or is unusual: ``data``."""
+        waiting = nodes[: len(nodes) - len(replies)]
+        slots = [*(self._connections[node] for node in waiting), *reversed(replies)]
+        at = len(waiting) - 1
         connection = self._connections[nodes[at]]
         if isinstance(error, BlockingIOError):
             pass  # not yet: the selector waits for it
