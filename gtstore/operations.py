@@ -294,6 +294,13 @@ class Source:
         if ahead > 0 and self._learned_us + ahead <= _CLOCK_AHEAD_MAX_US:
             self._learned_us += ahead
 
+    def forget(self) -> None:
+        """A node finds our time too far ahead (N9): what was learned was wrong. The next times are
+        lower, so they need another identity."""
+        self.client = self._new_client()
+        self._learned_us = 0
+        self._time = 0
+
     def backoff_s(self, attempt: int) -> float:
         """A random pause before the attempt with this number (from 0), longer each time."""
         longest: float = min(_PAUSE_FIRST_S * 2 ** min(attempt, 10), _PAUSE_MAX_S)
@@ -427,6 +434,8 @@ class _Write:
         try:
             while True:
                 answered = self._take_in(route, replies)
+                if any(_is_error(reply, messages.TOO_FAR) for reply in replies):
+                    self._source.forget()
                 if not self._touched:
                     self._give_up_if_refused(replies)
                 if self._acked and answered:
@@ -468,10 +477,8 @@ class _Write:
         """Nobody holds the write, and a node refuses it for a reason that waiting will not mend
         soon: say so at once, not at the deadline."""
         for reply in replies:
-            if isinstance(reply, Lost) or reply[0] != ERROR:
-                continue
-            if _error_code(reply) in (messages.NO_SPACE, messages.TOO_FAR):
-                refusal = refusal_of(reply)
+            if _is_error(reply, messages.NO_SPACE, messages.TOO_FAR):
+                refusal = refusal_of(reply)  # type: ignore[arg-type]  # it is no Lost
                 raise OperationFailed(
                     f"the write of {shown(self._key)} did not happen: {refusal}"
                 ) from refusal
@@ -678,6 +685,11 @@ def may_be_done(reply: Reply) -> bool:
         return True
     row = messages.ERRORS.get(_error_code(reply))
     return row is None or row.outcome != "no"
+
+
+def _is_error(reply: Reply, *codes: int) -> bool:
+    """Whether a reply is an ERROR with one of these codes."""
+    return not isinstance(reply, Lost) and reply[0] == ERROR and _error_code(reply) in codes
 
 
 def _error_code(reply: Frame) -> int:

@@ -428,7 +428,8 @@ class _FrameHandler(socketserver.BaseRequestHandler):
 
     def _refuse(self, request_id: int, error: RemoteProtocolError) -> None:
         self._answers.append(error_frame(request_id, error.error_code, str(error), error.detail))
-        if error.closes:
+        # Under the id 0 nobody can tell whose error it is, so it is the connection's.
+        if error.closes or not request_id:
             raise _Closing
 
     def _send_many(self) -> None:

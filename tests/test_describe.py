@@ -421,8 +421,19 @@ def test_the_document_prints_the_examples() -> None:
     """Section 7: the bytes in the document are those that the codec makes."""
     reference = DOCUMENT.split("<!-- generated: reference -->")[1].split("<!-- end -->")[0]
     blocks = re.findall(r"```\n(.*?)\n```\n\n`([0-9a-f]+)`", reference, re.DOTALL)
-    assert [bytes_of(block.splitlines()) for block, _ in blocks] == list(FRAMES.values())
-    assert [bytes.fromhex(line) for _, line in blocks] == list(FRAMES.values())
+    assert {bytes_of(block.splitlines()) for block, _ in blocks} == set(FRAMES.values())
+    assert {bytes.fromhex(line) for _, line in blocks} == set(FRAMES.values())
+    assert len(blocks) == len(FRAMES)
+
+
+def test_the_document_prints_vectors() -> None:
+    """Section 12: the frames there are those of messages.json."""
+    section = DOCUMENT.split("\n## 12 ")[1].split("\n## ")[0]
+    rows = re.findall(r"^\| (.*) \| `([0-9a-f]+)` \|$", section, re.MULTILINE)
+    vectors = json.loads((VECTORS / "messages.json").read_text(encoding="utf-8"))
+    frames = {vector["description"]: vector["hex"] for vector in vectors}
+    assert len(rows) > 5
+    assert all(frames[description] == frame for description, frame in rows)
 
 
 def test_links_of_the_document() -> None:

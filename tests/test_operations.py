@@ -504,6 +504,22 @@ def test_a_refusal_that_waiting_does_not_mend(action: Any) -> None:
     assert client.put(KEY, b"v").nodes == (1, 2)
 
 
+def test_what_was_learned_is_forgotten_when_it_is_too_far() -> None:
+    """N9: a client that learned from a clock that is far ahead starts anew, with another identity,
+    since its times go back."""
+    network, client = cluster()
+    another(network, ahead_s=50).put(KEY, b"from the future")
+    client.put(KEY, b"learned")
+    before = client.source.client
+    network.script(1, Write, refuse(messages.TOO_FAR, messages.TimeDetail(1)))
+    network.script(2, Write, refuse(messages.TOO_FAR, messages.TimeDetail(1)))
+    with pytest.raises(OperationFailed, match="TOO_FAR"):
+        client.put(b"1yek", b"refused")
+    assert client.source.client != before
+    result = client.put(b"1yek", b"v")
+    assert abs(result.version.time - network.now_us) < SECOND_US
+
+
 def test_a_refusal_that_is_malformed() -> None:
     network, client = cluster()
     no_detail = answer(messages.Error(messages.TOO_FAR, "no", b""))

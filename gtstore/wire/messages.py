@@ -328,7 +328,7 @@ class KeyNodes(Message):
 class NextPrimary(Message):
     """Tell the manager that a node did not answer, and ask for the key's primary (the report's
     ProvideNextPrimaryID). The manager believes no client: it probes that node at once, and answers
-    when it has seen the node alive or has removed it.
+    with the row without it if its process has ended, otherwise with the row as it is.
     """
 
     node: Annotated[U16, "the node that did not answer"]
@@ -600,7 +600,7 @@ ERRORS: Final = {
             "the key is in another partition: the sender's hash or count is wrong",
         ),
         ErrorCode(
-            TOO_FAR, "TOO_FAR", TimeDetail, "with a lower time", False, "no",
+            TOO_FAR, "TOO_FAR", TimeDetail, "with a right clock", False, "no",
             "the version's time is too far ahead of the node's clock",
         ),
         ErrorCode(
@@ -608,8 +608,8 @@ ERRORS: Final = {
             "the write would grow the node beyond its memory; gets and deletes go on",
         ),
         ErrorCode(
-            UNAVAILABLE, "UNAVAILABLE", AliveDetail, "later", False, "no",
-            "no owner of the key's partition is alive",
+            UNAVAILABLE, "UNAVAILABLE", AliveDetail, "no", False, "no",
+            "no owner of the key's partition is alive, and its data is gone",
         ),
         ErrorCode(
             INTERNAL, "INTERNAL", None, "yes", True, "maybe",

@@ -174,7 +174,12 @@ def messages_block() -> list[str]:
 def reference_block() -> list[str]:
     """Each message: its purpose, its body, its replies and errors, an example."""
     lines: list[str] = []
-    for kind, cls in messages.MESSAGES.items():
+    own = [cls for cls in messages.MESSAGES.values() if not _is_for_clients(cls)]
+    clients = [cls for cls in messages.MESSAGES.values() if _is_for_clients(cls)]
+    for cls in [*clients, *own]:
+        kind = cls.kind
+        if cls is own[0]:
+            lines += ["The rest are the cluster's own; a client has no use for them.", ""]
         lines += [f"### 0x{kind:02x} {cls.name}", ""]
         lines += [f"From {cls.sender} to {' or '.join(cls.receivers)}. {_purpose(cls)}", ""]
         lines += [*fields_table(cls), ""] if fields_of(cls) else ["It has no body.", ""]
@@ -184,6 +189,10 @@ def reference_block() -> list[str]:
         frame = encode(message, request_id)
         lines += ["```", *explain(frame), "```", "", f"`{frame.hex()}`", ""]
     return lines[:-1]
+
+
+def _is_for_clients(cls: type[messages.Message]) -> bool:
+    return messages.CLIENT in (cls.sender, *cls.receivers)
 
 
 def _purpose(cls: type[Any]) -> str:
