@@ -26,6 +26,7 @@ from .errors import (
     RemoteError,
     RemoteProtocolError,
     Unavailable,
+    VersionMismatch,
 )
 from .operations import Location, PutResult, StoredEntry, Version
 from .version import __version__
@@ -51,6 +52,7 @@ __all__ = [
     "StoredEntry",
     "Unavailable",
     "Version",
+    "VersionMismatch",
     "__version__",
     "connect",
 ]

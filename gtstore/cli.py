@@ -25,9 +25,17 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple, NoReturn
 
 from .client import Client, connect
-from .command_line import DONE, USAGE, OneLineParser
-from .errors import ConnectError, GTStoreError, InvalidInput, OutcomeUnknown, RemoteError
+from .command_line import DONE, USAGE, OneLineParser, integer
+from .errors import (
+    ConnectError,
+    GTStoreError,
+    InvalidInput,
+    OutcomeUnknown,
+    RemoteError,
+    VersionMismatch,
+)
 from .operations import PutResult
+from .read_modify_write import NUMBER_MAX, NUMBER_MIN
 from .version import __version__
 from .wire.messages import (
     CLIENT_TIMEOUT_S,
@@ -37,7 +45,7 @@ from .wire.messages import (
     VALUE_SIZE_MAX,
 )
 
-NO_VALUE, FAILED, UNKNOWN, REFUSED = 1, 3, 4, 5
+NO_VALUE, FAILED, UNKNOWN, REFUSED = 1, 3, 4, 5  # 1: a comparison failed, too
 INTERRUPTED = 128 + signal.SIGINT
 READER_LEFT = 128 + signal.SIGPIPE
 
@@ -88,6 +96,39 @@ def get(options: argparse.Namespace) -> int:
     return DONE
 
 
+def append(options: argparse.Namespace) -> int:
+    value = _value(options.value)
+    with _connect(options) as store:
+        length = store.append(options.key, value)
+    if options.json:
+        _print_json(_field("key", options.key), {"length": length})
+    else:
+        _print(f"key {_shown(options.key)} has {length} byte{'s' * (length != 1)} now")
+    return DONE
+
+
+def increment(options: argparse.Namespace) -> int:
+    with _connect(options) as store:
+        number = store.increment(options.key, options.n)
+    if options.json:
+        _print_json(_field("key", options.key), {"value": number})
+    else:
+        _print(str(number))
+    return DONE
+
+
+def compare_and_put(options: argparse.Namespace) -> int:
+    if (options.new is None) != options.absent:
+        raise InvalidInput("write cas KEY EXPECTED NEW, or cas KEY --absent NEW")
+    first = _value(options.expected)
+    with _connect(options) as store:
+        if options.absent:
+            result = store.compare_and_put(options.key, first, expected=None)
+        else:
+            result = store.compare_and_put(options.key, os.fsencode(options.new), expected=first)
+    return _report_write(options, "stored", result)
+
+
 def delete(options: argparse.Namespace) -> int:
     with _connect(options) as store:
         result = store.delete(options.key)
@@ -123,6 +164,14 @@ def status(options: argparse.Namespace) -> int:
 COMMANDS = {
     "put": Command(put, "store a value under a key", ("KEY", "VALUE"), True),
     "get": Command(get, "print a key's latest value", ("KEY",), False),
+    "append": Command(append, "add to the end of a key's value", ("KEY", "VALUE"), True),
+    "incr": Command(increment, "add to a key's number, and print it", ("KEY", "N"), True),
+    "cas": Command(
+        compare_and_put,
+        "store a value if what is stored is as expected",
+        ("KEY", "EXPECTED", "NEW", "--absent"),
+        True,
+    ),
     "delete": Command(delete, "remove a key's value", ("KEY",), True),
     "where": Command(where, "tell which storage nodes have a key", ("KEY",), False),
     "status": Command(status, "tell how nodes and partitions are", (), False),
@@ -294,8 +343,21 @@ def _seconds(text: str) -> float:
 
 
 _ARGUMENTS: dict[str, dict[str, Any]] = {
-    "KEY": {"type": _key, "help": f"1 to {KEY_SIZE_MAX} bytes"},
-    "VALUE": {"help": "what to store; - reads standard input"},
+    "KEY": {"metavar": "KEY", "type": _key, "help": f"1 to {KEY_SIZE_MAX} bytes"},
+    "VALUE": {"metavar": "VALUE", "help": "what to store; - reads standard input"},
+    "N": {
+        "metavar": "N",
+        "type": integer(NUMBER_MIN, NUMBER_MAX),
+        "nargs": "?",
+        "default": 1,
+        "help": "what to add (default: 1)",
+    },
+    "EXPECTED": {
+        "metavar": "EXPECTED",
+        "help": "the value that must be stored; - reads standard input",
+    },
+    "NEW": {"metavar": "NEW", "nargs": "?", "help": "what to store then"},
+    "--absent": {"action": "store_true", "help": "the key must have no value: KEY --absent NEW"},
 }
 
 
@@ -304,8 +366,9 @@ def parser() -> OneLineParser:
     result = _Parser(
         prog="gtclient",
         description="Put and get values in a GT Store cluster.",
-        epilog="Exit codes: 0 done; 1 key not found; 2 usage or invalid input; 3 it did not "
-        "happen; 4 outcome unknown, it may have happened; 5 not allowed. "
+        epilog="Exit codes: 0 done; 1 key not found or comparison failed; 2 usage or "
+        "invalid input; 3 it did not happen; 4 outcome unknown, it may have happened; "
+        "5 not allowed. "
         "Write -- before a key or a value that begins with -.",
         allow_abbrev=False,
     )
@@ -318,7 +381,7 @@ def parser() -> OneLineParser:
             name, help=command.help, description=command.help, allow_abbrev=False
         )
         for argument in command.arguments:
-            subparser.add_argument(argument.lower(), metavar=argument, **_ARGUMENTS[argument])
+            subparser.add_argument(argument.lower(), **_ARGUMENTS[argument])
         # SUPPRESS: an option that is not repeated here keeps what stood before the command.
         unset = argparse.SUPPRESS
         _add_options(subparser, manager=unset, timeout=unset, flag=unset)
@@ -398,6 +461,8 @@ def _exit_code(error: GTStoreError) -> int:
         return USAGE
     if isinstance(error, OutcomeUnknown):  # whatever ended it
         return UNKNOWN
+    if isinstance(error, VersionMismatch):
+        return NO_VALUE
     # The error of a write has the reply that ended it as its cause.
     for one in (error, error.__cause__):
         if isinstance(one, RemoteError) and one.code == NOT_ALLOWED:

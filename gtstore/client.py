@@ -21,9 +21,20 @@ from typing import Any, TypeVar, overload
 from . import operations
 from .connection import parse_address
 from .errors import BatchFailed, ConnectError, GTStoreError, InvalidInput
-from .operations import ACKED, MANAGER, Location, Operation, PutResult, Source, StoredEntry
+from .operations import (
+    ACKED,
+    MANAGER,
+    Location,
+    Operation,
+    PutResult,
+    Source,
+    StoredEntry,
+    Version,
+)
 from .placement import Routes, format_address
+from .read_modify_write import NUMBER_MAX, NUMBER_MIN
 from .session import DIRECT_TIMEOUT_MIN_S, Session, Unfinished, as_frame
+from .wire import messages
 from .wire.messages import CLIENT_TIMEOUT_S, KEY_SIZE_MAX, VALUE_SIZE_MAX
 
 _TIMEOUT_MAX_S = 1_000_000.0
@@ -31,6 +42,13 @@ _TIMEOUT_MAX_S = 1_000_000.0
 Result = TypeVar("Result")
 Default = TypeVar("Default")
 Key = TypeVar("Key", bound=str | bytes)
+
+
+class _Unset:
+    """The type of an argument that was not given, where None means something."""
+
+
+_UNSET = _Unset()
 
 
 class _Lane:
@@ -159,6 +177,67 @@ class Client:
         """Remove a key's value, if it has one."""
         key = _key(key)
         return self._run(lambda lane: operations.delete(self._routes, lane.source, key))
+
+    def append(self, key: str | bytes, value: str | bytes) -> int:
+        """Add to the end of a key's value, and return the new length in bytes. A key that has no
+        value counts as empty.
+
+        Raises OperationFailed if the value would become longer than 16 MiB.
+        """
+        return len(self._execute(key, messages.APPEND, _value(value)).value)
+
+    def increment(self, key: str | bytes, amount: int = 1) -> int:
+        """Add to the number that a key's value is, and return the new number.
+
+        The value is decimal text of a signed number of 64 bits; a key that has no value counts
+        as 0. Raises OperationFailed if the value is something else, or the sum would be too large.
+        """
+        step = _number(amount)
+        return int(self._execute(key, messages.INCREMENT, step).value)
+
+    def compare_and_put(
+        self,
+        key: str | bytes,
+        value: str | bytes,
+        *,
+        expected: str | bytes | _Unset | None = _UNSET,
+        version: Version | None = None,
+    ) -> PutResult:
+        """Store a value only if what is stored is what is expected.
+
+        Args:
+            expected: the value that must be there; None: the key must have no value.
+            version: instead of ``expected``, the version that must be there, as ``get_entry`` and
+                the writes return it.
+
+        Raises VersionMismatch if something else is there.
+        """
+        new = _value(value)
+        if (version is None) == isinstance(expected, _Unset):
+            raise InvalidInput("compare_and_put takes either expected or version")
+        if version is not None:
+            changed = self._execute(key, messages.PUT_IF_VERSION, new, _packed(version))
+        elif expected is None:
+            changed = self._execute(key, messages.PUT_IF_ABSENT, new)
+        else:
+            old = _value(expected)  # type: ignore[arg-type]  # it is not _UNSET
+            if len(old) + len(new) > VALUE_SIZE_MAX:
+                raise InvalidInput(
+                    f"the expected and the new value have more than {VALUE_SIZE_MAX} bytes "
+                    "together: compare by version"
+                )
+            changed = self._execute(key, messages.PUT_IF_VALUE, new, old)
+        return PutResult(changed.nodes, changed.version)
+
+    def _execute(
+        self, key: str | bytes, operation: int, operand: bytes, expected: bytes = b""
+    ) -> operations.Changed:
+        key = _key(key)
+        return self._run(
+            lambda lane: operations.execute(
+                self._routes, lane.source, key, operation, operand, expected
+            )
+        )
 
     # --- many keys -------------------------------------------------------------------------------
 
@@ -368,6 +447,21 @@ def _value(value: str | bytes) -> bytes:
     if len(value) > VALUE_SIZE_MAX:
         raise InvalidInput(f"a value has at most {VALUE_SIZE_MAX} bytes, not {len(value)}")
     return value
+
+
+def _number(number: Any) -> bytes:
+    if not isinstance(number, int) or not NUMBER_MIN <= number <= NUMBER_MAX:
+        raise InvalidInput(f"{number!r} is no whole number of 64 bits")
+    return b"%d" % number
+
+
+def _packed(version: Version) -> bytes:
+    """A version's bytes on the wire."""
+    try:
+        time, client = version
+        return time.to_bytes(8, "big") + client.to_bytes(8, "big")
+    except (AttributeError, OverflowError, TypeError, ValueError) as error:
+        raise InvalidInput(f"{version!r} is no version: it is (time, client)") from error
 
 
 def _encoded(text: Any, what: str) -> bytes:

@@ -104,6 +104,19 @@ class OperationFailed(GTStoreError):
     """The operation did not happen and never will. It may be called again."""
 
 
+class VersionMismatch(OperationFailed):
+    """The comparison of a compare_and_put failed, and nothing was changed.
+
+    ``version`` is that of the stored value (time, client), or None if there is none, and
+    ``is_absent`` says whether the key has no value.
+    """
+
+    def __init__(self, message: str, *, version: Any, is_absent: bool) -> None:
+        super().__init__(message)
+        self.version = version
+        self.is_absent = is_absent
+
+
 class Unavailable(OperationFailed):
     """No owner of the key's partition is alive: ``alive`` of ``required`` owners."""
 

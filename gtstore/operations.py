@@ -39,6 +39,7 @@ from .errors import (
     RemoteError,
     RemoteProtocolError,
     Unavailable,
+    VersionMismatch,
 )
 from .placement import (
     LABEL,
@@ -58,6 +59,8 @@ from .wire.codec import (
     ENTRY,
     ENTRY_HEAD,
     ERROR,
+    EXECUTED,
+    FAILED,
     GET,
     HEADER_WORDS,
     MAGIC_VERSION,
@@ -91,6 +94,8 @@ MANAGER: Final = 0
 
 _VERSION_SIZE: Final = 16
 _FLAGS_AT: Final = 20
+_RID: Final = slice(8, 20)
+"""Where an entry has the identity of its operation: client and counter."""
 _TIME_MAX: Final = 1 << 63
 """No clock is ever that far: a version that is cannot be gone above."""
 _KIND_AT: Final = 2  # in a frame
@@ -165,6 +170,14 @@ class StoredEntry(NamedTuple):
     value: bytes
     version: Version
     node: int
+
+
+class Changed(NamedTuple):
+    """What a read-modify-write made: the new value, its version, and where it is, primary first."""
+
+    value: bytes
+    version: Version
+    nodes: tuple[int, ...]
 
 
 class Location(NamedTuple):
@@ -437,7 +450,7 @@ class _Write:
                 if any(_is_error(reply, messages.TOO_FAR) for reply in replies):
                     self._source.forget()
                 if not self._touched:
-                    self._give_up_if_refused(replies)
+                    _give_up_if_refused(f"the write of {shown(self._key)}", replies)
                 if self._acked and answered:
                     _owe_commit(self._source, route, self._key, self._entry())
                     return PutResult(route.nodes, Version(self._time, self._client))
@@ -473,16 +486,6 @@ class _Write:
             self._acked = True
         return answered
 
-    def _give_up_if_refused(self, replies: Sequence[Reply]) -> None:
-        """Nobody holds the write, and a node refuses it for a reason that waiting will not mend
-        soon: say so at once, not at the deadline."""
-        for reply in replies:
-            if _is_error(reply, messages.NO_SPACE, messages.TOO_FAR):
-                refusal = refusal_of(reply)  # type: ignore[arg-type]  # it is no Lost
-                raise OperationFailed(
-                    f"the write of {shown(self._key)} did not happen: {refusal}"
-                ) from refusal
-
     def _enter_tenure(self, route: Route) -> None:
         """C3: another primary, or the same one anew."""
         self._acked = False
@@ -504,17 +507,7 @@ class _Write:
                 acks=len(self._acks.intersection(route.nodes)),
                 required=len(route.nodes),
             )
-        assert not isinstance(reply, Lost)
-        if self._versions > 1:
-            yield Pause(self._source.backoff_s(self._versions))
-        offset_us = self._routes.clock_offset_us
-        above = int.from_bytes(reply[3][:8], "big")
-        if len(reply[3]) != _VERSION_SIZE or above >= _TIME_MAX:
-            raise malformed(f"SUPERSEDED with the version {reply[3].hex()}")
-        self._source.learn(above, offset_us)
-        # One client may lose this race again and again, so the clock jumps further each time.
-        jump = 0 if self._versions == 1 else 1000 << min(self._versions, 10)
-        self._time = self._source.next_time(offset_us, above + jump)
+        self._time = yield from _time_above(self._routes, self._source, reply, self._versions)
         self._versions += 1
         self._flags |= ORDERED
         self._acks.clear()
@@ -551,6 +544,32 @@ class _Write:
         return OperationFailed(f"{what} did not happen: {error}")
 
 
+def _give_up_if_refused(what: str, replies: Sequence[Reply]) -> None:
+    """Nobody holds the entry, and a node refuses it for a reason that waiting will not mend soon:
+    say so at once, not at the deadline."""
+    for reply in replies:
+        if _is_error(reply, messages.NO_SPACE, messages.TOO_FAR):
+            refusal = refusal_of(reply)  # type: ignore[arg-type]  # it is no Lost
+            raise OperationFailed(f"{what} did not happen: {refusal}") from refusal
+
+
+def _time_above(
+    routes: Routes, source: Source, reply: Reply, versions: int
+) -> Generator[Step, Sequence[Reply], int]:
+    """A new version's time, above that of a SUPERSEDED; ``versions`` were used so far."""
+    assert not isinstance(reply, Lost)
+    if versions > 1:
+        yield Pause(source.backoff_s(versions))
+    offset_us = routes.clock_offset_us
+    above = int.from_bytes(reply[3][:8], "big")
+    if len(reply[3]) != _VERSION_SIZE or above >= _TIME_MAX:
+        raise malformed(f"SUPERSEDED with the version {reply[3].hex()}")
+    source.learn(above, offset_us)
+    # One client may lose this race again and again, so the clock jumps further each time.
+    jump = 0 if versions == 1 else 1000 << min(versions, 10)
+    return source.next_time(offset_us, above + jump)
+
+
 def send_in_order(
     flags: int,
     route: Route,
@@ -579,6 +598,190 @@ def send_in_order(
         if is_refused or replies[-1][0] not in (ACK, SUPERSEDED):
             break
     return replies
+
+
+# --- append, increment, compare and put ----------------------------------------------------------
+
+
+def execute(
+    routes: Routes,
+    source: Source,
+    key: bytes,
+    operation: int,
+    operand: bytes,
+    expected: bytes = b"",
+) -> Operation[Changed]:
+    """Have the key's primary compute a new entry from the one that it holds, then give the result
+    to the other owners (C4).
+
+    Args:
+        operation: messages.APPEND, ...; ``operand`` and ``expected`` are those of EXECUTE.
+
+    Raises:
+        VersionMismatch: the comparison failed; nothing was changed.
+        OperationFailed, Unavailable: it did not happen.
+        OutcomeUnknown: it may have happened, at most once.
+    """
+    try:
+        if not routes.cluster_id:
+            yield from initialize(routes, source)
+        change = _Change(routes, source, key, operation, operand, expected)
+        return (yield from change.settle())
+    except DeadlineExceeded as error:
+        raise OperationFailed(f"the change of {shown(key)} did not happen: {error}") from error
+
+
+class _Change:
+    """A read-modify-write under way: the table of rule C4.
+
+    ``executed`` is the result that the primary of the current tenure has stored, ``unresolved``
+    that a request was left behind without that primary's answer, ``unanswered_epoch`` the
+    list_epoch in which that last happened. ``touched``: some owner holds the result, or may.
+    """
+
+    def __init__(
+        self,
+        routes: Routes,
+        source: Source,
+        key: bytes,
+        operation: int,
+        operand: bytes,
+        expected: bytes,
+    ) -> None:
+        self._routes = routes
+        self._source = source
+        self._key = key
+        self._operation = operation
+        self._operand = operand
+        self._expected = expected
+        self._counter, self._time = source.next_version(routes.clock_offset_us)
+        self._client = source.client
+        self._versions = 1
+        self._executed = b""
+        self._unresolved = False
+        self._unanswered_epoch = 0
+        self._touched = False
+
+    def settle(self) -> Operation[Changed]:
+        """Go on until the outcome is known or the time is up."""
+        attempt = 0
+        route = self._routes.find(self._key)
+        try:
+            while True:
+                replies = yield from self._ask_primary(route)
+                reply = replies[0]
+                if reply[0] == EXECUTED:
+                    self._executed = self._result_of(reply)
+                    self._touched = True
+                elif reply[0] == FAILED:
+                    replies = yield from self._help_before_failing(route, reply)
+                elif reply[0] != SUPERSEDED and may_be_done(reply):
+                    self._touched = self._unresolved = True
+                    self._unanswered_epoch = route.epoch
+                if any(_is_error(reply, messages.TOO_FAR) for reply in replies):
+                    self._source.forget()
+                if not self._touched:
+                    _give_up_if_refused(f"the change of {shown(self._key)}", replies)
+                if reply[0] in (EXECUTED, SUPERSEDED) and self._executed:
+                    replies = yield from self._give_to_others(route)
+                    if len(replies) == len(route.nodes) - 1 and _all_hold(replies):
+                        return self._succeed(route)
+                elif reply[0] == SUPERSEDED:
+                    yield from self._raise_version(reply)
+                yield from recover(self._routes, self._source, self._key, route, replies, attempt)
+                attempt += 1
+                following = self._routes.find(self._key)
+                if following.tenure != route.tenure:
+                    self._executed = b""
+                    self._unresolved = self._touched
+                route = following
+        except (DeadlineExceeded, Unavailable, RemoteError, RemoteProtocolError) as error:
+            raise self._unfinished(route, error) from error
+
+    def _ask_primary(self, route: Route) -> Generator[Step, Sequence[Reply], Sequence[Reply]]:
+        entry = ENTRY_HEAD.pack(self._time, self._client, self._counter, 0) + self._operand
+        request = messages.Execute(
+            route.epoch, route.partition, self._key, self._operation, self._expected, entry
+        )
+        request_id = self._source.next_number()
+        return (yield route.primary, request_id, encode(request, request_id))
+
+    def _result_of(self, reply: Reply) -> bytes:
+        entry: bytes = reply[3]  # type: ignore[assignment]  # a Lost has another kind
+        rid = ENTRY_HEAD.pack(0, self._client, self._counter, 0)[_RID]
+        if len(entry) < ENTRY_HEAD_SIZE or entry[_RID] != rid:
+            raise malformed(f"EXECUTED with another operation's entry: {entry[:20].hex()}")
+        return entry
+
+    def _give_to_others(self, route: Route) -> Generator[Step, Sequence[Reply], Sequence[Reply]]:
+        """WRITE the result to the backups, in the list_epoch of the primary's answer and in no
+        other (hole H2). A committed one they have."""
+        if self._executed[_FLAGS_AT] & COMMITTED:
+            return [ACKED] * (len(route.nodes) - 1)
+        return (yield from _write_to_backups(self._source, route, self._key, self._executed))
+
+    def _succeed(self, route: Route) -> Changed:
+        _owe_commit(self._source, route, self._key, self._executed)
+        time, client, _, flags = ENTRY_HEAD.unpack_from(self._executed)
+        value_at = ENTRY_HEAD_SIZE + (8 if flags & EXPIRES else 0)
+        return Changed(self._executed[value_at:], Version(time, client), route.nodes)
+
+    def _help_before_failing(
+        self, route: Route, reply: Reply
+    ) -> Generator[Step, Sequence[Reply], Sequence[Reply]]:
+        """FAILED: report it, once the entry that it is about is complete (hole H4). Returns the
+        backups' replies if they are not all as they should be."""
+        if self._unanswered_epoch == route.epoch:
+            # That EXECUTE may be done yet, and find something else (hole H5).
+            raise self._unknown(route, "an earlier request to its primary went unanswered")
+        body: bytes = reply[3]  # type: ignore[assignment]  # a Lost has another kind
+        if not body or 1 < len(body) <= ENTRY_HEAD_SIZE:
+            raise malformed(f"FAILED with {len(body)} bytes")
+        entry = body[1:]
+        replies: Sequence[Reply] = []
+        if entry and not entry[_FLAGS_AT] & COMMITTED:
+            replies = yield from _help(self._source, route, self._key, entry)
+            if len(replies) < len(route.nodes) - 1 or not _all_hold(replies):
+                return replies
+        raise _failure(self._key, body[0], entry)
+
+    def _raise_version(self, reply: Reply) -> Generator[Step, Sequence[Reply], None]:
+        """The primary holds a higher version: go above it."""
+        if self._unresolved:
+            raise self._unknown(
+                self._routes.find(self._key),
+                "another client wrote it while an answer of its primary was missing",
+            )
+        self._time = yield from _time_above(self._routes, self._source, reply, self._versions)
+        self._versions += 1
+
+    def _unknown(self, route: Route, why: str) -> OutcomeUnknown:
+        return OutcomeUnknown(
+            f"the change of {shown(self._key)} may have happened: {why}; read the key to see",
+            acks=1 if self._executed else 0,
+            required=len(route.nodes),
+        )
+
+    def _unfinished(self, route: Route, error: GTStoreError) -> GTStoreError:
+        if self._touched:
+            return self._unknown(route, str(error))
+        if isinstance(error, Unavailable):
+            return error
+        return OperationFailed(f"the change of {shown(self._key)} did not happen: {error}")
+
+
+def _failure(key: bytes, reason: int, entry: bytes) -> OperationFailed:
+    """What a FAILED reply says."""
+    if reason == messages.COMPARISON_FAILED:
+        time, client, _, flags = ENTRY_HEAD.unpack_from(entry) if entry else (0, 0, 0, TOMBSTONE)
+        is_absent = bool(flags & TOMBSTONE)
+        return VersionMismatch(
+            f"{shown(key)} has {'no value' if is_absent else 'another value or version'}",
+            version=Version(time, client) if entry else None,
+            is_absent=is_absent,
+        )
+    what = messages.FAILURES.get(reason, f"failure {reason}")
+    return OperationFailed(f"{shown(key)} was not changed: {what}")
 
 
 # --- get -----------------------------------------------------------------------------------------
@@ -662,15 +865,22 @@ def _help(
 ) -> Generator[Step, Sequence[Reply], Sequence[Reply]]:
     """C5: complete a pending entry before its value is believed. That the primary returned it is
     its ACK, so the entry goes to the other owners only, as it is."""
-    backups = route.nodes[1:]
-    replies: Sequence[Reply] = []
-    if backups:
-        request_id = source.next_number()
-        frame = _write_frame(request_id, route, key, entry)
-        replies = yield from send_in_order(entry[_FLAGS_AT], route, backups, request_id, frame)
-    if len(replies) == len(backups) and _all_hold(replies):
+    replies = yield from _write_to_backups(source, route, key, entry)
+    if len(replies) == len(route.nodes) - 1 and _all_hold(replies):
         _owe_commit(source, route, key, entry)
     return replies
+
+
+def _write_to_backups(
+    source: Source, route: Route, key: bytes, entry: bytes
+) -> Generator[Step, Sequence[Reply], Sequence[Reply]]:
+    """WRITE an entry that the primary holds to the other owners, by C2; return their replies."""
+    backups = route.nodes[1:]
+    if not backups:
+        return []
+    request_id = source.next_number()
+    frame = _write_frame(request_id, route, key, entry)
+    return (yield from send_in_order(entry[_FLAGS_AT], route, backups, request_id, frame))
 
 
 # --- failures ------------------------------------------------------------------------------------
@@ -746,7 +956,7 @@ def recover(
             else:
                 logger.info("%s", error)
                 pause = True
-        elif reply[0] not in (ACK, SUPERSEDED, ENTRY, NOT_FOUND):
+        elif reply[0] not in (ACK, SUPERSEDED, ENTRY, NOT_FOUND, EXECUTED):
             raise RemoteProtocolError(
                 messages.UNKNOWN_KIND, f"a node answered with a message of kind 0x{reply[0]:02x}"
             )

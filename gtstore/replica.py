@@ -19,12 +19,23 @@ from typing import Final
 from .engine import Engine, Entries
 from .errors import RemoteProtocolError
 from .placement import HASH_FUNCTIONS, cluster_of, partition_count
+from .read_modify_write import (
+    EVALUATE,
+    FLAGS_AT,
+    KEEPS_EXPIRY,
+    VERSION_SIZE,
+    Failure,
+    take_apart,
+)
 from .wire import messages
 from .wire.codec import (
     ACK,
     COMMIT,
     COMMIT_BODY,
     ENTRY,
+    EXECUTE,
+    EXECUTED,
+    FAILED,
     GET,
     GET_BODY,
     HEADER_WORDS,
@@ -32,6 +43,8 @@ from .wire.codec import (
     SUPERSEDED,
     WRITE,
     WRITE_BODY,
+    LongReply,
+    decode,
     error_frame,
     head_word,
     reply_frame,
@@ -47,10 +60,6 @@ from .wire.messages import (
     TOMBSTONE,
     VALUE_SIZE_MAX,
 )
-
-VERSION_SIZE: Final = 16
-FLAGS_AT: Final = 20
-"""Where an entry's flags stand; bytes 0 to 15 are its version, 8 to 19 its rid."""
 
 CLOCK_AHEAD_MAX_US: Final = CLOCK_AHEAD_MAX_S * 1_000_000
 
@@ -73,6 +82,8 @@ _ACK: Final = head_word(ACK)
 _ENTRY: Final = head_word(ENTRY)
 _NOT_FOUND: Final = head_word(NOT_FOUND)
 _SUPERSEDED: Final = head_word(SUPERSEDED)
+_EXECUTED: Final = head_word(EXECUTED)
+_FAILED: Final = head_word(FAILED)
 
 
 class Behind(RemoteProtocolError):
@@ -145,6 +156,7 @@ class Replicas:
             GET: self.get,
             WRITE: self.write,
             COMMIT: self.commit,
+            EXECUTE: self.execute,
         }
 
     # --- requests --------------------------------------------------------------------------------
@@ -256,6 +268,46 @@ class Replicas:
             flags = _COMMITTED_FLAGS[stored[FLAGS_AT]]
             replica.entries[key] = b"".join((stored[:FLAGS_AT], flags, stored[ENTRY_HEAD_SIZE:]))
         return b""
+
+    def execute(self, request_id: int, body: bytes) -> bytes:
+        """EXECUTE: compute a new entry from the stored one, and store it as pending (N4)."""
+        request = decode(EXECUTE, body)
+        assert isinstance(request, messages.Execute)
+        evaluate = EVALUATE.get(request.operation)
+        flags = request.entry[FLAGS_AT]
+        if evaluate is None:
+            raise malformed(f"there is no operation {request.operation}")
+        if flags & ~EXPIRES:
+            raise malformed(f"the entry's flags are {flags}; an EXECUTE may have expires")
+        _check_entry(flags, request.entry)
+        partition, key = request.partition, request.key
+        is_known = partition < self._partitions
+        if not is_known or request.epoch != self._replicas[partition].read_epoch:
+            return self._refuse(request_id, partition, request.epoch)
+        stored = self._replicas[partition].entries.get(key)
+        if stored is None:
+            if self._hash(key) % self._partitions != partition:
+                return self._wrong_partition(request_id, key)
+        # N4, in its order: equal rid, answer as before; not the higher version; evaluate.
+        elif request.entry[8:20] == stored[8:20]:
+            return reply_frame(_EXECUTED, request_id, stored)
+        elif request.entry[:VERSION_SIZE] <= stored[:VERSION_SIZE]:
+            return pack_words(_SUPERSEDED, request_id, VERSION_SIZE) + stored[:VERSION_SIZE]
+        old, new = take_apart(stored), take_apart(request.entry)
+        assert new.value is not None
+        try:
+            value = evaluate(old, request.expected, new.value)
+        except Failure as failure:
+            return _failed(request_id, failure.reason, stored)
+        expiry = old.expiry if request.operation in KEEPS_EXPIRY else new.expiry
+        head = request.entry[:FLAGS_AT]
+        result = head + bytes((ORDERED | (EXPIRES if expiry else 0),)) + expiry + value
+        # What may be stored, and whether there is room for it, is the same as for a WRITE.
+        fixed = WRITE_BODY.pack(request.epoch, partition, len(key))
+        reply = self.write(request_id, fixed + key + result)
+        if len(reply) > messages.HEADER_SIZE:
+            return reply  # an ERROR
+        return reply_frame(_EXECUTED, request_id, result)
 
     # --- the map ---------------------------------------------------------------------------------
 
@@ -371,6 +423,14 @@ class Replicas:
         memory = self.size + self._stored * ENTRY_OVERHEAD_SIZE
         is_delete = bool(entry[FLAGS_AT] & TOMBSTONE)
         return growth > 0 and not is_delete and memory + growth > self._memory_max
+
+
+def _failed(request_id: int, reason: int, stored: bytes | None) -> bytes:
+    entry = stored or b""
+    head = pack_words(_FAILED, request_id, 1 + len(entry)) + bytes((reason,))
+    if len(entry) > messages.LONG_FRAME_SIZE:
+        raise LongReply(head, entry)
+    return head + entry
 
 
 def _request_of(name: str, body: bytes) -> tuple[int, int, bytes]:

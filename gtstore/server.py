@@ -417,8 +417,8 @@ class _FrameHandler(socketserver.BaseRequestHandler):
             error = second_error
         if isinstance(error, LongReply):
             self._send()
-            self.request.sendall(error.header)
-            self.request.sendall(error.body)
+            self.request.sendall(error.head)
+            self.request.sendall(error.rest)
             return
         if not isinstance(error, RemoteProtocolError):
             logger.error("internal error in %s", handler, exc_info=error)

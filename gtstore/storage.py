@@ -57,7 +57,12 @@ class StorageNode:
             options.host,
             options.port,
             handlers,
-            counted=(messages.Get.kind, messages.Write.kind, messages.Commit.kind),
+            counted=(
+                messages.Get.kind,
+                messages.Write.kind,
+                messages.Commit.kind,
+                messages.Execute.kind,
+            ),
             connections_max=options.max_connections,
             frame_timeout_ms=options.frame_timeout_ms,
             lock=self._lock,

@@ -26,7 +26,7 @@ LAYERS = (
     ("gtstore.wire.describe.document",),
     ("gtstore.wire.describe.__main__",),
     # The interface that replica.py stores through is declared next to the engines that have it.
-    ("gtstore.placement", "gtstore.engine"),
+    ("gtstore.placement", "gtstore.engine", "gtstore.read_modify_write"),
     ("gtstore.replica", "gtstore.operations", "gtstore.membership"),
     ("gtstore.connection",),
     ("gtstore.session", "gtstore.server"),
@@ -51,6 +51,7 @@ PURE = {
     "gtstore.wire.stream",
     "gtstore.wire.explain",
     "gtstore.placement",
+    "gtstore.read_modify_write",
     "gtstore.replica",
     "gtstore.operations",
     "gtstore.membership",

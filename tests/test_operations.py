@@ -22,6 +22,7 @@ from gtstore.errors import (
     RemoteError,
     RemoteProtocolError,
     Unavailable,
+    VersionMismatch,
 )
 from gtstore.operations import MANAGER, Location, Lost, Pause, Source, Version
 from gtstore.placement import epoch_of
@@ -1566,7 +1567,6 @@ class Run:
         self.failed: set[bytes] = set()
         self.events = 0
         self.holds: dict[tuple[int, bytes], tuple[int, int]] = {}  # node and key: highest version
-        self.contents: dict[tuple[bytes, int, int], Entry] = {}
         self.complete: dict[bytes, tuple[int, int]] = {}
         self.checked: Any = None
 
@@ -1644,25 +1644,54 @@ class Run:
         key = self.random.choice(self.keys)
         place = (client.routes, client.source, key)
         draw = self.random.random()
-        if draw < 0.5:
-            value = b"%d.%d" % (number, self.left[number])
+        if draw < 0.25:
+            value = self.new_value(number)
             operation: Any = operations.put(*place, value)
             done = Done("put", key, value, self.events, None)
-        elif draw < 0.6:
+        elif draw < 0.3:
             operation = operations.delete(*place)
             done = Done("put", key, None, self.events, None)
+        elif draw < 0.6:
+            what = self.random.choice(("append", "increment", "compare"))
+            operation, done = self.change(what, number, place)
         else:
             operation = operations.get(*place)
             done = Done("get", key, None, self.events, None)
         self.calls[number] = (client.call(operation), done)
 
+    def new_value(self, number: int) -> bytes:
+        """Digits, so that whatever is stored can be incremented; every value is another one."""
+        return b"%d%d0000" % (number + 1, self.left[number])
+
+    def change(self, what: str, number: int, place: Any) -> tuple[Any, Done]:
+        """A read-modify-write. A comparison expects what it may well find."""
+        key = place[2]
+        expected = None
+        code = messages.APPEND if what == "append" else messages.INCREMENT
+        value = b"%d" % self.random.randrange(1, 9)
+        if what == "compare":
+            seen = [done.value for done in self.history if done.key == key]
+            expected = self.random.choice([None, *seen])
+            code = messages.PUT_IF_ABSENT if expected is None else messages.PUT_IF_VALUE
+            value = self.new_value(number)
+        operation = operations.execute(*place, code, value, expected or b"")
+        return operation, Done(what, key, value, self.events, None, expected)
+
     def finish(self, number: int) -> None:
         call, done = self.calls.pop(number)
+        if isinstance(call.error, VersionMismatch):
+            done.end, done.result = self.events, False
+            self.history.append(done)
+            return
         if call.error is None:
             done.end = self.events
             result = call.result
             if done.what == "get":
                 done.value = None if result is None else result.value
+            elif done.what == "compare":
+                done.result = True
+            elif done.what != "put":
+                done.result = result.value
             if result is not None:
                 version = (result.version.time, result.version.client)
                 self.complete[done.key] = max(version, self.complete.get(done.key, version))
@@ -1673,7 +1702,7 @@ class Run:
             self.history.append(done)
         else:
             assert isinstance(call.error, OperationFailed)
-            if done.value is not None:
+            if done.what in ("put", "compare") and done.value is not None:
                 self.failed.add(done.value)
 
     def heal(self) -> None:
@@ -1699,13 +1728,15 @@ class Run:
             living = network.living(row)
             entries = [node.held(key) for node in living]
             versions = [(0, 0) if e is None else (e.time, e.client) for e in entries]
+            # Only the living count: what a dead primary computed may be computed anew.
+            contents: dict[tuple[int, int], Entry] = {}
             for node, version, entry in zip(living, versions, entries, strict=True):
                 assert version >= self.holds.get((node.number, key), (0, 0)), "invariant 1"
                 self.holds[node.number, key] = version
                 if entry is None:
                     continue
                 plain = dataclasses.replace(entry, flags=entry.flags & ~COMMITTED)
-                same = self.contents.setdefault((key, *version), plain)
+                same = contents.setdefault(version, plain)
                 assert same == plain, "invariant 2"
                 before = versions[: living.index(node)]
                 if entry.flags & ORDERED and len(row.owners) > 2:

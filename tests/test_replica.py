@@ -182,8 +182,8 @@ def test_long_entries_are_not_copied() -> None:
         with pytest.raises(LongReply) as caught:
             replicas.get(REQUEST_ID, body)
         stored = replicas._replicas[PARTITION].entries.get(KEY)
-        assert caught.value.body is stored
-        assert caught.value.header + caught.value.body == encode(
+        assert caught.value.rest is stored
+        assert caught.value.head + caught.value.rest == encode(
             messages.EntryReply(entry(value=long_value)), REQUEST_ID
         )
 

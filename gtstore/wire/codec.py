@@ -62,10 +62,13 @@ def frame_struct(cls: type[Any]) -> struct.Struct:
 GET: Final = messages.Get.kind
 WRITE: Final = messages.Write.kind
 COMMIT: Final = messages.Commit.kind
+EXECUTE: Final = messages.Execute.kind
 ACK: Final = messages.Ack.kind
 ENTRY: Final = messages.EntryReply.kind
 NOT_FOUND: Final = messages.NotFound.kind
 SUPERSEDED: Final = messages.Superseded.kind
+EXECUTED: Final = messages.Executed.kind
+FAILED: Final = messages.Failed.kind
 ERROR: Final = messages.Error.kind
 
 GET_BODY: Final = body_struct(messages.Get)
@@ -79,14 +82,13 @@ ENTRY_HEAD: Final = struct.Struct(">QQIB")
 
 
 class LongReply(Exception):
-    """A reply in two parts, the header and the body, which a handler raises instead of returning
-    one: a long body that is kept anyway, such as an entry, is not copied for each of its readers,
-    however slowly they read.
+    """A reply in two parts, which a handler raises instead of returning one: what is long and kept
+    anyway, such as an entry, is not copied for each of its readers, however slowly they read.
     """
 
-    def __init__(self, header: bytes, body: bytes) -> None:
-        self.header = header
-        self.body = body
+    def __init__(self, head: bytes, rest: bytes) -> None:
+        self.head = head
+        self.rest = rest
 
 
 def reply_frame(word: int, request_id: int, body: bytes) -> bytes:

@@ -53,6 +53,8 @@ NAMES: Final[Mapping[tuple[type[Any], str], Mapping[int, str]]] = {
     (messages.Registered, "hash"): messages.HASHES,
     (messages.Member, "state"): messages.STATES,
     (messages.Owner, "in_sync"): {0: "syncing", 1: "in sync"},
+    (messages.Execute, "operation"): messages.OPERATIONS,
+    (messages.Failed, "reason"): messages.FAILURES,
     (messages.Error, "code"): {code: row.name for code, row in messages.ERRORS.items()},
 }
 """(class, field) -> what its values are called."""

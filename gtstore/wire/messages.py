@@ -150,10 +150,35 @@ ENTRY_FLAGS: Final = {
     EXPIRES: "expires",
 }
 
+APPEND: Final = 1
+INCREMENT: Final = 2
+PUT_IF_ABSENT: Final = 3
+PUT_IF_VALUE: Final = 4
+PUT_IF_VERSION: Final = 5
+OPERATIONS: Final = {
+    APPEND: "append",
+    INCREMENT: "increment",
+    PUT_IF_ABSENT: "put if absent",
+    PUT_IF_VALUE: "put if value",
+    PUT_IF_VERSION: "put if version",
+}
+
+COMPARISON_FAILED: Final = 1
+RESULT_TOO_LONG: Final = 2
+NOT_A_NUMBER: Final = 3
+NUMBER_OVERFLOW: Final = 4
+FAILURES: Final = {
+    COMPARISON_FAILED: "the comparison failed",
+    RESULT_TOO_LONG: "the value would be too long",
+    NOT_A_NUMBER: "the value is no number",
+    NUMBER_OVERFLOW: "the number would be too large",
+}
+
 _U16 = Integer("u16", "H")
 _U32 = Integer("u32", "I")
 
 Key = Annotated[bytes, Counted("key", _U16, KEY_SIZE_MIN, KEY_SIZE_MAX)]
+Value = Annotated[bytes, Counted("value", _U32, 0, VALUE_SIZE_MAX)]
 
 # --- records: what messages are made of ----------------------------------------------------------
 
@@ -441,6 +466,57 @@ class Commit(Message):
     partition: Annotated[U32, "the key's partition"]
     version: Annotated[Version, "the version that all owners hold"]
     key: Annotated[Key, "the key"]
+
+
+@message(
+    0x13,
+    CLIENT,
+    NODE,
+    replies=(
+        "EXECUTED", "SUPERSEDED", "FAILED", "NOT_READY", "STALE_EPOCH", "BEHIND",
+        "WRONG_PARTITION", "TOO_FAR", "NO_SPACE", "VALUE_TOO_LONG", "BUSY",
+    ),
+)  # fmt: skip
+class Execute(Message):
+    """Have the key's primary compute a new entry from the one that it holds, and store it: append,
+    increment, compare and put. The result then has to be written to the other owners
+    (section 10.5); an EXECUTE with the client and counter of the stored entry is answered as
+    before.
+    """
+
+    epoch: Annotated[Epoch, "the partition's list_epoch as the sender holds it"]
+    partition: Annotated[U32, "the key's partition"]
+    key: Annotated[Key, "the key"]
+    operation: Annotated[
+        U8, "1 append, 2 increment, 3 put if absent, 4 put if value, 5 put if version"
+    ]
+    expected: Annotated[
+        Value, "for 4 the value, for 5 the version (16 bytes) that must be stored; otherwise empty"
+    ]
+    entry: Annotated[
+        EntryBytes,
+        "version, counter and flags of the result, without ordered and committed; as value what to "
+        "append, what to add (decimal digits, perhaps with a sign), or what to put",
+    ]
+
+
+@message(0x94, NODE, CLIENT)
+class Executed(Message):
+    """The result, as the primary has stored it. Unless it is committed, the other owners must be
+    given it (section 10.5).
+    """
+
+    entry: Annotated[EntryBytes, "what is stored"]
+
+
+@message(0x95, NODE, CLIENT)
+class Failed(Message):
+    """The operation cannot be done on the stored entry, and changed nothing. If that entry is
+    pending, it must be helped before the failure is believed.
+    """
+
+    reason: Annotated[U8, "1 comparison failed, 2 value too long, 3 no number, 4 number too large"]
+    entry: Annotated[bytes, Rest("bytes"), "the stored [entry](#entry), or nothing"]
 
 
 @message(0x20, MANAGER, NODE, replies=("ADOPTED", "NOT_ALLOWED"))

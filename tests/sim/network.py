@@ -455,6 +455,20 @@ class Client:
     def put(self, key: bytes, value: bytes, timeout_s: float | None = 5) -> operations.PutResult:
         return self.run(operations.put(self.routes, self.source, key, value), timeout_s)
 
+    def execute(
+        self,
+        key: bytes,
+        operation: int,
+        operand: bytes,
+        expected: bytes = b"",
+        timeout_s: float | None = 5,
+    ) -> operations.Changed:
+        change = operations.execute(self.routes, self.source, key, operation, operand, expected)
+        return self.run(change, timeout_s)
+
+    def append(self, key: bytes, value: bytes, timeout_s: float | None = 5) -> bytes:
+        return self.execute(key, messages.APPEND, value, timeout_s=timeout_s).value
+
     def delete(self, key: bytes, timeout_s: float | None = 5) -> operations.PutResult:
         return self.run(operations.delete(self.routes, self.source, key), timeout_s)
 
@@ -547,9 +561,12 @@ def after(*steps: Callable[[], Any]) -> Action:
 
 @dataclass
 class Done:
-    """One operation of a history: ``value`` is what a put wrote (None: a delete) or a get returned.
+    """One operation of a history: ``value`` is what a put wrote (None: a delete), a get returned, a
+    comparison wants to put, or an append or increment adds.
 
     ``end`` is None for a write whose outcome is unknown: it may take effect at any time, or never.
+    ``result`` is the value after an append or increment, and whether a comparison succeeded, which
+    wants to see ``expected``.
     """
 
     what: str
@@ -557,11 +574,32 @@ class Done:
     value: bytes | None
     start: int
     end: int | None
+    expected: bytes | None = None
+    result: Any = None
+
+    def after(self, state: bytes | None) -> tuple[bool, bytes | None]:
+        """Whether it can take effect in this state of the key, and the state after it."""
+        match self.what:
+            case "get":
+                return self.value == state, state
+            case "compare":
+                is_same = state == self.expected
+                can_be = self.end is None or self.result == is_same
+                return can_be, self.value if is_same else state
+            case "append":
+                assert self.value is not None
+                new = (state or b"") + self.value
+            case "increment":
+                assert self.value is not None
+                new = b"%d" % (int(state or b"0") + int(self.value))
+            case _:
+                return True, self.value
+        return self.end is None or self.result == new, new
 
 
 def is_linearizable(history: list[Done]) -> bool:
     """Whether there is an order of one key's operations, each between its start and its end, in
-    which every get returns the value of the last write before it (Wing and Gong)."""
+    which each has the result that it had (Wing and Gong)."""
     required = {index for index, done in enumerate(history) if done.end is not None}
     tried: set[tuple[frozenset[int], bytes | None]] = set()
     todo: list[tuple[frozenset[int], bytes | None]] = [(frozenset(), None)]
@@ -577,8 +615,7 @@ def is_linearizable(history: list[Done]) -> bool:
         for index, done in enumerate(history):
             if index in past or done.start > first_end:
                 continue
-            if done.what == "put":
-                todo.append((past | {index}, done.value))
-            elif done.value == value:
-                todo.append((past | {index}, value))
+            can_be, new_value = done.after(value)
+            if can_be:
+                todo.append((past | {index}, new_value))
     return False

@@ -50,6 +50,7 @@ TYPE_MEANINGS: Final = {
     "version": "the first 16 bytes of an entry: its time and its client",
     "token": "a secret of the cluster's own processes",
     "key": "any bytes",
+    "value": "any bytes",
     "text": "for a person to read, or a host's name",
     "bytes": "any bytes",
     "entry": "the fields of [Entry](#entry)",

@@ -34,6 +34,8 @@ _MEMBERS: Final = tuple(
 )
 _ENTRY: Final = messages.Entry(_TIME, _PUT_CLIENT, 7, 0, None, b"value1")
 _COMMITTED: Final = messages.Entry(_TIME, _PUT_CLIENT, 7, messages.COMMITTED, None, b"value1")
+_APPENDED: Final = messages.Entry(_TIME + 1, _PUT_CLIENT, 8, 0, None, b"+")
+_RESULT: Final = messages.Entry(_TIME + 1, _PUT_CLIENT, 8, messages.ORDERED, None, b"value1+")
 _VERSION: Final = encode_record(_ENTRY)[:16]
 
 EXAMPLES: Final[Mapping[int, tuple[int, messages.Message]]] = {
@@ -57,6 +59,14 @@ EXAMPLES: Final[Mapping[int, tuple[int, messages.Message]]] = {
         (7, messages.Ack()),
         (7, messages.Superseded(_VERSION)),
         (0, messages.Commit(_PARTITION, _VERSION, _KEY)),
+        (
+            8,
+            messages.Execute(
+                _EPOCH, _PARTITION, _KEY, messages.APPEND, b"", encode_record(_APPENDED)
+            ),
+        ),
+        (8, messages.Executed(encode_record(_RESULT))),
+        (8, messages.Failed(messages.RESULT_TOO_LONG, encode_record(_COMMITTED))),
         (1, messages.MapUpdate(_TOKEN, _NEXT_EPOCH, (_NEXT_ROW,))),
         (1, messages.Adopted(_NEXT_EPOCH)),
         (
