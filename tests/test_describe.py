@@ -70,7 +70,7 @@ def plain(value: Any) -> Any:
         return [plain(item) for item in value]
     if hasattr(value, "__dataclass_fields__"):
         fields = {field.name: plain(getattr(value, field.name)) for field in fields_of(type(value))}
-        if isinstance(value, messages.EntryReply | messages.Write):
+        if any(field.wire_type is ENTRY_TYPE for field in fields_of(type(value))):
             fields["entry"] = plain(decode_entry(value.entry))
         elif isinstance(value, messages.Error):
             fields["detail"] = plain(error_detail(value))
