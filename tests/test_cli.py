@@ -104,6 +104,30 @@ def test_put_get_delete(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.usefixtures("manager")
+def test_append_incr_cas(capsys: pytest.CaptureFixture[str]) -> None:
+    """What they print, and the exit code of a failed comparison."""
+
+    def printed(*arguments: str, code: int = 0) -> tuple[str, str]:
+        assert cli.main([*arguments]) == code
+        return capsys.readouterr()
+
+    assert printed("append", "log", "ab") == ("key log has 2 bytes now\n", "")
+    assert printed("append", "log", "c", "--json") == ('{"key": "log", "length": 3}\n', "")
+    assert printed("incr", "hits") == ("1\n", "")
+    assert printed("incr", "hits", "-5") == ("-4\n", "")
+    assert printed("--json", "incr", "hits", "5") == ('{"key": "hits", "value": 1}\n', "")
+    _, error = printed("incr", "log", code=3)
+    assert error == "gtclient: log was not changed: the value is no number\n"
+    stored = "key key1 stored at storage nodes: 4 5 1\n"
+    assert printed("cas", "key1", "--absent", "one") == (stored, "")
+    assert printed("cas", "key1", "one", "two") == (stored, "")
+    _, error = printed("cas", "key1", "one", "three", code=1)
+    assert error == "gtclient: key1 has another value or version\n"
+    assert printed("get", "key1") == ("two", "")
+    assert printed("delete", "key1")
+
+
+@pytest.mark.usefixtures("manager")
 def test_json(capsys: pytest.CaptureFixture[str]) -> None:
     """One object a command, with the contract's names."""
 
@@ -291,10 +315,19 @@ def test_no_owner_left() -> None:
         (("get", "key1", "--timeout", "nan"), "'nan' is no number of seconds"),
         (("get", "key1", "--timeout", "soon"), "'soon' is no number of seconds"),
         (("get", "key1", "--js"), "unrecognized arguments: --js"),
+        (("incr", "key1", "x"), "'x' is no whole number"),
+        (("incr", "key1", "9223372036854775808"), "is no whole number from -9223372036854775808"),
     ],
 )
 def test_usage(capsys: pytest.CaptureFixture[str], arguments: Sequence[str], said: str) -> None:
     assert said in usage_error(capsys, *arguments)
+
+
+@pytest.mark.usefixtures("manager")
+@pytest.mark.parametrize("arguments", [("old",), ("old", "new", "--absent")])
+def test_cas_usage(capsys: pytest.CaptureFixture[str], arguments: Sequence[str]) -> None:
+    assert cli.main(["cas", "key1", *arguments]) == 2
+    assert "write cas KEY EXPECTED NEW, or cas KEY --absent NEW" in complaint(capsys)
 
 
 def test_no_address(capsys: pytest.CaptureFixture[str]) -> None:

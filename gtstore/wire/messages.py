@@ -480,7 +480,7 @@ class Commit(Message):
 class Execute(Message):
     """Have the key's primary compute a new entry from the one that it holds, and store it: append,
     increment, compare and put. The result then has to be written to the other owners
-    (section 10.5); an EXECUTE with the client and counter of the stored entry is answered as
+    (section 10.9); an EXECUTE with the client and counter of the stored entry is answered as
     before.
     """
 
@@ -503,7 +503,7 @@ class Execute(Message):
 @message(0x94, NODE, CLIENT)
 class Executed(Message):
     """The result, as the primary has stored it. Unless it is committed, the other owners must be
-    given it (section 10.5).
+    given it (section 10.9).
     """
 
     entry: Annotated[EntryBytes, "what is stored"]

@@ -261,3 +261,70 @@ def test_timeouts_are_checked() -> None:
     for timeout in (0, -1, float("nan")):
         with pytest.raises(gtstore.InvalidInput):
             gtstore.connect(timeout=timeout)
+
+
+def test_append_increment_and_compare(cluster: Cluster) -> None:
+    """Over real processes, with what is refused before anything is sent."""
+    with cluster.connect() as store:
+        assert [store.append("rmw/log", part) for part in ("ab", b"", "c")] == [2, 2, 3]
+        assert store.get("rmw/log") == b"abc"
+        assert [store.increment("rmw/n", step) for step in (5, -7)] == [5, -2]
+        first = store.compare_and_put("rmw/c", "1", expected=None)
+        with pytest.raises(gtstore.VersionMismatch, match="another value") as raised:
+            store.compare_and_put("rmw/c", "2", expected="0")
+        assert raised.value.version == first.version
+        second = store.compare_and_put("rmw/c", "2", version=first.version)
+        with pytest.raises(gtstore.VersionMismatch):
+            store.compare_and_put("rmw/c", "3", version=first.version)
+        assert store.compare_and_put("rmw/c", "3", expected=b"2").nodes == second.nodes
+        assert store.get("rmw/c") == b"3"
+        with pytest.raises(gtstore.OperationFailed, match="no number"):
+            store.increment("rmw/log")
+        for wrong in (1.5, "1", 1 << 63):
+            with pytest.raises(gtstore.InvalidInput, match="64 bits"):
+                store.increment("rmw/n", wrong)  # type: ignore[arg-type]
+        with pytest.raises(gtstore.InvalidInput, match="either"):
+            store.compare_and_put("rmw/c", "x")
+        with pytest.raises(gtstore.InvalidInput, match="either"):
+            store.compare_and_put("rmw/c", "x", expected="3", version=first.version)
+        with pytest.raises(gtstore.InvalidInput, match="no version"):
+            store.compare_and_put("rmw/c", "x", version="1")  # type: ignore[arg-type]
+        half = bytes(9 * 1024 * 1024)
+        with pytest.raises(gtstore.InvalidInput, match="compare by version"):
+            store.compare_and_put("rmw/c", half, expected=half)
+
+
+def count_up(address: str, seconds: float) -> tuple[int, int]:
+    """Increment and append until the time is over: how many were acknowledged, how many are
+    unknown."""
+    done = unknown = 0
+    end = time.monotonic() + seconds
+    with gtstore.connect(address, timeout=10) as store:
+        while time.monotonic() < end:
+            for call in (lambda: store.increment("count"), lambda: store.append("letters", "x")):
+                try:
+                    call()
+                    done += 1
+                except gtstore.OutcomeUnknown:
+                    unknown += 1
+    return done, unknown
+
+
+def test_increments_and_appends_through_a_kill() -> None:
+    """C4: four processes change the same two keys while their primary is killed: each acknowledged
+    change is there once, each unknown one at most once."""
+    with Cluster(3, 3) as cluster, cluster.connect(timeout=20) as store:
+        store.increment("count", 0)
+        with multiprocessing.get_context("spawn").Pool(4) as pool:
+            workers = [pool.apply_async(count_up, (cluster.address, 2.0)) for _ in range(4)]
+            wait_until(lambda: store.get("count", b"0") != b"0", "the first increments")
+            cluster.kill_node(store.where("count").owners[0])
+            counts = [worker.get(60) for worker in workers]
+        done = sum(count[0] for count in counts)
+        unknown = sum(count[1] for count in counts)
+        value = store.get("count")
+        letters = store.get("letters")
+        assert value is not None
+        assert letters is not None
+        assert done <= int(value) + len(letters) <= done + unknown
+        assert unknown <= done // 10 + 8
