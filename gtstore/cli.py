@@ -17,26 +17,39 @@ import json
 import logging
 import math
 import os
+import secrets
 import signal
 import sys
+import threading
 from base64 import b64encode
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple, NoReturn
 
+from . import frame_words
 from .client import Client, connect
 from .command_line import DONE, USAGE, OneLineParser, integer
+from .connection import call_once, parse_address
 from .errors import (
+    ClusterError,
     ConnectError,
     GTStoreError,
     InvalidInput,
+    LocalProtocolError,
+    OperationFailed,
     OutcomeUnknown,
     RemoteError,
     VersionMismatch,
 )
 from .operations import PutResult
+from .placement import format_address
 from .read_modify_write import NUMBER_MAX, NUMBER_MIN
+from .tap import Taps
 from .version import __version__
+from .wire import messages
+from .wire.codec import decode, encode, encode_record
+from .wire.explain import explain
+from .wire.json_form import to_json
 from .wire.messages import (
     CLIENT_TIMEOUT_S,
     KEY_SIZE_MAX,
@@ -44,6 +57,7 @@ from .wire.messages import (
     NOT_ALLOWED,
     VALUE_SIZE_MAX,
 )
+from .wire.stream import FrameBuffer
 
 NO_VALUE, FAILED, UNKNOWN, REFUSED = 1, 3, 4, 5  # 1: a comparison failed, too
 INTERRUPTED = 128 + signal.SIGINT
@@ -161,6 +175,84 @@ def status(options: argparse.Namespace) -> int:
     return DONE
 
 
+def encode_frame(options: argparse.Namespace) -> int:
+    words = options.words
+    if len(words) == _SENT_BY_CLIENTS.get(words[0]):
+        message = _data_request(options, *words)
+    else:
+        message = frame_words.message_of(words)
+    has_reply = bool(message.replies) or message.kind >= 0x80
+    request_id = int(has_reply) if options.request_id is None else options.request_id
+    _print(encode(message, request_id).hex())
+    return DONE
+
+
+_SENT_BY_CLIENTS = {"get": 2, "put": 3, "delete": 2}
+"""Words of ``frame encode`` that stand for what a client would send now, with their number."""
+
+
+def _data_request(
+    options: argparse.Namespace, command: str, key_text: str, value: str = ""
+) -> messages.Message:
+    """A GET or WRITE with the epoch that the manager tells, and a WRITE with a new version."""
+    try:
+        key = _key(key_text)
+    except argparse.ArgumentTypeError as error:
+        raise InvalidInput(str(error)) from error
+    manager = ("the manager", *parse_address(options.manager))
+    owners = call_once(*manager, messages.KeyNodes(key), options.timeout)
+    cluster = call_once(*manager, messages.ClusterInfo(), options.timeout)
+    if not isinstance(owners, messages.Owners) or not isinstance(cluster, messages.Cluster):
+        text = owners.message if isinstance(owners, messages.Error) else f"{owners.name}"
+        raise OperationFailed(f"the manager does not tell where the key is: {text}")
+    row = owners.row
+    at = {member.node: format_address(member.host, member.port) for member in owners.members}
+    places = [f"node {owner.node} ({at[owner.node]})" for owner in row.owners]
+    if command == "get":
+        print(f"to {places[0]}, the primary", file=sys.stderr)
+        return messages.Get(row.list_epoch, row.partition, key)
+    print(f"to {', '.join(places)}; all must answer ACK", file=sys.stderr)
+    is_delete = command == "delete"
+    entry = messages.Entry(
+        cluster.time,
+        secrets.randbits(64),
+        1,
+        messages.TOMBSTONE if is_delete else 0,
+        None,
+        b"" if is_delete else _value(value),
+    )
+    return messages.Write(row.list_epoch, row.partition, key, encode_record(entry))
+
+
+def decode_frame(options: argparse.Namespace) -> int:
+    digits = sys.stdin.read() if options.hex in (None, "-") else options.hex
+    data = frame_words.bytes_of(digits)
+    lines = explain(data)
+    is_wrong = lines[-1].startswith("wrong: ")
+    if options.json and not is_wrong:
+        for kind, _, request_id, body in FrameBuffer().feed(data):
+            message = decode(kind, body)
+            fields = {"name": message.name, "request_id": request_id, "fields": to_json(message)}
+            _print_json(fields)
+    else:
+        _print("\n".join(map(_printable, lines)))
+    return FAILED if is_wrong else DONE
+
+
+def tap_frames(options: argparse.Namespace) -> int:
+    target = parse_address(options.address or options.manager)
+    host, port = parse_address(options.listen, 0) if options.listen else ("127.0.0.1", 0)
+    taps = Taps(lambda line: _print(_printable(line)), options.verbose, not options.only)
+    tap = taps.open(format_address(*target), target, host, port)
+    here = format_address(tap.host, tap.port)
+    _print(f"tap of {tap.name} on {here}; for example: gtclient --manager {here} put key1 value1")
+    try:
+        threading.Event().wait()
+    except KeyboardInterrupt:
+        pass
+    return DONE
+
+
 COMMANDS = {
     "put": Command(put, "store a value under a key", ("KEY", "VALUE"), True),
     "get": Command(get, "print a key's latest value", ("KEY",), False),
@@ -175,6 +267,23 @@ COMMANDS = {
     "delete": Command(delete, "remove a key's value", ("KEY",), True),
     "where": Command(where, "tell which storage nodes have a key", ("KEY",), False),
     "status": Command(status, "tell how nodes and partitions are", (), False),
+    "frame encode": Command(
+        encode_frame,
+        "print a frame in hexadecimal digits: put KEY VALUE, get KEY, delete KEY as a client would "
+        "send it now; or any message by its name, with its fields in their order or as name=value",
+        ("WORDS", "--request-id"),
+        False,
+    ),
+    "frame decode": Command(
+        decode_frame, "explain frames, byte by byte; exit code 3 if they are wrong", ("HEX",), False
+    ),
+    "frame tap": Command(
+        tap_frames,
+        "show every frame that passes between a client and an address, by default the manager and "
+        "its nodes",
+        ("HOST:PORT", "--listen", "--only"),
+        False,
+    ),
 }
 
 
@@ -342,6 +451,8 @@ def _seconds(text: str) -> float:
     return seconds
 
 
+_GROUPS = {"frame": "make, explain and watch frames of the protocol (docs/PROTOCOL.md)"}
+
 _ARGUMENTS: dict[str, dict[str, Any]] = {
     "KEY": {"metavar": "KEY", "type": _key, "help": f"1 to {KEY_SIZE_MAX} bytes"},
     "VALUE": {"metavar": "VALUE", "help": "what to store; - reads standard input"},
@@ -357,6 +468,25 @@ _ARGUMENTS: dict[str, dict[str, Any]] = {
         "help": "the value that must be stored; - reads standard input",
     },
     "NEW": {"metavar": "NEW", "nargs": "?", "help": "what to store then"},
+    "WORDS": {"metavar": "WORD", "nargs": "+", "help": "for example: put key1 value1; ping"},
+    "HEX": {
+        "metavar": "HEX",
+        "nargs": "?",
+        "help": "hexadecimal digits, or what xxd or hexdump -C print; - or none: standard input",
+    },
+    "HOST:PORT": {
+        "dest": "address",
+        "metavar": "HOST:PORT",
+        "nargs": "?",
+        "help": "where the frames go (default: the manager)",
+    },
+    "--request-id": {
+        "type": integer(0, 0xFFFF_FFFF),
+        "metavar": "N",
+        "help": "default: 1, or 0 for a request without reply",
+    },
+    "--listen": {"metavar": "HOST:PORT", "help": "where the tap listens (default: a free port)"},
+    "--only": {"action": "store_true", "help": "do not open taps for a manager's nodes"},
     "--absent": {"action": "store_true", "help": "the key must have no value: KEY --absent NEW"},
 }
 
@@ -376,12 +506,21 @@ def parser() -> OneLineParser:
     default_manager = os.environ.get(MANAGER_VARIABLE) or f"127.0.0.1:{MANAGER_PORT}"
     _add_options(result, manager=default_manager, timeout=CLIENT_TIMEOUT_S, flag=False)
     commands = result.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for name, command in COMMANDS.items():
-        subparser = commands.add_parser(
+    groups: dict[str, Any] = {"": commands}
+    for full_name, command in COMMANDS.items():
+        group, _, name = full_name.rpartition(" ")
+        if group not in groups:
+            inner = commands.add_parser(group, help=_GROUPS[group], description=_GROUPS[group])
+            groups[group] = inner.add_subparsers(
+                dest="subcommand", metavar="COMMAND", required=True
+            )
+        subparser = groups[group].add_parser(
             name, help=command.help, description=command.help, allow_abbrev=False
         )
+        subparser.set_defaults(command=full_name)
         for argument in command.arguments:
-            subparser.add_argument(argument.lower(), **_ARGUMENTS[argument])
+            details = dict(_ARGUMENTS[argument])
+            subparser.add_argument(details.pop("dest", argument.lower()), **details)
         # SUPPRESS: an option that is not repeated here keeps what stood before the command.
         unset = argparse.SUPPRESS
         _add_options(subparser, manager=unset, timeout=unset, flag=unset)
@@ -457,7 +596,8 @@ def _explained(error: GTStoreError) -> str:
 
 
 def _exit_code(error: GTStoreError) -> int:
-    if isinstance(error, InvalidInput):
+    # What cannot be encoded was typed so; an address that is taken, too.
+    if isinstance(error, InvalidInput | LocalProtocolError | ClusterError):
         return USAGE
     if isinstance(error, OutcomeUnknown):  # whatever ended it
         return UNKNOWN

@@ -336,14 +336,14 @@ def test_no_address(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_version_and_help(capsys: pytest.CaptureFixture[str]) -> None:
-    for arguments in (["--version"], ["--help"], ["put", "--help"]):
+    for arguments in (["--version"], ["--help"], ["put", "--help"], ["frame", "--help"]):
         with pytest.raises(SystemExit) as caught:
             cli.main(arguments)
         assert caught.value.code == 0
     output = capsys.readouterr().out
     assert output.startswith(f"gtclient {__version__}\n")
     for command in cli.COMMANDS:
-        assert f"\n    {command} " in output
+        assert f"\n    {command.rpartition(' ')[2]} " in output
 
 
 @pytest.mark.parametrize("arguments", [("get", "key1"), ("put", "key1", "x"), ("status",)])

@@ -98,6 +98,41 @@ def explain(data: bytes) -> list[str]:
     return [line for piece in pieces for line in _piece_lines(piece, width)] + wrong
 
 
+_SUMMARY_SIZE_MAX: Final = 160
+_MINOR: Final = {"client", "counter", "incarnation", "join_epoch", "pid", "primary_epoch"}
+
+
+def _is_minor(name: str) -> bool:
+    """Whether a summary does without that piece."""
+    return name.endswith(" size") or name.rpartition(".")[2] in _MINOR
+
+
+def _fact(piece: Piece) -> str:
+    """A piece in a summary; of an epoch, the counter is enough."""
+    return f"{piece.name} {piece.words.rpartition(', counter ')[2]}"
+
+
+def summarize(frame: bytes) -> str:
+    """One line for one frame: the message, the request id, and as much of its fields as fits."""
+    pieces: list[Piece] = []
+    wrong = ""
+    walk = _walk_frame(frame, 0)
+    try:
+        while True:
+            pieces.append(next(walk))
+    except StopIteration:
+        pass
+    except (RemoteProtocolError, EOFError) as error:
+        wrong = f"wrong: {error}"
+    header = {piece.name: piece.words for piece in pieces[:6]}
+    name = header.get("kind", "").partition(": ")[2] or "no frame"
+    facts = [_fact(piece) for piece in pieces[6:] if piece.words and not _is_minor(piece.name)]
+    words = ", ".join([*facts, *filter(None, [wrong])])
+    title = f"{name} {header.get('request_id', '')}".rstrip()
+    line = f"{title}  {words}".rstrip()
+    return line if len(line) <= _SUMMARY_SIZE_MAX else line[: _SUMMARY_SIZE_MAX - 4] + " ..."
+
+
 def _walk_frame(data: bytes, start: int) -> Generator[Piece, None, int]:
     """Yield the pieces of the frame that begins at this offset; return the offset behind it.
 
