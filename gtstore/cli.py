@@ -225,8 +225,8 @@ def _data_request(
 
 
 def decode_frame(options: argparse.Namespace) -> int:
-    digits = sys.stdin.read() if options.hex in (None, "-") else options.hex
-    data = frame_words.bytes_of(digits)
+    typed = options.hex
+    data = frame_words.bytes_of(_standard_input() if typed in (None, "-") else typed.encode())
     lines = explain(data)
     is_wrong = lines[-1].startswith("wrong: ")
     if options.json and not is_wrong:
@@ -296,15 +296,19 @@ def _value(argument: str) -> bytes:
     """The bytes that an argument stands for. Standard input is read as far as a value may go."""
     if argument != "-":
         return os.fsencode(argument)
-    if sys.stdin is None:
-        raise InvalidInput("VALUE is -, but standard input is closed")
-    try:
-        value = sys.stdin.buffer.read(VALUE_SIZE_MAX + 1)
-    except OSError as error:
-        raise InvalidInput(f"standard input cannot be read: {error.strerror}") from error
+    value = _standard_input(VALUE_SIZE_MAX + 1)
     if len(value) > VALUE_SIZE_MAX:
         raise InvalidInput(f"standard input is longer than a value's {VALUE_SIZE_MAX} bytes")
     return value
+
+
+def _standard_input(size_max: int = -1) -> bytes:
+    if sys.stdin is None:
+        raise InvalidInput("standard input is closed")
+    try:
+        return sys.stdin.buffer.read(size_max)
+    except OSError as error:
+        raise InvalidInput(f"standard input cannot be read: {error.strerror}") from error
 
 
 def _report_write(options: argparse.Namespace, done: str, result: PutResult) -> int:
@@ -472,7 +476,8 @@ _ARGUMENTS: dict[str, dict[str, Any]] = {
     "HEX": {
         "metavar": "HEX",
         "nargs": "?",
-        "help": "hexadecimal digits, or what xxd or hexdump -C print; - or none: standard input",
+        "help": "hexadecimal digits, or what xxd or hexdump -C print, or frames as they are; "
+        "- or none: standard input",
     },
     "HOST:PORT": {
         "dest": "address",

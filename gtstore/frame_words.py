@@ -115,9 +115,13 @@ _DUMP_LINES: Final = (
 _DUMP_END: Final = re.compile(r"[0-9a-f]{8}")  # hexdump's last line is an offset
 
 
-def bytes_of(text: str) -> bytes:
+def bytes_of(given: bytes) -> bytes:
     """The bytes that hexadecimal digits stand for: with blanks, line ends, colons or 0x between
-    them, or as xxd or hexdump -C print them. Raises InvalidInput."""
+    them, or as xxd or hexdump -C print them. What begins with the magic byte, as no digit does, is
+    taken for frames as they are. Raises InvalidInput."""
+    if given.startswith(bytes((messages.MAGIC,))):
+        return given
+    text = given.decode("ascii", "replace")
     lines = [line for line in text.splitlines() if line.strip()]
     dumped = _dumped(lines)
     if dumped is None:

@@ -136,11 +136,12 @@ def test_every_message_can_be_typed(frame: bytes) -> None:
 
 @given(st.binary(min_size=1, max_size=100), st.sampled_from(["", " ", "\n", ":", "  ", ", "]))
 def test_digits(data: bytes, between: str) -> None:
-    assert bytes_of(between.join(f"{byte:02x}" for byte in data)) == data
-    assert bytes_of(f"0x{data.hex().upper()}\n") == data
+    assert bytes_of(between.join(f"{byte:02x}" for byte in data).encode()) == data
+    assert bytes_of(f"0x{data.hex().upper()}\n".encode()) == data
+    assert bytes_of(b"\xc7" + data) == b"\xc7" + data  # no digits: frames as they are
 
 
-def xxd(data: bytes, group: int) -> str:
+def xxd(data: bytes, group: int) -> bytes:
     """As xxd prints it."""
     lines = []
     for at in range(0, len(data), 16):
@@ -149,10 +150,10 @@ def xxd(data: bytes, group: int) -> str:
         width = 32 + 16 // group
         text = "".join(chr(byte) if 32 <= byte < 127 else "." for byte in part)
         lines.append(f"{at:08x}: {' '.join(groups):<{width}} {text}")
-    return "\n".join(lines) + "\n"
+    return ("\n".join(lines) + "\n").encode()
 
 
-def hexdump(data: bytes) -> str:
+def hexdump(data: bytes) -> bytes:
     """As hexdump -C prints it."""
     lines = []
     for at in range(0, len(data), 16):
@@ -160,7 +161,7 @@ def hexdump(data: bytes) -> str:
         left, right = part[:8].hex(" "), part[8:].hex(" ")
         text = "".join(chr(byte) if 32 <= byte < 127 else "." for byte in part)
         lines.append(f"{at:08x}  {left:<23}  {right:<23}  |{text}|")
-    return "\n".join([*lines, f"{len(data):08x}"]) + "\n"
+    return "\n".join([*lines, f"{len(data):08x}\n"]).encode()
 
 
 @given(st.binary(min_size=1, max_size=100))
@@ -185,17 +186,17 @@ def test_xxd_itself() -> None:
             done = subprocess.run(["xxd", f"-g{group}"], input=data, capture_output=True)
         except FileNotFoundError:
             pytest.skip("there is no xxd; on Debian: apt install xxd")
-        assert done.stdout.decode() == xxd(data, group)
+        assert done.stdout == xxd(data, group)
 
 
-@pytest.mark.parametrize("text", ["zz", "123", "00000000: zz", "hello", "0000000g"])
-def test_no_digits(text: str) -> None:
+@pytest.mark.parametrize("text", [b"zz", b"123", b"00000000: zz", b"hello", b"0000000g", b"\xff"])
+def test_no_digits(text: bytes) -> None:
     with pytest.raises(InvalidInput, match="no hexadecimal digits"):
         bytes_of(text)
 
 
 def test_nothing() -> None:
-    assert bytes_of("") == bytes_of("\n") == b""
+    assert bytes_of(b"") == bytes_of(b"\n") == b""
 
 
 # --- one line ------------------------------------------------------------------------------------
