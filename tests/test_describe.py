@@ -27,15 +27,16 @@ from gtstore.wire.codec import (
     encode_record,
     error_detail,
 )
-from gtstore.wire.describe.__main__ import PROTOCOL, main
-from gtstore.wire.describe.document import BLOCKS, TYPE_MEANINGS, rewrite
+from gtstore.wire.describe import blocks
+from gtstore.wire.describe.__main__ import DOCS, main
+from gtstore.wire.describe.document import BLOCKS, TYPE_MEANINGS
 from gtstore.wire.describe.examples import EXAMPLES
 from gtstore.wire.explain import ENTRY_TYPE, Header, explain
 from gtstore.wire.fields import Array, Integer, Record, fields_of
 from gtstore.wire.stream import FrameBuffer
 
 VECTORS = Path(__file__).parent / "vectors"
-DOCUMENT = PROTOCOL.read_text(encoding="utf-8")
+DOCUMENT = (DOCS / "PROTOCOL.md").read_text(encoding="utf-8")
 NAMED = {cls.name: cls for cls in messages.MESSAGES.values()}
 FRAMES = {kind: encode(message, number) for kind, (number, message) in EXAMPLES.items()}
 WRITE = FRAMES[messages.Write.kind]
@@ -370,21 +371,44 @@ def test_the_document_is_up_to_date(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().err == ""
 
 
-def test_check_detects_a_difference(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def rewrite(text: str) -> tuple[str, list[str]]:
+    return blocks.rewrite(text, BLOCKS)
+
+
+@pytest.fixture
+def docs(tmp_path: Path) -> Path:
+    """A copy of the files."""
+    for name in ("PROTOCOL.md", "gtstore.lua"):
+        (tmp_path / name).write_bytes((DOCS / name).read_bytes())
+    return tmp_path
+
+
+def test_check_detects_a_difference(docs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """--check names the block, says what differs, and changes nothing; without it, it is mended."""
-    path = tmp_path / "PROTOCOL.md"
+    path = docs / "PROTOCOL.md"
     damaged = DOCUMENT.replace("| 9 | BUSY |", "| 9 | LAZY |")
     assert damaged != DOCUMENT
     path.write_text(damaged, encoding="utf-8")
-    assert main(["--check"], path) == 1
+    assert main(["--check"], docs) == 1
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 2
     assert lines[0].startswith("PROTOCOL.md: block 'errors' differs from the table: line ")
     assert "LAZY" in lines[0]
     assert path.read_text(encoding="utf-8") == damaged
-    assert main([], path) == 0
+    assert main([], docs) == 0
     assert path.read_text(encoding="utf-8") == DOCUMENT
-    assert main(["--check"], path) == 0
+    assert main(["--check"], docs) == 0
+
+
+def test_check_looks_at_the_dissector_too(docs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = docs / "gtstore.lua"
+    text = path.read_text(encoding="utf-8")
+    path.write_text(text.replace("max = 500", "max = 400"), encoding="utf-8")
+    assert main(["--check"], docs) == 1
+    said = capsys.readouterr().err
+    assert said.startswith("gtstore.lua: block 'tables' differs from the table: line ")
+    assert main([], docs) == 0
+    assert path.read_text(encoding="utf-8") == text
 
 
 @pytest.mark.parametrize("name", BLOCKS)
@@ -403,16 +427,16 @@ def test_a_shortened_block_differs() -> None:
     )
 
 
-def test_strange_blocks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_strange_blocks(docs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A block that nobody makes, or that has no end, is left as it is and named."""
     unknown = "<!-- generated: poems -->\nRoses\n<!-- end -->\n"
     text, wrong = rewrite(DOCUMENT + unknown)
     assert text == DOCUMENT + unknown
     assert wrong == ["block 'poems' is not known"]
-    path = tmp_path / "PROTOCOL.md"
+    path = docs / "PROTOCOL.md"
     endless = "<!-- generated: limits -->\nmine"
     path.write_text(endless, encoding="utf-8")
-    assert main([], path) == 1
+    assert main([], docs) == 1
     assert path.read_text(encoding="utf-8") == endless
     assert "block 'limits' has no end" in capsys.readouterr().err
 

@@ -23,8 +23,13 @@ LAYERS = (
     ("gtstore.wire.stream",),
     ("gtstore.wire.explain",),
     ("gtstore.wire.json_form",),
-    ("gtstore.wire.describe", "gtstore.wire.describe.examples"),
+    (
+        "gtstore.wire.describe",
+        "gtstore.wire.describe.blocks",
+        "gtstore.wire.describe.examples",
+    ),
     ("gtstore.wire.describe.document",),
+    ("gtstore.wire.describe.lua",),
     ("gtstore.wire.describe.__main__",),
     # The interface that replica.py stores through is declared next to the engines that have it.
     ("gtstore.placement", "gtstore.engine", "gtstore.read_modify_write"),

@@ -22,16 +22,15 @@ import pytest
 from gtstore.testing import Cluster
 from gtstore.wire import messages
 from gtstore.wire.codec import decode, decode_entry, encode
-from gtstore.wire.describe.__main__ import PROTOCOL
+from gtstore.wire.describe.__main__ import DOCS
 from gtstore.wire.describe.examples import EXAMPLES
 from gtstore.wire.stream import FrameBuffer
 
 pytestmark = pytest.mark.cluster
 
-SECTION = re.search(
-    r"^## 11 .*?(?=^## 12 )", PROTOCOL.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE
-)
-TYPED = "".join(re.findall(r"```console\n(.*?)```", SECTION[0] if SECTION else "", re.DOTALL))
+DOCUMENT = (DOCS / "PROTOCOL.md").read_text(encoding="utf-8")
+SECTION = DOCUMENT.split("\n## 11 ")[1].split("\n## ")[0]
+TYPED = "".join(re.findall(r"```console\n(.*?)```", SECTION, re.DOTALL))
 
 MISSING = [tool for tool in ("bash", "nc", "xxd") if shutil.which(tool) is None]
 needs_tools = pytest.mark.skipif(

@@ -1,11 +1,5 @@
 """The generated blocks of docs/PROTOCOL.md: the message table in Markdown.
 
-A block stands between two comments of the document::
-
-    <!-- generated: messages -->
-    ...
-    <!-- end -->
-
 Types, sizes, limits and meanings come from the annotations, a message's purpose from its docstring;
 what is written down here and nowhere else is the words for the types (``TYPE_MEANINGS``).
 """
@@ -263,45 +257,3 @@ BLOCKS: Final[Mapping[str, Callable[[], list[str]]]] = {
     "limits": limits_block,
 }
 """The document's blocks: name -> what makes its lines."""
-
-_BEGIN: Final = "<!-- generated: "
-_BEGIN_END: Final = " -->"
-_END: Final = "<!-- end -->"
-
-
-def rewrite(text: str) -> tuple[str, list[str]]:
-    """Return the document with every block as the table has it, and what was wrong with it before:
-    one line each block that differs, is not known, has no end, or is missing.
-    """
-    wrong: list[str] = []
-    out: list[str] = []
-    missing = set(BLOCKS)
-    lines = iter(text.split("\n"))
-    for line in lines:
-        out.append(line)
-        if not line.startswith(_BEGIN):
-            continue
-        name = line.removeprefix(_BEGIN).removesuffix(_BEGIN_END)
-        old = []
-        for old_line in lines:
-            old.append(old_line)
-            if old_line == _END:
-                break
-        make = BLOCKS.get(name)
-        if make is None or not old or old[-1] != _END:
-            wrong.append(f"block {name!r} has no end" if make else f"block {name!r} is not known")
-            out += old
-            continue
-        new = ["", *make(), "", _END]
-        missing.discard(name)
-        if new != old:
-            wrong.append(f"block {name!r} differs from the table: {_first_difference(old, new)}")
-        out += new
-    wrong += [f"block {name!r} is missing" for name in BLOCKS if name in missing]
-    return "\n".join(out), wrong
-
-
-def _first_difference(old: list[str], new: list[str]) -> str:
-    # There is one: both end with _END, and have it nowhere else.
-    pairs = enumerate(zip(old, new, strict=False), 1)
-    return next(f"line {i} is {was!r}, not {is_!r}" for i, (was, is_) in pairs if was != is_)
