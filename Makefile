@@ -12,8 +12,9 @@ WHEEL_DIR := build/wheel
 
 # These take no socket, clock or thread, so their tests can reach every branch.
 PURE := gtstore/wire/fields.py gtstore/wire/messages.py gtstore/wire/codec.py \
-	gtstore/wire/stream.py gtstore/wire/explain.py gtstore/placement.py \
-	gtstore/read_modify_write.py gtstore/replica.py gtstore/operations.py gtstore/membership.py
+	gtstore/wire/stream.py gtstore/wire/explain.py gtstore/wire/json_form.py \
+	gtstore/placement.py gtstore/read_modify_write.py gtstore/replica.py \
+	gtstore/operations.py gtstore/membership.py gtstore/frame_words.py
 EMPTY :=
 COMMA := ,
 PURE_LIST := $(subst $(EMPTY) $(EMPTY),$(COMMA),$(strip $(PURE)))
