@@ -14,7 +14,6 @@ the newest.
 
 from __future__ import annotations
 
-import hmac
 import logging
 import os
 import secrets
@@ -38,7 +37,7 @@ from .placement import (
     format_address,
     partition_count,
 )
-from .server import FrameServer, on_message
+from .server import FrameServer, on_control_message, on_message
 from .session import Session
 from .wire import messages
 from .wire.codec import decode, encode, head_word, reply_frame
@@ -112,7 +111,7 @@ class Manager:
             messages.GetMap.kind: self.get_map,
             **on_message(self.on_key_nodes),
             **on_message(self.on_next_primary),
-            **on_message(self.on_register),
+            **on_control_message(self.on_register, self._token),
         }
         try:
             return FrameServer(
@@ -396,10 +395,6 @@ class Manager:
         return self._owners(request.key)
 
     def on_register(self, request: messages.Register) -> messages.Registered:
-        if not hmac.compare_digest(request.token, self._token):
-            raise RemoteProtocolError(
-                messages.NOT_ALLOWED, "the token is not this cluster's", closes=True
-            )
         with self._changed:
             # N0: a process registers once; one that is started again is another incarnation.
             is_awaited = 0 < request.node <= self._options.nodes

@@ -8,7 +8,6 @@ adopting a map (N1b). The waiting for the network is done outside of it.
 
 from __future__ import annotations
 
-import hmac
 import logging
 import os
 import threading
@@ -17,10 +16,10 @@ from dataclasses import dataclass
 
 from .connection import call_once
 from .engine import MemoryEngine
-from .errors import ClusterError, NetworkError, RemoteProtocolError
+from .errors import ClusterError, NetworkError
 from .placement import cluster_of
 from .replica import Behind, Replicas
-from .server import FrameServer, Handler, TokenLock, on_message
+from .server import FrameServer, Handler, TokenLock, on_control_message, on_message
 from .wire import messages
 
 logger = logging.getLogger("gtstore.storage")
@@ -77,7 +76,7 @@ class StorageNode:
         )
         handlers |= self._replicas.handlers
         handlers |= on_message(self.on_ping)
-        handlers |= on_message(self.on_map_update)
+        handlers |= on_control_message(self.on_map_update, options.token)
 
     @property
     def has_map(self) -> bool:
@@ -113,10 +112,6 @@ class StorageNode:
         )
 
     def on_map_update(self, request: messages.MapUpdate) -> messages.Adopted:
-        if not hmac.compare_digest(request.token, self._options.token):
-            raise RemoteProtocolError(
-                messages.NOT_ALLOWED, "the token is not this node's", closes=True
-            )
         self._adopt(request.epoch, request.rows)
         return messages.Adopted(self._replicas.epoch)
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from gtstore.errors import ClusterError, RemoteProtocolError
-from gtstore.server import FrameServer, TokenLock, on_message
+from gtstore.server import FrameServer, TokenLock, on_control_message, on_message
 from gtstore.testing import wait_until
 from gtstore.wire import messages
 from gtstore.wire.codec import LongReply, decode, encode, error_detail
@@ -196,6 +196,35 @@ def test_the_reason_for_closing_arrives(serve: Serve) -> None:
     with Talk(serve()) as talk:
         talk.send(b"\xc7\x01\x01\0\0\0\0\5\xff\xff\xff\xff" + bytes(1_000_000))
         assert talk.error()[1] == "FRAME_TOO_LONG"
+
+
+def test_the_token_comes_first() -> None:
+    """Whoever has none makes nobody take megabytes apart: what follows it is not looked at."""
+    token = bytes(range(16))
+    seen: list[MapUpdate] = []
+
+    def on_update(update: MapUpdate) -> Ack:
+        seen.append(update)
+        return Ack()
+
+    ((kind, handler),) = on_control_message(on_update, token).items()
+    assert kind == MapUpdate.kind
+    row = messages.Row(0, 1, 1, ())
+    good = encode(MapUpdate(token, 7, (row,)))[messages.HEADER_SIZE :]
+    assert handler(1, good) == encode(Ack(), 1)
+    assert seen == [MapUpdate(token, 7, (row,))]
+    for body, code in (
+        (bytes(16) + good[16:], messages.NOT_ALLOWED),
+        (bytes(16) + b"no rows at all", messages.NOT_ALLOWED),
+        (bytes(16), messages.NOT_ALLOWED),
+        (bytes(15), messages.MALFORMED),
+        (good[:-1], messages.MALFORMED),
+        (token, messages.MALFORMED),
+    ):
+        with pytest.raises(RemoteProtocolError) as caught:
+            handler(1, body)
+        assert caught.value.error_code == code
+    assert len(seen) == 1
 
 
 def test_recover_and_try_again(serve: Serve) -> None:
