@@ -23,6 +23,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 from .connection import call_once
 from .errors import ClusterError, GTStoreError, NetworkError, RemoteProtocolError
@@ -49,6 +50,8 @@ _STOP_TIMEOUT_S = 3.0
 _EXIT_WAIT_S = 0.25
 _PUBLISH_TIMEOUT_S = 0.25
 _HOLDER_TIMEOUT_S = 0.5
+_BUSY_SHARE = 0.2
+"""A node that was on a processor for this part of the time does not hang."""
 
 _MAP_WORD = head_word(messages.Map.kind)
 
@@ -329,7 +332,10 @@ class Manager:
     def _probe(self, membership: Membership, nodes: list[int], timeout_s: float) -> None:
         requests = [_request(node, messages.Ping()) for node in nodes]
         is_behind = False
+        started = time.monotonic()
+        cpu_s = {node: self._processes[node].cpu_s() for node in nodes}
         replies = self._probe_session.run_many(requests, timeout_s, len(nodes))
+        busy_s = _BUSY_SHARE * (time.monotonic() - started)
         for node, reply in zip(nodes, replies, strict=True):
             if isinstance(reply, messages.Error) and reply.code == messages.BUSY:
                 self._apply(lambda node=node: membership.answered(node))  # type: ignore[misc]
@@ -337,10 +343,13 @@ class Manager:
                 is_behind |= reply.epoch < membership.map.epoch
                 self._apply(lambda node=node: membership.answered(node))  # type: ignore[misc]
             else:
-                reason = str(reply)
-                self._apply(
-                    lambda node=node, reason=reason: membership.missed(node, reason)  # type: ignore[misc]
+                missed = partial(
+                    membership.missed,
+                    node,
+                    str(reply),
+                    is_busy=self._processes[node].cpu_s() - cpu_s[node] > busy_s,
                 )
+                self._apply(missed)
         if is_behind:
             self._publish(_PUBLISH_TIMEOUT_S)
 

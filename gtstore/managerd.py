@@ -13,6 +13,7 @@ from .command_line import (
     configure_logs,
     integer,
     raise_file_limit,
+    share_processor,
 )
 from .errors import ClusterError
 from .manager import Manager, ManagerOptions
@@ -98,6 +99,7 @@ def main(arguments: list[str] | None = None) -> int:
             "built yet"
         )
     raise_file_limit()
+    share_processor()
     configure_logs(options.log_level, options.log_format, "manager")
     try:
         manager = Manager(
