@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 
+from .allocator import use_one_heap
 from .command_line import (
     DONE,
     USAGE,
@@ -100,6 +101,7 @@ def main(arguments: list[str] | None = None) -> int:
         )
     raise_file_limit()
     share_processor()
+    use_one_heap()
     configure_logs(options.log_level, options.log_format, "manager")
     try:
         manager = Manager(

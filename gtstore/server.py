@@ -25,6 +25,7 @@ from collections.abc import Callable, Collection, Mapping
 from queue import SimpleQueue
 from typing import Any, Final, TypeAlias, get_type_hints
 
+from .allocator import Trimmer
 from .connection import describe
 from .errors import ClusterError, RemoteProtocolError
 from .placement import format_address
@@ -165,6 +166,7 @@ class FrameServer(socketserver.ThreadingTCPServer):
         self.lock = threading.Lock()
         self.open_sockets: set[socket.socket] = set()  # guarded by lock
         self.counted_connections = 0  # guarded by lock
+        self.memory = Trimmer()
         self.is_serving = False
         if ":" in host:
             self.address_family = socket.AF_INET6
@@ -199,6 +201,10 @@ class FrameServer(socketserver.ThreadingTCPServer):
         end = time.monotonic() + timeout_s
         while self.open_sockets and time.monotonic() < end:
             time.sleep(0.005)
+
+    def service_actions(self) -> None:
+        """What serve_forever calls between two connections, and several times a second anyway."""
+        self.memory.trim()
 
     def get_request(self) -> tuple[socket.socket, Any]:
         try:
@@ -289,6 +295,7 @@ class _FrameHandler(socketserver.BaseRequestHandler):
     def finish(self) -> None:
         if self._has_long_frame:
             self.server.long_frames.release()
+            self.server.memory.note()
         if self._is_counted:
             self.server.count_out()
 
@@ -409,6 +416,7 @@ class _FrameHandler(socketserver.BaseRequestHandler):
         places = self.server.long_frames
         if self._has_long_frame:
             places.release()
+            self.server.memory.note()
         elif not places.acquire(blocking=False):
             self._send()  # the answers to what came before do not wait
             if not places.acquire(timeout=self._remaining_s()):
@@ -437,6 +445,7 @@ class _FrameHandler(socketserver.BaseRequestHandler):
         except Exception as second_error:
             error = second_error
         if isinstance(error, LongReply):
+            self.server.memory.note()  # the entry may be replaced while the peer takes its time
             self._send()
             self.request.sendall(error.header)
             self.request.sendall(error.body)
