@@ -38,7 +38,7 @@ from .placement import (
     format_address,
     partition_count,
 )
-from .server import FrameServer, on_control_message, on_message
+from .server import FrameServer, Gathered, on_control_message, on_message
 from .session import Session
 from .wire import messages
 from .wire.codec import decode, encode, head_word, reply_frame
@@ -90,6 +90,7 @@ class Manager:
         self._cluster_id = secrets.randbits(32) or 1  # 0 means that there is none
         self._token = secrets.token_bytes(16)
         self._processes: dict[int, NodeProcess] = {}
+        self._looks: dict[int, Gathered[None]] = {}  # one for each process
         self._is_stopping = threading.Event()
         # An epoch, and the body of the MAP with all its rows; replaced as a whole, without a lock.
         self._whole_map = (0, b"")
@@ -204,6 +205,7 @@ class Manager:
             }
         )
         self._processes[node] = process
+        self._looks[node] = Gathered(partial(self._look_at, node, process))
         threading.Thread(target=self._watch, args=(node, process), daemon=True).start()
 
     def _watch(self, node: int, process: NodeProcess) -> None:
@@ -400,7 +402,8 @@ class Manager:
         return self._owners(request.key)
 
     def on_next_primary(self, request: messages.NextPrimary) -> messages.Owners:
-        self._look_at(request.node)
+        if request.node in self._looks and request.node not in self._removed:
+            self._looks[request.node]()
         return self._owners(request.key)
 
     def on_register(self, request: messages.Register) -> messages.Registered:
@@ -448,12 +451,9 @@ class Manager:
             )
         return messages.Owners(row, members)
 
-    def _look_at(self, node: int) -> None:
+    def _look_at(self, node: int, process: NodeProcess) -> None:
         """Find out at once whether a node that a client could not reach is dead. If so, return when
         the map without it is published. No client is believed: the node is asked."""
-        process = self._processes.get(node)
-        if process is None or node in self._removed:
-            return
         try:
             peer, host, port = self._locate(node)
             timeout_s = self._options.probe_interval_ms / 1000

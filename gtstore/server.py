@@ -23,7 +23,7 @@ import threading
 import time
 from collections.abc import Callable, Collection, Mapping
 from queue import SimpleQueue
-from typing import Any, Final, TypeAlias, get_type_hints
+from typing import Any, Final, Generic, TypeAlias, TypeVar, get_type_hints
 
 from .allocator import Trimmer
 from .connection import describe
@@ -44,6 +44,7 @@ from .wire.stream import HEADER_SIZE, RECEIVE_SIZE, SHORT_RECEIVE_SIZE, FrameBuf
 logger = logging.getLogger("gtstore.server")
 
 Handler: TypeAlias = Callable[[int, bytes], bytes]
+Result = TypeVar("Result")
 
 unpack_words: Final = HEADER_WORDS.unpack_from
 
@@ -123,6 +124,30 @@ class _NoLock(TokenLock):
     def __init__(self) -> None:
         self.acquire = lambda: None
         self.release = lambda _: None
+
+
+class Gathered(Generic[Result]):
+    """A question that many threads may ask at once, and that is then asked twice at most.
+
+    Each caller gets an answer to a question that was put after the call; all who waited while one
+    was answered share the next one. So a flood of requests that need an answer from elsewhere is
+    none there.
+    """
+
+    def __init__(self, ask: Callable[[], Result]) -> None:
+        self._ask = ask
+        self._lock = threading.Lock()
+        self._asked = 0  # guarded by _lock; so is _answers
+        self._answers: list[Result] = []  # the last one, if there was one
+
+    def __call__(self) -> Result:
+        asked_before = self._asked
+        with self._lock:
+            if self._asked == asked_before or not self._answers:
+                self._asked += 1
+                self._answers.clear()  # if _ask raises, those who wait ask for themselves
+                self._answers.append(self._ask())
+            return self._answers[0]
 
 
 class FrameServer(socketserver.ThreadingTCPServer):

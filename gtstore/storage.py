@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import logging
 import os
-import threading
 import time
 from dataclasses import dataclass
 
@@ -19,7 +18,14 @@ from .engine import MemoryEngine
 from .errors import ClusterError, NetworkError
 from .placement import cluster_of
 from .replica import Behind, Replicas
-from .server import FrameServer, Handler, TokenLock, on_control_message, on_message
+from .server import (
+    FrameServer,
+    Gathered,
+    Handler,
+    TokenLock,
+    on_control_message,
+    on_message,
+)
 from .wire import messages
 
 logger = logging.getLogger("gtstore.storage")
@@ -50,7 +56,7 @@ class StorageNode:
     def __init__(self, options: NodeOptions) -> None:
         self._options = options
         self._lock = TokenLock()
-        self._fetch_lock = threading.Lock()  # one thread at a time fetches the map
+        self._fetch_map = Gathered(self._fetch_map_now)
         handlers: dict[int, Handler] = {}
         self._server = FrameServer(
             options.host,
@@ -131,14 +137,13 @@ class StorageNode:
         assert isinstance(reply, messages.Registered)
         return reply
 
-    def _fetch_map(self) -> bool:
+    def _fetch_map_now(self) -> bool:
         """Get the newest map from the manager; say whether that went well."""
-        with self._fetch_lock:
-            try:
-                reply = self._ask(messages.GetMap(self._replicas.epoch), _FETCH_TIMEOUT_S)
-            except NetworkError as error:
-                logger.warning("cannot fetch the map: %s", error)
-                return False
+        try:
+            reply = self._ask(messages.GetMap(self._replicas.epoch), _FETCH_TIMEOUT_S)
+        except NetworkError as error:
+            logger.warning("cannot fetch the map: %s", error)
+            return False
         if not isinstance(reply, messages.Map):
             return False
         with self._lock:

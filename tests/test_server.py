@@ -6,11 +6,12 @@ import contextlib
 import socket
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from gtstore.errors import ClusterError, RemoteProtocolError
-from gtstore.server import FrameServer, TokenLock, on_control_message, on_message
+from gtstore.server import FrameServer, Gathered, TokenLock, on_control_message, on_message
 from gtstore.testing import wait_until
 from gtstore.wire import messages
 from gtstore.wire.codec import LongReply, decode, encode, error_detail
@@ -225,6 +226,38 @@ def test_the_token_comes_first() -> None:
             handler(1, body)
         assert caught.value.error_code == code
     assert len(seen) == 1
+
+
+def test_many_callers_share_one_question() -> None:
+    """Each answer belongs to a question that was put after the call; a failure is only its own."""
+    asked: list[int] = []
+    waiting: list[None] = []
+    may_answer = threading.Event()
+
+    class Lock(TokenLock):
+        def __enter__(self) -> None:
+            waiting.append(None)
+            super().__enter__()
+
+    def ask() -> int:
+        asked.append(len(asked))
+        may_answer.wait(10)
+        if asked[-1] == 1:
+            raise Retriable
+        return asked[-1]
+
+    gathered = Gathered(ask)
+    gathered._lock = Lock()  # type: ignore[assignment]
+    with ThreadPoolExecutor(9) as pool:
+        first = pool.submit(gathered)
+        wait_until(lambda: asked, "the first question")
+        others = [pool.submit(gathered) for _ in range(8)]
+        wait_until(lambda: len(waiting) == 9, "the other callers")
+        may_answer.set()
+        assert first.result() == 0
+        assert [type(other.exception()) for other in others].count(Retriable) == 1
+        assert {other.result() for other in others if not other.exception()} == {2}
+    assert gathered() == 3
 
 
 def test_recover_and_try_again(serve: Serve) -> None:
