@@ -631,6 +631,8 @@ def get(
                 return _stored_entry(entry, route.nodes[0])
         elif reply[0] == NOT_FOUND:
             return None
+        elif reply[0] in (ACK, SUPERSEDED):
+            raise _odd_reply(reply)  # type: ignore[arg-type]  # a Lost has another kind
         yield from recover(routes, source, key, route, replies, attempt)
         attempt += 1
 
@@ -734,12 +736,16 @@ def recover(
             else:
                 logger.info("%s", error)
                 pause = True
-        elif reply[0] not in (ACK, SUPERSEDED, ENTRY, NOT_FOUND):
-            raise RemoteProtocolError(
-                messages.UNKNOWN_KIND, f"a node answered with a message of kind 0x{reply[0]:02x}"
-            )
+        elif reply[0] not in (ACK, SUPERSEDED):
+            raise _odd_reply(reply)
     if pause and routes.find(key) is route:
         yield Pause(source.backoff_s(attempt))
+
+
+def _odd_reply(reply: Frame) -> RemoteProtocolError:
+    return RemoteProtocolError(
+        messages.UNKNOWN_KIND, f"a node answered with a message of kind 0x{reply[0]:02x}"
+    )
 
 
 def _take_row(
@@ -863,6 +869,11 @@ def _cluster_and_map(
     partition_map = yield from _ask_manager(source, messages.GetMap(0))
     assert isinstance(cluster, messages.Cluster)
     assert isinstance(partition_map, messages.Map)
+    if not cluster_of(cluster.epoch):
+        raise malformed("a cluster without an id")
+    nodes = {member.node for member in cluster.members}
+    if 0 in nodes or len(nodes) < len(cluster.members):
+        raise malformed("members of which one is no node, or there twice")
     return cluster, partition_map
 
 
