@@ -26,7 +26,14 @@ from typing import Any, NamedTuple, NoReturn
 
 from .client import Client, connect
 from .command_line import DONE, USAGE, OneLineParser
-from .errors import ConnectError, GTStoreError, InvalidInput, OutcomeUnknown, RemoteError
+from .errors import (
+    ConnectError,
+    GTStoreError,
+    InvalidInput,
+    OutcomeUnknown,
+    RemoteError,
+    printable,
+)
 from .operations import PutResult
 from .version import __version__
 from .wire.messages import (
@@ -192,7 +199,7 @@ def _print_json(*parts: dict[str, Any]) -> None:
 
 def _complain(text: str) -> None:
     if sys.stderr is not None:  # or else print would take standard output
-        print(f"gtclient: {_printable(text)}", file=sys.stderr)
+        print(f"gtclient: {printable(text)}", file=sys.stderr)
 
 
 def _field(name: str, data: bytes) -> dict[str, str]:
@@ -204,15 +211,7 @@ def _field(name: str, data: bytes) -> dict[str, str]:
 
 
 def _shown(key: bytes) -> str:
-    return _printable(key.decode(errors="backslashreplace"))
-
-
-def _printable(text: str) -> str:
-    """The text on one line, and harmless to a terminal."""
-    return "".join(
-        character if character.isprintable() else character.encode("unicode_escape").decode()
-        for character in text
-    )
+    return printable(key.decode(errors="backslashreplace"))
 
 
 def _listed(nodes: Sequence[int]) -> str:
@@ -236,7 +235,7 @@ def _status_lines(cluster: dict[str, Any]) -> Iterator[str]:
 def _table(titles: Sequence[str], rows: Sequence[Sequence[object]]) -> Iterator[str]:
     """Aligned columns: text to the left, numbers to the right."""
     is_number = [all(isinstance(row[index], int) for row in rows) for index in range(len(titles))]
-    cells = [list(titles), *([str(cell) for cell in row] for row in rows)]
+    cells = [list(titles), *([printable(str(cell)) for cell in row] for row in rows)]
     widths = [max(len(line[index]) for line in cells) for index in range(len(titles))]
     for line in cells:
         aligned = (
@@ -271,7 +270,7 @@ class _Parser(OneLineParser):
     """Its errors have the form of all errors of gtclient, also those of a command's own parser."""
 
     def error(self, message: str) -> NoReturn:
-        self.exit(USAGE, f"gtclient: {_printable(message)} (see {self.prog} --help)\n")
+        self.exit(USAGE, f"gtclient: {printable(message)} (see {self.prog} --help)\n")
 
 
 def _key(text: str) -> bytes:

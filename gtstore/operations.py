@@ -39,6 +39,7 @@ from .errors import (
     RemoteError,
     RemoteProtocolError,
     Unavailable,
+    printable,
 )
 from .placement import (
     LABEL,
@@ -794,8 +795,8 @@ def _ask_next_primary(
 
 
 def shown(key: bytes) -> str:
-    """A key for people to read."""
-    return key.decode("utf-8", "backslashreplace")
+    """A key for people to read, on one line."""
+    return printable(key.decode("utf-8", "backslashreplace"))
 
 
 # --- the manager's answers -----------------------------------------------------------------------

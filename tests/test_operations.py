@@ -1558,7 +1558,9 @@ def test_one_key_that_is_far_ahead_does_not_lock_the_others() -> None:
 
 
 def test_shown() -> None:
+    """On one line, whatever its bytes are."""
     assert operations.shown(b"key\xff\xc3\xa4") == "key\\xff\xe4"
+    assert operations.shown(b"a\nb\x1b[2J") == "a\\nb\\x1b[2J"
 
 
 # --- at random -----------------------------------------------------------------------------------
