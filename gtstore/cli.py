@@ -40,6 +40,7 @@ from .errors import (
     OutcomeUnknown,
     RemoteError,
     VersionMismatch,
+    printable,
 )
 from .operations import PutResult
 from .placement import format_address
@@ -235,14 +236,14 @@ def decode_frame(options: argparse.Namespace) -> int:
             fields = {"name": message.name, "request_id": request_id, "fields": to_json(message)}
             _print_json(fields)
     else:
-        _print("\n".join(map(_printable, lines)))
+        _print("\n".join(map(printable, lines)))
     return FAILED if is_wrong else DONE
 
 
 def tap_frames(options: argparse.Namespace) -> int:
     target = parse_address(options.address or options.manager)
     host, port = parse_address(options.listen, 0) if options.listen else ("127.0.0.1", 0)
-    taps = Taps(lambda line: _print(_printable(line)), options.verbose, not options.only)
+    taps = Taps(lambda line: _print(printable(line)), options.verbose, not options.only)
     tap = taps.open(format_address(*target), target, host, port)
     here = format_address(tap.host, tap.port)
     _print(f"tap of {tap.name} on {here}; for example: gtclient --manager {here} put key1 value1")
@@ -354,7 +355,7 @@ def _print_json(*parts: dict[str, Any]) -> None:
 
 def _complain(text: str) -> None:
     if sys.stderr is not None:  # or else print would take standard output
-        print(f"gtclient: {_printable(text)}", file=sys.stderr)
+        print(f"gtclient: {printable(text)}", file=sys.stderr)
 
 
 def _field(name: str, data: bytes) -> dict[str, str]:
@@ -366,15 +367,7 @@ def _field(name: str, data: bytes) -> dict[str, str]:
 
 
 def _shown(key: bytes) -> str:
-    return _printable(key.decode(errors="backslashreplace"))
-
-
-def _printable(text: str) -> str:
-    """The text on one line, and harmless to a terminal."""
-    return "".join(
-        character if character.isprintable() else character.encode("unicode_escape").decode()
-        for character in text
-    )
+    return printable(key.decode(errors="backslashreplace"))
 
 
 def _listed(nodes: Sequence[int]) -> str:
@@ -398,7 +391,7 @@ def _status_lines(cluster: dict[str, Any]) -> Iterator[str]:
 def _table(titles: Sequence[str], rows: Sequence[Sequence[object]]) -> Iterator[str]:
     """Aligned columns: text to the left, numbers to the right."""
     is_number = [all(isinstance(row[index], int) for row in rows) for index in range(len(titles))]
-    cells = [list(titles), *([str(cell) for cell in row] for row in rows)]
+    cells = [list(titles), *([printable(str(cell)) for cell in row] for row in rows)]
     widths = [max(len(line[index]) for line in cells) for index in range(len(titles))]
     for line in cells:
         aligned = (
@@ -433,7 +426,7 @@ class _Parser(OneLineParser):
     """Its errors have the form of all errors of gtclient, also those of a command's own parser."""
 
     def error(self, message: str) -> NoReturn:
-        self.exit(USAGE, f"gtclient: {_printable(message)} (see {self.prog} --help)\n")
+        self.exit(USAGE, f"gtclient: {printable(message)} (see {self.prog} --help)\n")
 
 
 def _key(text: str) -> bytes:

@@ -24,7 +24,7 @@ from .errors import (
     RemoteProtocolError,
 )
 from .wire import messages
-from .wire.codec import ERROR, decode, encode
+from .wire.codec import ERROR, Frame, decode, encode
 from .wire.stream import FrameBuffer
 
 PATIENCE_S: Final = 0.020
@@ -185,7 +185,7 @@ class Connection:
                 self.sock.settimeout(deadline.remaining_s() or 1e-6)
                 data = self.sock.recv(self.buffer.receive_size)
                 frames = self.buffer.feed(data)
-                if frames and frames[0][2] == 1:
+                if frames and frames[0][1:3] == (0, 1):
                     return decode(frames[0][0], frames[0][3])
                 if frames or self.buffer.error or not data:
                     raise self.ended(data, frames)
@@ -201,22 +201,31 @@ class Connection:
             self.close()
             raise ConnectionLost(self.peer, str(error)) from error
 
-    def ended(self, data: bytes, frames: list[Any]) -> ConnectionLost:
+    def ended(self, data: bytes, frames: list[Frame]) -> ConnectionLost:
         """Why nothing more can be received: what to raise."""
-        if frames and frames[0][0] == ERROR and not frames[0][2]:
-            error = decode(ERROR, frames[0][3])
-            assert isinstance(error, messages.Error)
-            return ConnectionLost(self.peer, f"it refuses the connection: {error.message}")
         if frames:
-            return ConnectionLost(
-                self.peer, f"a reply to a request that was not sent: {frames[0][2]}"
-            )
+            return ConnectionLost(self.peer, _why_useless(frames[0]))
         if self.buffer.error is not None:
             return ConnectionLost(self.peer, str(self.buffer.error))
         assert not data
         if not self.buffer.size:
             return ConnectionLost(self.peer, "the connection was closed")
         return ConnectionLost(self.peer, "the connection was closed within a reply")
+
+
+def _why_useless(frame: Frame) -> str:
+    """Why a connection on which this was received, which nobody awaits, is of no use."""
+    kind, flags, request_id, body = frame
+    if flags:
+        return f"a reply with the flags {flags}"
+    if kind != ERROR or request_id:
+        return f"a reply to a request that was not sent: {request_id}"
+    try:
+        error = decode(ERROR, body)
+    except RemoteProtocolError as malformed:
+        return f"it refuses the connection; why cannot be read: {malformed}"
+    assert isinstance(error, messages.Error)
+    return f"it refuses the connection: {error.message}"
 
 
 def call_once(

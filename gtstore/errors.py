@@ -28,6 +28,15 @@ from collections.abc import Mapping
 from typing import Any
 
 
+def printable(text: str) -> str:
+    """The text on one line, harmless to a terminal and to a log: what a peer or a key says could
+    otherwise look like lines of ours."""
+    return "".join(
+        character if character.isprintable() else character.encode("unicode_escape").decode()
+        for character in text
+    )
+
+
 class GTStoreError(Exception):
     """The base of all errors of this package."""
 
@@ -67,7 +76,7 @@ class NetworkError(GTStoreError):
     (HOST:PORT)``."""
 
     def __init__(self, peer: str, message: str) -> None:
-        super().__init__(f"{peer}: {message}")
+        super().__init__(f"{printable(peer)}: {printable(message)}")
         self.peer = peer
         self.reason = message
 
@@ -93,7 +102,7 @@ class RemoteError(GTStoreError):
     """
 
     def __init__(self, peer: str, code: int, name: str, message: str, detail: Any = None) -> None:
-        super().__init__(f"{peer} answered {name}: {message}")
+        super().__init__(f"{peer} answered {name}: {printable(message)}")
         self.peer = peer
         self.code = code
         self.name = name

@@ -14,7 +14,6 @@ the newest.
 
 from __future__ import annotations
 
-import hmac
 import logging
 import os
 import secrets
@@ -24,6 +23,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 from .connection import call_once
 from .errors import ClusterError, GTStoreError, NetworkError, RemoteProtocolError
@@ -38,7 +38,7 @@ from .placement import (
     format_address,
     partition_count,
 )
-from .server import FrameServer, on_message
+from .server import FrameServer, Gathered, on_control_message, on_message
 from .session import Session
 from .wire import messages
 from .wire.codec import decode, encode, head_word, reply_frame
@@ -50,6 +50,8 @@ _STOP_TIMEOUT_S = 3.0
 _EXIT_WAIT_S = 0.25
 _PUBLISH_TIMEOUT_S = 0.25
 _HOLDER_TIMEOUT_S = 0.5
+_BUSY_SHARE = 0.2
+"""A node that was on a processor for this part of the time does not hang."""
 
 _MAP_WORD = head_word(messages.Map.kind)
 
@@ -88,6 +90,7 @@ class Manager:
         self._cluster_id = secrets.randbits(32) or 1  # 0 means that there is none
         self._token = secrets.token_bytes(16)
         self._processes: dict[int, NodeProcess] = {}
+        self._looks: dict[int, Gathered[None]] = {}  # one for each process
         self._is_stopping = threading.Event()
         # An epoch, and the body of the MAP with all its rows; replaced as a whole, without a lock.
         self._whole_map = (0, b"")
@@ -112,7 +115,7 @@ class Manager:
             messages.GetMap.kind: self.get_map,
             **on_message(self.on_key_nodes),
             **on_message(self.on_next_primary),
-            **on_message(self.on_register),
+            **on_control_message(self.on_register, self._token),
         }
         try:
             return FrameServer(
@@ -202,6 +205,7 @@ class Manager:
             }
         )
         self._processes[node] = process
+        self._looks[node] = Gathered(partial(self._look_at, node, process))
         threading.Thread(target=self._watch, args=(node, process), daemon=True).start()
 
     def _watch(self, node: int, process: NodeProcess) -> None:
@@ -330,7 +334,10 @@ class Manager:
     def _probe(self, membership: Membership, nodes: list[int], timeout_s: float) -> None:
         requests = [_request(node, messages.Ping()) for node in nodes]
         is_behind = False
+        started = time.monotonic()
+        cpu_s = {node: self._processes[node].cpu_s() for node in nodes}
         replies = self._probe_session.run_many(requests, timeout_s, len(nodes))
+        busy_s = _BUSY_SHARE * (time.monotonic() - started)
         for node, reply in zip(nodes, replies, strict=True):
             if isinstance(reply, messages.Error) and reply.code == messages.BUSY:
                 self._apply(lambda node=node: membership.answered(node))  # type: ignore[misc]
@@ -338,10 +345,13 @@ class Manager:
                 is_behind |= reply.epoch < membership.map.epoch
                 self._apply(lambda node=node: membership.answered(node))  # type: ignore[misc]
             else:
-                reason = str(reply)
-                self._apply(
-                    lambda node=node, reason=reason: membership.missed(node, reason)  # type: ignore[misc]
+                missed = partial(
+                    membership.missed,
+                    node,
+                    str(reply),
+                    is_busy=self._processes[node].cpu_s() - cpu_s[node] > busy_s,
                 )
+                self._apply(missed)
         if is_behind:
             self._publish(_PUBLISH_TIMEOUT_S)
 
@@ -392,14 +402,11 @@ class Manager:
         return self._owners(request.key)
 
     def on_next_primary(self, request: messages.NextPrimary) -> messages.Owners:
-        self._look_at(request.node)
+        if request.node in self._looks and request.node not in self._removed:
+            self._looks[request.node]()
         return self._owners(request.key)
 
     def on_register(self, request: messages.Register) -> messages.Registered:
-        if not hmac.compare_digest(request.token, self._token):
-            raise RemoteProtocolError(
-                messages.NOT_ALLOWED, "the token is not this cluster's", closes=True
-            )
         with self._changed:
             # N0: a process registers once; one that is started again is another incarnation.
             is_awaited = 0 < request.node <= self._options.nodes
@@ -444,12 +451,9 @@ class Manager:
             )
         return messages.Owners(row, members)
 
-    def _look_at(self, node: int) -> None:
+    def _look_at(self, node: int, process: NodeProcess) -> None:
         """Find out at once whether a node that a client could not reach is dead. If so, return when
         the map without it is published. No client is believed: the node is asked."""
-        process = self._processes.get(node)
-        if process is None or node in self._removed:
-            return
         try:
             peer, host, port = self._locate(node)
             timeout_s = self._options.probe_interval_ms / 1000

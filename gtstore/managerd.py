@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 
+from .allocator import use_one_heap
 from .command_line import (
     DONE,
     USAGE,
@@ -13,6 +14,7 @@ from .command_line import (
     configure_logs,
     integer,
     raise_file_limit,
+    share_processor,
 )
 from .errors import ClusterError
 from .manager import Manager, ManagerOptions
@@ -98,6 +100,8 @@ def main(arguments: list[str] | None = None) -> int:
             "built yet"
         )
     raise_file_limit()
+    share_processor()
+    use_one_heap()
     configure_logs(options.log_level, options.log_format, "manager")
     try:
         manager = Manager(

@@ -122,9 +122,14 @@ class Membership:
         self._misses[node] = 0
         return self._enter(node, ANSWERED)
 
-    def missed(self, node: int, reason: str) -> list[Action]:
-        """A probe was not answered in time, or its connection failed."""
+    def missed(self, node: int, reason: str, is_busy: bool = False) -> list[Action]:
+        """A probe was not answered in time, or its connection failed. ``is_busy``: its process was
+        at work meanwhile."""
         actions = self._enter(node, MISSED)
+        if is_busy:
+            # M1: it is overloaded and does not hang. To kill it would give its load to the others,
+            # and then they would fall silent one after the other.
+            return actions
         self._misses[node] += 1
         if self.members[node].state != SUSPECT or self._misses[node] < self._misses_max:
             return actions

@@ -40,6 +40,7 @@ from .errors import (
     RemoteProtocolError,
     Unavailable,
     VersionMismatch,
+    printable,
 )
 from .placement import (
     LABEL,
@@ -841,6 +842,8 @@ def get(
                 return _stored_entry(entry, route.nodes[0])
         elif reply[0] == NOT_FOUND:
             return None
+        elif reply[0] in (ACK, SUPERSEDED):
+            raise _odd_reply(reply)  # type: ignore[arg-type]  # a Lost has another kind
         yield from recover(routes, source, key, route, replies, attempt)
         attempt += 1
 
@@ -956,12 +959,16 @@ def recover(
             else:
                 logger.info("%s", error)
                 pause = True
-        elif reply[0] not in (ACK, SUPERSEDED, ENTRY, NOT_FOUND, EXECUTED):
-            raise RemoteProtocolError(
-                messages.UNKNOWN_KIND, f"a node answered with a message of kind 0x{reply[0]:02x}"
-            )
+        elif reply[0] not in (ACK, SUPERSEDED):
+            raise _odd_reply(reply)
     if pause and routes.find(key) is route:
         yield Pause(source.backoff_s(attempt))
+
+
+def _odd_reply(reply: Frame) -> RemoteProtocolError:
+    return RemoteProtocolError(
+        messages.UNKNOWN_KIND, f"a node answered with a message of kind 0x{reply[0]:02x}"
+    )
 
 
 def _take_row(
@@ -1010,8 +1017,8 @@ def _ask_next_primary(
 
 
 def shown(key: bytes) -> str:
-    """A key for people to read."""
-    return key.decode("utf-8", "backslashreplace")
+    """A key for people to read, on one line."""
+    return printable(key.decode("utf-8", "backslashreplace"))
 
 
 # --- the manager's answers -----------------------------------------------------------------------
@@ -1085,6 +1092,11 @@ def _cluster_and_map(
     partition_map = yield from _ask_manager(source, messages.GetMap(0))
     assert isinstance(cluster, messages.Cluster)
     assert isinstance(partition_map, messages.Map)
+    if not cluster_of(cluster.epoch):
+        raise malformed("a cluster without an id")
+    nodes = {member.node for member in cluster.members}
+    if 0 in nodes or len(nodes) < len(cluster.members):
+        raise malformed("members of which one is no node, or there twice")
     return cluster, partition_map
 
 

@@ -169,6 +169,13 @@ class Route:
         return self.nodes[0], self.row.primary_epoch
 
 
+def _has_owners(row: Row) -> bool:
+    """Whether a row has owners, all of them nodes, none twice: every owner is sent the same request
+    id, and each is awaited."""
+    nodes = {owner.node for owner in row.owners}
+    return bool(nodes) and 0 not in nodes and len(nodes) == len(row.owners)
+
+
 class Routes:
     """A client's copy of the map, patched row by row; shared by all of its threads.
 
@@ -192,11 +199,14 @@ class Routes:
     def replace(self, cluster: Cluster, rows: Iterable[Row], clock_offset_us: int) -> None:
         """Start over with what the manager said of the cluster.
 
-        Raises RemoteProtocolError if it places keys by a hash that is not known here.
+        Raises RemoteProtocolError if that is no map, or if keys are placed by a hash that is not
+        known here.
         """
         rows = list(rows)
-        if not rows or not all(row.owners for row in rows):
-            raise malformed("a map without rows, or with a row without owners")
+        if not rows or not all(map(_has_owners, rows)):
+            raise malformed("a map without rows, or with a row without owners or with one twice")
+        if any(row.partition != partition for partition, row in enumerate(rows)):
+            raise malformed("a map whose rows are not in the order of their partitions")
         hash_function = HASH_FUNCTIONS.get(cluster.hash)
         if hash_function is None:
             raise malformed(f"hash {cluster.hash} is not known here: a newer client is needed")
@@ -223,7 +233,7 @@ class Routes:
             return False
         held = routes[row.partition].epoch
         is_old = cluster_of(held) == self.cluster_id and row.list_epoch <= held
-        if is_old or not row.owners:
+        if is_old or not _has_owners(row):
             return False
         routes[row.partition] = Route(row)
         return True

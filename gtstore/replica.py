@@ -211,7 +211,7 @@ class Replicas:
         entries = replica.entries
         stored = entries.get(key)
         if entry > self._time_max:  # it begins with the time
-            refusal = self._check_time(request_id, entry, stored)
+            refusal = self._check_time(request_id, key, entry, stored)
             if refusal:
                 return refusal
         # N3, in its order: higher version; equal version or equal rid; otherwise superseded.
@@ -251,6 +251,7 @@ class Replicas:
         epoch, partition, rest = _request_of("WRITE", body)
         if len(rest) < ENTRY_HEAD_SIZE:
             raise malformed("the entry of WRITE is too short")
+        _check_entry(rest[FLAGS_AT], rest)
         return self._refuse(request_id, partition, epoch)
 
     def commit(self, request_id: int, body: bytes) -> bytes:  # noqa: ARG002  # it has no reply
@@ -264,7 +265,10 @@ class Replicas:
         if len(key) != key_size:
             raise _bad_key("COMMIT", key_size, len(key))
         stored = replica.entries.get(key)
-        if stored is not None and stored[:VERSION_SIZE] == version:
+        if stored is None:
+            if not 0 < key_size <= KEY_SIZE_MAX:
+                raise _bad_key("COMMIT", key_size, key_size)
+        elif stored[:VERSION_SIZE] == version:
             flags = _COMMITTED_FLAGS[stored[FLAGS_AT]]
             replica.entries[key] = b"".join((stored[:FLAGS_AT], flags, stored[ENTRY_HEAD_SIZE:]))
         return b""
@@ -389,9 +393,11 @@ class Replicas:
         """To be called now and then: a clock that was set back must take N9's bound with it."""
         self._time_max = (self._now_us() + CLOCK_AHEAD_MAX_US).to_bytes(8, "big")
 
-    def _check_time(self, request_id: int, entry: bytes, stored: bytes | None) -> bytes:
+    def _check_time(self, request_id: int, key: bytes, entry: bytes, stored: bytes | None) -> bytes:
         """N9: a time too far ahead of the higher of our clock and the stored version is refused.
         Most requests are below the bound that was found here some time ago, and need no clock."""
+        if not 0 < len(key) <= KEY_SIZE_MAX:
+            raise _bad_key("WRITE", len(key), len(key))
         time_max = self._now_us() + CLOCK_AHEAD_MAX_US
         self._time_max = time_max.to_bytes(8, "big")
         time = int.from_bytes(entry[:8], "big")

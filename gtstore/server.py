@@ -14,6 +14,7 @@ counts against the limit of connections, and only a few more can be open for eve
 from __future__ import annotations
 
 import errno
+import hmac
 import logging
 import socket
 import socketserver
@@ -22,8 +23,9 @@ import threading
 import time
 from collections.abc import Callable, Collection, Mapping
 from queue import SimpleQueue
-from typing import Any, Final, TypeAlias, get_type_hints
+from typing import Any, Final, Generic, TypeAlias, TypeVar, get_type_hints
 
+from .allocator import Trimmer
 from .connection import describe
 from .errors import ClusterError, RemoteProtocolError
 from .placement import format_address
@@ -42,6 +44,7 @@ from .wire.stream import HEADER_SIZE, RECEIVE_SIZE, SHORT_RECEIVE_SIZE, FrameBuf
 logger = logging.getLogger("gtstore.server")
 
 Handler: TypeAlias = Callable[[int, bytes], bytes]
+Result = TypeVar("Result")
 
 unpack_words: Final = HEADER_WORDS.unpack_from
 
@@ -68,6 +71,26 @@ def on_message(handle: Callable[[Any], messages.Message]) -> dict[int, Handler]:
         return encode(handle(decode(cls.kind, body)), request_id)
 
     return {cls.kind: handler}
+
+
+def on_control_message(
+    handle: Callable[[Any], messages.Message], token: bytes
+) -> dict[int, Handler]:
+    """The same for a message that begins with the cluster's token.
+
+    The token is looked at before anything else: taking megabytes of rows apart costs seconds, in
+    which a node answers nobody.
+    """
+    ((kind, take),) = on_message(handle).items()
+
+    def handler(request_id: int, body: bytes) -> bytes:
+        given = body[: len(token)]
+        if len(given) == len(token) and not hmac.compare_digest(given, token):
+            text = "the token is not this cluster's"
+            raise RemoteProtocolError(messages.NOT_ALLOWED, text, closes=True)
+        return take(request_id, body)
+
+    return {kind: handler}
 
 
 class TokenLock:
@@ -101,6 +124,30 @@ class _NoLock(TokenLock):
     def __init__(self) -> None:
         self.acquire = lambda: None
         self.release = lambda _: None
+
+
+class Gathered(Generic[Result]):
+    """A question that many threads may ask at once, and that is then asked twice at most.
+
+    Each caller gets an answer to a question that was put after the call; all who waited while one
+    was answered share the next one. So a flood of requests that need an answer from elsewhere is
+    none there.
+    """
+
+    def __init__(self, ask: Callable[[], Result]) -> None:
+        self._ask = ask
+        self._lock = threading.Lock()
+        self._asked = 0  # guarded by _lock; so is _answers
+        self._answers: list[Result] = []  # the last one, if there was one
+
+    def __call__(self) -> Result:
+        asked_before = self._asked
+        with self._lock:
+            if self._asked == asked_before or not self._answers:
+                self._asked += 1
+                self._answers.clear()  # if _ask raises, those who wait ask for themselves
+                self._answers.append(self._ask())
+            return self._answers[0]
 
 
 class FrameServer(socketserver.ThreadingTCPServer):
@@ -144,6 +191,7 @@ class FrameServer(socketserver.ThreadingTCPServer):
         self.lock = threading.Lock()
         self.open_sockets: set[socket.socket] = set()  # guarded by lock
         self.counted_connections = 0  # guarded by lock
+        self.memory = Trimmer()
         self.is_serving = False
         if ":" in host:
             self.address_family = socket.AF_INET6
@@ -178,6 +226,10 @@ class FrameServer(socketserver.ThreadingTCPServer):
         end = time.monotonic() + timeout_s
         while self.open_sockets and time.monotonic() < end:
             time.sleep(0.005)
+
+    def service_actions(self) -> None:
+        """What serve_forever calls between two connections, and several times a second anyway."""
+        self.memory.trim()
 
     def get_request(self) -> tuple[socket.socket, Any]:
         try:
@@ -268,6 +320,7 @@ class _FrameHandler(socketserver.BaseRequestHandler):
     def finish(self) -> None:
         if self._has_long_frame:
             self.server.long_frames.release()
+            self.server.memory.note()
         if self._is_counted:
             self.server.count_out()
 
@@ -388,6 +441,7 @@ class _FrameHandler(socketserver.BaseRequestHandler):
         places = self.server.long_frames
         if self._has_long_frame:
             places.release()
+            self.server.memory.note()
         elif not places.acquire(blocking=False):
             self._send()  # the answers to what came before do not wait
             if not places.acquire(timeout=self._remaining_s()):
@@ -416,6 +470,7 @@ class _FrameHandler(socketserver.BaseRequestHandler):
         except Exception as second_error:
             error = second_error
         if isinstance(error, LongReply):
+            self.server.memory.note()  # the entry may be replaced while the peer takes its time
             self._send()
             self.request.sendall(error.head)
             self.request.sendall(error.rest)

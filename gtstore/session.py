@@ -285,15 +285,14 @@ class Session:
             if len(data) == SHORT_RECEIVE_SIZE:
                 self._receive_size = RECEIVE_SIZE  # replies are long: from now on in one piece
             frames = connection.buffer.feed(data)
-            is_about_all = bool(frames) and frames[0][0] == ERROR and not frames[0][2]
-            if len(frames) == 1 and (frames[0][2] == request_id or is_about_all):
+            if len(frames) == 1 and (_is_reply(frames[0], request_id) or _is_about_all(frames[0])):
                 slots[at] = reply = frames[0]
-                if reply[0] == ERROR and _closes(reply):
-                    # Or the next request would be lost.
+                if _closes(reply) or connection.buffer.size:
+                    # Or the next request would be lost; or more came than the reply.
                     del self._connections[connection.node]
                     connection.close()
             elif frames or not data or connection.buffer.error is not None:
-                reason = str(connection.ended(data, frames))
+                reason = connection.ended(data, frames).reason
                 slots[at] = self._drop(connection, reason, sent=True)
         return Unfinished(slots)
 
@@ -314,7 +313,7 @@ class Session:
         self._in_flight_size = 0
         self._begun = slots or []
         try:
-            self._selector = selectors.DefaultSelector()
+            self._selector = _new_selector()
             self._loop(calls)
         except OSError as error:  # of a socket it would have been handled: too many open files
             self.abort()
@@ -512,20 +511,23 @@ class Session:
             return
         is_told_to_close = False
         for frame in connection.buffer.feed(data):
-            if frame[0] == ERROR and not frame[2]:
+            if _is_about_all(frame):
                 # About the connection, not a request: nothing that waits here was or will be done.
                 for call, slot, _ in connection.awaiting.values():
                     self._answer(call, slot, frame)
                 connection.awaiting.clear()
                 is_told_to_close = True
                 break
-            waiter = connection.awaiting.pop(frame[2], None)
-            if waiter is None:
+            waiter = connection.awaiting.get(frame[2])
+            if waiter is None or not _is_reply(frame, frame[2]):
                 self._fail(connection, connection.ended(data, [frame]))
                 return
+            del connection.awaiting[frame[2]]
             self._answer(waiter[0], waiter[1], frame)
-            is_told_to_close |= frame[0] == ERROR and _closes(frame)
-        if is_told_to_close or not data or connection.buffer.error is not None:
+            is_told_to_close |= _closes(frame)
+        buffer = connection.buffer
+        is_surplus = buffer.size > 0 and not connection.awaiting
+        if is_told_to_close or not data or buffer.error is not None or is_surplus:
             self._fail(connection, connection.ended(b"", []))
 
     def _fail(self, connection: Connection, error: NetworkError) -> None:
@@ -550,6 +552,15 @@ class Session:
                 self._fail(connection, DeadlineExceeded(connection.peer, text))
         self._ready += [call for _, _, call in self._pauses]
         self._pauses.clear()
+
+
+def _new_selector() -> selectors.BaseSelector:
+    """The best one there is; with too many open files, one that needs none: what was sent before
+    may have been done, so the call cannot end here as if it had never begun."""
+    try:
+        return selectors.DefaultSelector()
+    except OSError:
+        return selectors.PollSelector()
 
 
 def _check_plain(data: bytes, request_id: int) -> None:
@@ -582,7 +593,19 @@ def _gather(outgoing: deque[bytes | memoryview]) -> bytes:
     return b"".join(parts)
 
 
+def _is_reply(frame: Frame, request_id: int) -> bool:
+    """Whether this frame answers that request. No version 1 reply has header flags."""
+    return frame[1] == 0 and frame[2] == request_id
+
+
+def _is_about_all(frame: Frame) -> bool:
+    """Whether this is an ERROR about the connection itself."""
+    return frame[0] == ERROR and _is_reply(frame, 0)
+
+
 def _closes(frame: Frame) -> bool:
-    """Whether the peer closes the connection after this ERROR reply."""
+    """Whether this is an ERROR reply after which the peer closes the connection."""
+    if frame[0] != ERROR:
+        return False
     row = messages.ERRORS.get(int.from_bytes(frame[3][:2], "big"))
     return row is not None and row.closes

@@ -8,19 +8,24 @@ adopting a map (N1b). The waiting for the network is done outside of it.
 
 from __future__ import annotations
 
-import hmac
 import logging
 import os
-import threading
 import time
 from dataclasses import dataclass
 
 from .connection import call_once
 from .engine import MemoryEngine
-from .errors import ClusterError, NetworkError, RemoteProtocolError
+from .errors import ClusterError, NetworkError
 from .placement import cluster_of
 from .replica import Behind, Replicas
-from .server import FrameServer, Handler, TokenLock, on_message
+from .server import (
+    FrameServer,
+    Gathered,
+    Handler,
+    TokenLock,
+    on_control_message,
+    on_message,
+)
 from .wire import messages
 
 logger = logging.getLogger("gtstore.storage")
@@ -51,7 +56,7 @@ class StorageNode:
     def __init__(self, options: NodeOptions) -> None:
         self._options = options
         self._lock = TokenLock()
-        self._fetch_lock = threading.Lock()  # one thread at a time fetches the map
+        self._fetch_map = Gathered(self._fetch_map_now)
         handlers: dict[int, Handler] = {}
         self._server = FrameServer(
             options.host,
@@ -82,7 +87,7 @@ class StorageNode:
         )
         handlers |= self._replicas.handlers
         handlers |= on_message(self.on_ping)
-        handlers |= on_message(self.on_map_update)
+        handlers |= on_control_message(self.on_map_update, options.token)
 
     @property
     def has_map(self) -> bool:
@@ -118,10 +123,6 @@ class StorageNode:
         )
 
     def on_map_update(self, request: messages.MapUpdate) -> messages.Adopted:
-        if not hmac.compare_digest(request.token, self._options.token):
-            raise RemoteProtocolError(
-                messages.NOT_ALLOWED, "the token is not this node's", closes=True
-            )
         self._adopt(request.epoch, request.rows)
         return messages.Adopted(self._replicas.epoch)
 
@@ -141,14 +142,13 @@ class StorageNode:
         assert isinstance(reply, messages.Registered)
         return reply
 
-    def _fetch_map(self) -> bool:
+    def _fetch_map_now(self) -> bool:
         """Get the newest map from the manager; say whether that went well."""
-        with self._fetch_lock:
-            try:
-                reply = self._ask(messages.GetMap(self._replicas.epoch), _FETCH_TIMEOUT_S)
-            except NetworkError as error:
-                logger.warning("cannot fetch the map: %s", error)
-                return False
+        try:
+            reply = self._ask(messages.GetMap(self._replicas.epoch), _FETCH_TIMEOUT_S)
+        except NetworkError as error:
+            logger.warning("cannot fetch the map: %s", error)
+            return False
         if not isinstance(reply, messages.Map):
             return False
         with self._lock:

@@ -13,6 +13,7 @@ import sys
 from typing import Any
 
 from . import nursery
+from .allocator import use_one_heap
 from .command_line import (
     DONE,
     TOKEN_VARIABLE,
@@ -24,6 +25,7 @@ from .command_line import (
     configure_logs,
     integer,
     raise_file_limit,
+    share_processor,
 )
 from .connection import parse_address
 from .errors import ClusterError
@@ -74,6 +76,8 @@ def run_node(arguments: dict[str, Any]) -> int:
     stop = StopSignals()
     configure_logs(options.log_level, options.log_format, f"node {options.node}")
     raise_file_limit()
+    share_processor()
+    use_one_heap()
     _set_process_name(f"gtstore-node-{options.node}")
     if options.cpu is not None:
         os.sched_setaffinity(0, {options.cpu})

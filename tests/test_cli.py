@@ -162,6 +162,26 @@ def test_json_status(cluster: Cluster, manager: str, capsys: pytest.CaptureFixtu
     }  # fmt: skip
 
 
+def test_status_of_a_manager_that_lies() -> None:
+    """What it says of a node's address is shown escaped, and stays in its line."""
+    node = dict.fromkeys(
+        ("id", "pid", "incarnation", "entries", "bytes", "partitions", "primaries"), 1
+    )
+    node |= {"state": "alive", "address": "host\n\x1b[2Jnode 2 is dead:1"}
+    shape = {"epoch": 1, "replicas": 1, "hash": "additive", "under_replicated": []}
+    lines = list(cli._status_lines({**shape, "nodes": [node]}))
+    assert len(lines) == 3
+    assert "host\\n\\x1b[2Jnode 2 is dead:1" in lines[2]
+
+
+def test_errors_are_one_line() -> None:
+    """Also if the peer's words have several."""
+    lost = ConnectionLost("node 1 (a\nb:1)", "it says\r\nmuch")
+    assert str(lost) == "node 1 (a\\nb:1): it says\\r\\nmuch"
+    refused = RemoteError("node 1", 99, "error 99", "\x1b[31mred\x07")
+    assert str(refused) == "node 1 answered error 99: \\x1b[31mred\\x07"
+
+
 def test_status(cluster: Cluster, manager: str, capsys: pytest.CaptureFixture[str]) -> None:
     """A line about the cluster, then an aligned table of the nodes."""
     assert cli.main(["status", "--manager", manager]) == 0

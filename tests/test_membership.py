@@ -169,6 +169,17 @@ def test_an_answer_ends_the_suspicion() -> None:
     assert fences(miss(membership, 1, 1)) == [1]
 
 
+def test_a_busy_node_is_not_killed() -> None:
+    """It is overloaded and does not hang: suspect, however often it misses (M1). The misses that
+    count are those in which its process did nothing."""
+    membership = cluster(3, 2)
+    miss(membership, 1, MISSES_MAX - 1)
+    for _ in range(3 * MISSES_MAX):
+        assert membership.missed(1, "no answer", is_busy=True) == []
+    assert state_of(membership, 1) == SUSPECT
+    assert fences(miss(membership, 1, 1)) == [1]
+
+
 @pytest.mark.parametrize("node", [1, 2, 3])
 def test_the_only_copy_is_never_killed(node: int) -> None:
     """With one replica every node is the last in-sync owner of something (M1)."""

@@ -202,4 +202,5 @@ def test_a_node_handles_every_data_request_of_the_table() -> None:
         messages.Get.kind,
         messages.Write.kind,
         messages.Commit.kind,
+        messages.Execute.kind,
     }

@@ -37,6 +37,7 @@ from gtstore.wire.codec import (
     encode_record,
 )
 from gtstore.wire.messages import (
+    ALIVE,
     CLOCK_AHEAD_MAX_S,
     COMMITTED,
     EXPIRES,
@@ -52,8 +53,10 @@ from gtstore.wire.messages import (
     GetMap,
     KeyNodes,
     Map,
+    Member,
     NextPrimary,
     NotFound,
+    Owner,
     Ping,
     Pong,
     Row,
@@ -1300,6 +1303,24 @@ def test_odd_replies_of_a_node(name: str) -> None:
         assert isinstance(outcome, GTStoreError)
 
 
+@pytest.mark.parametrize(
+    ("kind", "make", "name", "error"),
+    [
+        (Get, get_of, "ACK", RemoteProtocolError),
+        (Get, get_of, "SUPERSEDED by nothing", RemoteProtocolError),
+        (Write, put_of, "NOT_FOUND", OutcomeUnknown),
+        (Write, put_of, "an entry", OutcomeUnknown),
+    ],
+)
+def test_a_reply_to_another_request_ends_the_call(
+    kind: type[Any], make: Any, name: str, error: type[GTStoreError]
+) -> None:
+    """At once and with the reason, not at the deadline."""
+    outcome = run_with(kind, ODD_REPLIES[name], make)
+    assert isinstance(outcome, error)
+    assert "a node answered with a message of kind 0x9" in str(outcome)
+
+
 @pytest.mark.parametrize("name", list(SHORT_ENTRIES)[:2])
 def test_an_entry_that_is_too_short(name: str) -> None:
     assert isinstance(run_with(Get, SHORT_ENTRIES[name], get_of), RemoteProtocolError)
@@ -1392,14 +1413,36 @@ def test_a_map_of_no_partitions() -> None:
 
 
 @pytest.mark.parametrize("make", [put_of, get_of])
-def test_a_map_with_rows_without_owners(make: Any) -> None:
-    """Above all, a put is not reported as done if no node has it."""
+@pytest.mark.parametrize("nodes", [(), (1, 2, 1), (0,), (2, 0)])
+def test_a_map_whose_rows_lead_nowhere(make: Any, nodes: tuple[int, ...]) -> None:
+    """No owners, one that is named twice, or none that is a node: above all, a put is not reported
+    as done if no node has it."""
     network = Network()
     client = Client(network)
-    rows = tuple(Row(r.partition, r.list_epoch, r.primary_epoch, ()) for r in network.map.rows)
+    owners = tuple(Owner(node, 1, 1, 1) for node in nodes)
+    rows = tuple(dataclasses.replace(row, owners=owners) for row in network.map.rows)
     network.script(MANAGER, GetMap, answer(Map(network.map.epoch, rows)))
     with pytest.raises(GTStoreError):
         client.run(make(client), 1)
+
+
+@pytest.mark.parametrize("nodes", [(1, 2, 2), (0, 1, 2)])
+@pytest.mark.parametrize("operation", [operations.initialize, operations.status])
+def test_members_that_are_none(operation: Any, nodes: tuple[int, ...]) -> None:
+    """Whoever is asked twice is awaited twice, and 0 is the manager itself."""
+    network, client = cluster()
+    members = tuple(Member(node, ALIVE, 1, 1, 1, "127.0.0.1") for node in nodes)
+    network.script(MANAGER, ClusterInfo, shape(members=members))
+    with pytest.raises(RemoteProtocolError, match="members of which one"):
+        client.run(operation(client.routes, client.source))
+
+
+def test_a_cluster_without_an_id() -> None:
+    """Section 2: it is never 0, which stands for not knowing any."""
+    network, client = cluster()
+    network.script(MANAGER, ClusterInfo, shape(epoch=epoch_of(0, 1)))
+    with pytest.raises(RemoteProtocolError, match="without an id"):
+        client.run(operations.initialize(client.routes, client.source))
 
 
 def test_a_managers_clock_at_the_end_of_time() -> None:
@@ -1532,7 +1575,9 @@ def test_one_key_that_is_far_ahead_does_not_lock_the_others() -> None:
 
 
 def test_shown() -> None:
+    """On one line, whatever its bytes are."""
     assert operations.shown(b"key\xff\xc3\xa4") == "key\\xff\xe4"
+    assert operations.shown(b"a\nb\x1b[2J") == "a\\nb\\x1b[2J"
 
 
 # --- at random -----------------------------------------------------------------------------------

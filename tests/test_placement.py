@@ -11,6 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from gtstore.errors import RemoteProtocolError
 from gtstore.placement import (
     HASH_FUNCTIONS,
     PartitionMap,
@@ -464,8 +465,18 @@ def test_a_partitions_row_never_goes_backwards(given_rows: list[Row]) -> None:
         {"list_epoch": epoch_of(CLUSTER_ID, 1)},
         {"partition": 192},
         {"owners": ()},
+        {"owners": (Owner(1, 1, 1, 1), Owner(2, 1, 1, 1), Owner(1, 1, 1, 1))},
+        {"owners": (Owner(1, 1, 1, 1), Owner(0, 1, 1, 1))},
     ],
-    ids=["later cluster", "no cluster", "same epoch", "no such partition", "no owners"],
+    ids=[
+        "later cluster",
+        "no cluster",
+        "same epoch",
+        "no such partition",
+        "no owners",
+        "an owner twice",
+        "an owner that is no node",
+    ],
 )
 def test_rows_that_do_not_count(change: dict[str, object]) -> None:
     """Another cluster's rows, rows that are no news, and rows that lead nowhere."""
@@ -477,6 +488,14 @@ def test_rows_that_do_not_count(change: dict[str, object]) -> None:
     assert routes.find(b"\xc0") is before
     assert routes.patch(good)
     assert routes.find(b"\xc0").row is good
+
+
+def test_a_map_in_another_order_is_none() -> None:
+    """A key's partition is its row's place in the map."""
+    rows = first_map(3, 2).rows
+    for wrong in (rows[::-1], rows[1:], (*rows[:-1], rows[0])):
+        with pytest.raises(RemoteProtocolError, match="not in the order"):
+            routes_for(PartitionMap(rows[0].list_epoch, wrong))
 
 
 def test_routes_before_any_cluster() -> None:

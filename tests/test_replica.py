@@ -733,7 +733,24 @@ def test_a_key_has_1_to_500_bytes(size: int, epoch: int) -> None:
     replicas.adopt(at(1), [row(1, owner(1), partition=0)])
     head = struct.pack(">QIH", epoch, 0, size)
     assert "1 to 500 bytes" in refused_as_malformed(replicas, Get.kind, head + key)
-    assert "1 to 500 bytes" in refused_as_malformed(replicas, Write.kind, head + key + entry())
+    for time in (NOW_US, NOW_US + AHEAD_US + 1, (1 << 64) - 1):
+        body = head + key + entry(time)
+        assert "1 to 500 bytes" in refused_as_malformed(replicas, Write.kind, body)
+    body = struct.pack(">I16sH", 0, entry(), size) + key
+    assert "1 to 500 bytes" in refused_as_malformed(replicas, Commit.kind, body)
+
+
+@pytest.mark.parametrize("epoch", [at(1), at(9), at(1, OTHER_CLUSTER)])
+@pytest.mark.parametrize("partition", [PARTITION, 5, 99_999])
+@pytest.mark.parametrize("make", [new, primary, backup])
+def test_an_entry_is_checked_before_the_epoch(make: Any, epoch: int, partition: int) -> None:
+    """Section 8: whether a body is well-formed does not depend on what this node knows."""
+    for flags, code in ((COMMITTED, MALFORMED), (0, messages.VALUE_TOO_LONG)):
+        data = entry(flags=flags, value=bytes(VALUE_SIZE_MAX + 1 if not flags else 0))
+        body = encode(Write(epoch, partition, KEY, data))[HEADER_SIZE:]
+        with pytest.raises(RemoteProtocolError) as caught:
+            make().handlers[Write.kind](REQUEST_ID, body)
+        assert caught.value.error_code == code
 
 
 def test_the_longest_key_is_taken() -> None:

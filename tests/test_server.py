@@ -6,11 +6,12 @@ import contextlib
 import socket
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from gtstore.errors import ClusterError, RemoteProtocolError
-from gtstore.server import FrameServer, TokenLock, on_message
+from gtstore.server import FrameServer, Gathered, TokenLock, on_control_message, on_message
 from gtstore.testing import wait_until
 from gtstore.wire import messages
 from gtstore.wire.codec import LongReply, decode, encode, error_detail
@@ -196,6 +197,67 @@ def test_the_reason_for_closing_arrives(serve: Serve) -> None:
     with Talk(serve()) as talk:
         talk.send(b"\xc7\x01\x01\0\0\0\0\5\xff\xff\xff\xff" + bytes(1_000_000))
         assert talk.error()[1] == "FRAME_TOO_LONG"
+
+
+def test_the_token_comes_first() -> None:
+    """Whoever has none makes nobody take megabytes apart: what follows it is not looked at."""
+    token = bytes(range(16))
+    seen: list[MapUpdate] = []
+
+    def on_update(update: MapUpdate) -> Ack:
+        seen.append(update)
+        return Ack()
+
+    ((kind, handler),) = on_control_message(on_update, token).items()
+    assert kind == MapUpdate.kind
+    row = messages.Row(0, 1, 1, ())
+    good = encode(MapUpdate(token, 7, (row,)))[messages.HEADER_SIZE :]
+    assert handler(1, good) == encode(Ack(), 1)
+    assert seen == [MapUpdate(token, 7, (row,))]
+    for body, code in (
+        (bytes(16) + good[16:], messages.NOT_ALLOWED),
+        (bytes(16) + b"no rows at all", messages.NOT_ALLOWED),
+        (bytes(16), messages.NOT_ALLOWED),
+        (bytes(15), messages.MALFORMED),
+        (good[:-1], messages.MALFORMED),
+        (token, messages.MALFORMED),
+    ):
+        with pytest.raises(RemoteProtocolError) as caught:
+            handler(1, body)
+        assert caught.value.error_code == code
+    assert len(seen) == 1
+
+
+def test_many_callers_share_one_question() -> None:
+    """Each answer belongs to a question that was put after the call; a failure is only its own."""
+    asked: list[int] = []
+    waiting: list[None] = []
+    may_answer = threading.Event()
+
+    class Lock(TokenLock):
+        def __enter__(self) -> None:
+            waiting.append(None)
+            super().__enter__()
+
+    def ask() -> int:
+        asked.append(len(asked))
+        may_answer.wait(10)
+        if asked[-1] == 1:
+            raise Retriable
+        return asked[-1]
+
+    gathered = Gathered(ask)
+    gathered._lock = Lock()  # type: ignore[assignment]
+    with ThreadPoolExecutor(9) as pool:
+        first = pool.submit(gathered)
+        wait_until(lambda: asked, "the first question")
+        others = [pool.submit(gathered) for _ in range(8)]
+        wait_until(lambda: len(waiting) == 9, "the other callers")
+        may_answer.set()
+        assert first.result() == 0
+        assert [type(other.exception()) for other in others].count(Retriable) == 1
+        assert {other.result() for other in others if not other.exception()} == {2}
+    assert gathered() == 3
 
 
 def test_recover_and_try_again(serve: Serve) -> None:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import errno
+import selectors
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 
 import pytest
 
-from gtstore.connection import Connection, Deadline, call_once, parse_address
+from gtstore.connection import PATIENCE_S, Connection, Deadline, call_once, parse_address
 from gtstore.errors import (
     ConnectError,
     ConnectionLost,
@@ -25,6 +28,8 @@ from gtstore.wire.codec import ACK, encode, error_frame
 from gtstore.wire.stream import FrameBuffer
 
 PONG = messages.Pong(2, 1, 1, 1, 1, 1, 1, 1)
+UNREADABLE = b"\xc7\x01\xff" + bytes(9)
+"""An ERROR about the connection itself, without its fields."""
 Script = Callable[[socket.socket], None]
 
 
@@ -183,6 +188,7 @@ def test_refused_connection_means_nothing_was_sent(peers: Callable[..., Peer]) -
         (lambda number: encode(PONG, number)[:20], "closed within a reply"),
         (lambda number: encode(PONG, number + 1), "not sent"),
         (lambda _: b"HTTP/1.1 400 Bad Request\r\n\r\n", "no frame"),
+        (lambda number: b"\xc7\x01\x81\x01" + encode(PONG, number)[4:], "the flags 1"),
     ],
 )
 def test_a_connection_that_failed_is_never_used_again(
@@ -213,6 +219,64 @@ def test_a_surplus_reply_closes_the_connection(peers: Callable[..., Peer]) -> No
     assert begin(session, (1,), 1, ping(1))[0][0] == messages.Pong.kind
     assert isinstance(begin(session, (1,), 2, ping(2))[0], Lost)
     assert begin(session, (1,), 3, ping(3))[0][0] == messages.Pong.kind
+    session.close()
+
+
+def then(data: Callable[[int], bytes]) -> Script:
+    """Answer the first request well, the second one with these bytes, and then nothing."""
+
+    def script(sock: socket.socket) -> None:
+        requests = frames_of(sock)
+        sock.sendall(encode(PONG, next(requests)[1]))
+        sock.sendall(data(next(requests)[1]))
+        next(requests)
+
+    return script
+
+
+@pytest.mark.parametrize("surplus", [b"garbage", b"\xc7", encode(PONG, 9)[:-1]])
+@pytest.mark.parametrize("run", [begin, lambda s, *a: s.run(send(*a), 5)])
+def test_more_than_a_reply_closes_the_connection(
+    peers: Callable[..., Peer], run: Callable[..., list[Reply]], surplus: bytes
+) -> None:
+    """The reply counts; the next request goes over a new connection, or it would be lost."""
+    peer = peers(then(lambda number: encode(PONG, number) + surplus), answer)
+    session = session_of(peer)
+    for number in (1, 2, 3):
+        assert run(session, (1,), number, ping(number))[0][0] == messages.Pong.kind
+    assert peer.accepted == 2
+    session.close()
+
+
+def test_refusals_that_cannot_be_read(peers: Callable[..., Peer]) -> None:
+    """Two errors about the connection, whose texts are cut: lost, and nothing is raised."""
+    session = session_of(peers(then(lambda _: 2 * UNREADABLE), answer))
+    assert begin(session, (1,), 1, ping(1))[0][0] == messages.Pong.kind
+    reply = begin(session, (1,), 2, ping(2))[0]
+    assert isinstance(reply, Lost)
+    assert "why cannot be read" in str(reply.error)
+    assert begin(session, (1,), 3, ping(3))[0][0] == messages.Pong.kind
+    session.close()
+
+
+def test_too_many_open_files_while_a_reply_is_awaited(
+    peers: Callable[..., Peer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The request was sent, so its reply is waited for, without a file for the waiting."""
+
+    def slowly(sock: socket.socket) -> None:
+        for _, request_id in frames_of(sock):
+            sock.sendall(encode(PONG, request_id)[:20])
+            time.sleep(3 * PATIENCE_S)
+            sock.sendall(encode(PONG, request_id)[20:])
+
+    def none_left() -> selectors.BaseSelector:
+        raise OSError(errno.EMFILE, "too many open files")
+
+    session = session_of(peers(slowly))
+    assert begin(session, (1,), 1, ping(1))[0][0] == messages.Pong.kind
+    monkeypatch.setattr(selectors, "DefaultSelector", none_left)
+    assert begin(session, (1,), 2, ping(2))[0][0] == messages.Pong.kind
     session.close()
 
 
@@ -402,6 +466,8 @@ def test_call_once(peers: Callable[..., Peer]) -> None:
         (one_reply(lambda number: encode(PONG, number + 1)), ConnectionLost),
         (one_reply(lambda _: b"garbage"), ConnectionLost),
         (one_reply(lambda number: encode(PONG, number)[:11] + b"\0"), ConnectionLost),
+        (one_reply(lambda _: UNREADABLE), ConnectionLost),
+        (one_reply(lambda n: b"\xc7\x01\x81\x01" + encode(PONG, n)[4:]), ConnectionLost),
     ],
 )
 def test_call_once_fails(
