@@ -24,7 +24,7 @@ pytestmark = [
     ),
 ]
 
-PROGRAM = Path(__file__).parents[2] / "examples" / "gtstore.mjs"
+PROGRAM = Path(__file__).parents[2] / "examples" / "gtstore_cli.mjs"
 
 
 def once(cluster: Cluster, *arguments: str) -> subprocess.CompletedProcess[str]:
