@@ -4,6 +4,7 @@ PYTHON ?= python3
 NODES ?= 7
 REPLICAS ?= 3
 ROUNDS ?= 10
+SECONDS ?= 60
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -32,7 +33,7 @@ endef
 export CHECK_WHEEL
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-long demo bench format clean
+.PHONY: help run test test-long fuzz demo bench format clean
 
 help: ## show these lines
 	@awk -F ': .*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -54,6 +55,9 @@ test: $(VENV)/installed-dev ## run every check: format, lint, types, tests, cove
 
 test-long: test ## the same, then the tests ROUNDS times more, for what goes wrong only now and then
 	for round in $$(seq $(ROUNDS)); do $(BIN)/python -m pytest -q || exit 1; done
+
+fuzz: $(VENV)/installed-dev ## damaged frames against a running cluster, for SECONDS; SEED repeats a run
+	$(BIN)/python -m tests.fuzz --seconds $(SECONDS) $(if $(SEED),--seed $(SEED))
 
 demo: $(VENV)/installed ## show step by step how the store outlives two of seven nodes
 	@$(BIN)/python examples/fail_over.py

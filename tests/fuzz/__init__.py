@@ -1,0 +1,1 @@
+"""Damaged frames against a running node and manager; ``python -m tests.fuzz`` and test_fuzz.py."""
