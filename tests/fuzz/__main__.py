@@ -1,7 +1,7 @@
 """``python -m tests.fuzz [--seconds N] [--seed N]``: the fuzzer for as long as one likes.
 
-The same seed gives the same cases in the same order, but for the epoch and the times in them, which are
-those of the cluster.
+The same seed gives the same cases in the same order, but for the epoch and the times in them, which
+are those of the cluster.
 """
 
 from __future__ import annotations
