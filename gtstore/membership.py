@@ -15,10 +15,14 @@ Order of a change (M2): the process is surely gone, then the new map is made, th
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from typing import Final, TypeAlias
 
 from .placement import PartitionMap
 from .wire.messages import ALIVE, DEAD, SUSPECT, Member
+
+_BUSY_MISS: Final = Fraction(1, 10)
+"""What a missed probe counts for if the process was at work meanwhile."""
 
 # --- events --------------------------------------------------------------------------------------
 
@@ -93,7 +97,7 @@ class Membership:
         self.map = partition_map
         self._interval_s = probe_interval_s
         self._misses_max = misses_max
-        self._misses = dict.fromkeys(self.members, 0)
+        self._misses: dict[int, Fraction] = dict.fromkeys(self.members, Fraction(0))
         self._fenced: set[int] = set()
         self._next_tick: float | None = None
 
@@ -104,7 +108,7 @@ class Membership:
             # M1: the manager itself was stopped, or the machine slept: silence proves nothing.
             late_s = now - self._next_tick
             actions.append(Report(f"the manager was stopped for {late_s:.1f} s: probes start anew"))
-            self._misses = dict.fromkeys(self._misses, 0)
+            self._misses = dict.fromkeys(self._misses, Fraction(0))
         if self._next_tick is None or now >= self._next_tick:
             self._next_tick = now + self._interval_s
             actions += [
@@ -119,18 +123,18 @@ class Membership:
 
     def answered(self, node: int) -> list[Action]:
         """A probe was answered, by that node and this incarnation."""
-        self._misses[node] = 0
+        self._misses[node] = Fraction(0)
         return self._enter(node, ANSWERED)
 
     def missed(self, node: int, reason: str, is_busy: bool = False) -> list[Action]:
         """A probe was not answered in time, or its connection failed. ``is_busy``: its process was
         at work meanwhile."""
         actions = self._enter(node, MISSED)
-        if is_busy:
-            # M1: it is overloaded and does not hang. To kill it would give its load to the others,
-            # and then they would fall silent one after the other.
-            return actions
-        self._misses[node] += 1
+        # M1: one that is at work is more likely overloaded than hung. To kill it would give its
+        # load to the others, and then they would fall silent one after the other. But one that
+        # never answers again, however busy, must not stay for ever.
+        before = self._misses[node]
+        self._misses[node] += _BUSY_MISS if is_busy else 1
         if self.members[node].state != SUSPECT or self._misses[node] < self._misses_max:
             return actions
         if node in self._fenced:
@@ -139,14 +143,14 @@ class Membership:
         # that are being killed count no more, or two that fall silent together would both be
         # killed.
         if self.map.is_last_in_sync(node, self._fenced):
-            if self._misses[node] == self._misses_max:
+            if before < self._misses_max:
                 text = (
                     f"node {node} is silent ({reason}) and holds the last copy of some partitions"
                 )
                 actions.append(Report(f"{text}: waiting for it"))
             return actions
         self._fenced.add(node)
-        text = f"node {node} is silent ({reason}, {self._misses[node]} probes): killing it"
+        text = f"node {node} is silent ({reason}, {float(self._misses[node]):g} probes): killing it"
         return [*actions, Report(text), Fence(node)]
 
     def exited(self, node: int, how: str) -> list[Action]:
