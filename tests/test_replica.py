@@ -172,6 +172,17 @@ def detail_of(reply: Message | None) -> Any:
 # --- N0: identity --------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("size", [0, KEY_SIZE_MAX + 1])
+def test_keys_out_of_bounds_after_a_good_write(size: int) -> None:
+    """MALFORMED, also where the clock need not be looked at."""
+    replicas = primary()
+    assert write(replicas, entry()) == Ack()
+    place = at(1).to_bytes(8, "big") + PARTITION.to_bytes(4, "big") + size.to_bytes(2, "big")
+    with pytest.raises(RemoteProtocolError) as caught:
+        replicas.write(REQUEST_ID, place + bytes(size) + entry())
+    assert caught.value.error_code == MALFORMED
+
+
 def test_long_entries_are_not_copied() -> None:
     """An entry that makes a long frame is raised in two parts, and the second is what is stored."""
     replicas = primary()

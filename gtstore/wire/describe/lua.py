@@ -123,6 +123,8 @@ def _type(wire_type: WireType) -> Iterator[tuple[str, str]]:
             yield "type", _quoted("array")
             yield "length", str(count.size)
             yield "record", _quoted(item.cls.__name__.lower())
+        case _:
+            raise AssertionError(f"say here how Lua reads a {wire_type}")
 
 
 def _counted(length: Integer, low: int, high: int) -> Iterator[tuple[str, str]]:
