@@ -80,13 +80,14 @@ class Connection:
     """
 
     __slots__ = (
-        "awaiting", "buffer", "feed", "is_connecting", "node", "outgoing", "peer",
-        "queued_size", "recv", "send", "sent_size", "sock", "watched",
+        "address", "awaiting", "buffer", "feed", "is_connecting", "is_doubtful", "node",
+        "outgoing", "peer", "queued_size", "recv", "send", "sent_size", "sock", "watched",
     )  # fmt: skip
 
-    def __init__(self, node: int, peer: str, sock: socket.socket) -> None:
+    def __init__(self, node: int, peer: str, address: tuple[str, int], sock: socket.socket) -> None:
         self.node = node
         self.peer = peer
+        self.address = address
         self.sock = sock
         self.send = sock.send
         self.recv = sock.recv
@@ -99,6 +100,7 @@ class Connection:
         self.sent_size = 0  # bytes of them that the kernel took
         self.awaiting: dict[int, tuple[Any, int, int]] = {}  # request id -> who waits for the reply
         self.watched = 0  # the selector's events
+        self.is_doubtful = False  # the node may be at another address by now
 
     @classmethod
     def start(cls, node: int, peer: str, host: str, port: int) -> Connection:
@@ -119,7 +121,7 @@ class Connection:
         except (OSError, UnicodeError) as error:  # UnicodeError: an impossible host name
             text = describe(error) if isinstance(error, OSError) else f"{host!r} is no host name"
             raise ConnectError(peer, text) from error
-        connection = cls(node, peer, sock)
+        connection = cls(node, peer, (host, port), sock)
         code = sock.connect_ex(address)
         if code not in (0, errno.EINPROGRESS):
             sock.close()

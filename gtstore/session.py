@@ -287,6 +287,7 @@ class Session:
             frames = connection.buffer.feed(data)
             if len(frames) == 1 and (_is_reply(frames[0], request_id) or _is_about_all(frames[0])):
                 slots[at] = reply = frames[0]
+                connection.is_doubtful = _code_of(reply) == messages.STALE_EPOCH
                 if _closes(reply) or connection.buffer.size:
                     # Or the next request would be lost; or more came than the reply.
                     del self._connections[connection.node]
@@ -422,14 +423,12 @@ class Session:
 
     def _send(self, call: _Call, slot: int, node: int, request_id: int, frame: bytes) -> None:
         connection = self._connections.get(node)
-        if connection is None:
+        if connection is None or connection.is_doubtful:
             try:
-                peer, host, port = self._locate(node)
-                connection = Connection.start(node, peer, host, port)
+                connection = self._connect(node)
             except ConnectError as error:
                 self._answer(call, slot, Lost(0, node, False, error))
                 return
-            self._connections[node] = connection
         if node in self._owed:
             _queue(connection, self._owed.pop(node))
         connection.awaiting[request_id] = (call, slot, connection.queued_size)
@@ -437,6 +436,18 @@ class Session:
         call.size += len(frame)
         self._in_flight_size += len(frame)
         self._unsent.add(connection)
+
+    def _connect(self, node: int) -> Connection:
+        """A new connection to a node; or the one that there is, if it still leads there."""
+        peer, host, port = self._locate(node)
+        connection = self._connections.get(node)
+        if connection is not None and connection.address == (host, port):
+            connection.is_doubtful = False
+            return connection
+        if connection is not None:
+            self._fail(connection, ConnectionLost(connection.peer, f"node {node} is elsewhere now"))
+        connection = self._connections[node] = Connection.start(node, peer, host, port)
+        return connection
 
     def _answer(self, call: _Call, slot: int, reply: Reply) -> None:
         assert call.replies is not None
@@ -511,7 +522,7 @@ class Session:
             return
         is_told_to_close = False
         for frame in connection.buffer.feed(data):
-            if _is_about_all(frame):
+            if frame[0] == ERROR and _is_about_all(frame):
                 # About the connection, not a request: nothing that waits here was or will be done.
                 for call, slot, _ in connection.awaiting.values():
                     self._answer(call, slot, frame)
@@ -519,12 +530,14 @@ class Session:
                 is_told_to_close = True
                 break
             waiter = connection.awaiting.get(frame[2])
-            if waiter is None or not _is_reply(frame, frame[2]):
+            if waiter is None or frame[1]:
                 self._fail(connection, connection.ended(data, [frame]))
                 return
             del connection.awaiting[frame[2]]
             self._answer(waiter[0], waiter[1], frame)
-            is_told_to_close |= _closes(frame)
+            if frame[0] == ERROR:
+                is_told_to_close |= _closes(frame)
+                connection.is_doubtful |= _code_of(frame) == messages.STALE_EPOCH
         buffer = connection.buffer
         is_surplus = buffer.size > 0 and not connection.awaiting
         if is_told_to_close or not data or buffer.error is not None or is_surplus:
@@ -603,9 +616,16 @@ def _is_about_all(frame: Frame) -> bool:
     return frame[0] == ERROR and _is_reply(frame, 0)
 
 
+def _code_of(frame: Frame) -> int:
+    """An ERROR reply's code; 0 for other frames.
+
+    After STALE_EPOCH the node's address is looked up again: whoever answers so may be another
+    cluster's node, at the address where this one was.
+    """
+    return int.from_bytes(frame[3][:2], "big") if frame[0] == ERROR else 0
+
+
 def _closes(frame: Frame) -> bool:
     """Whether this is an ERROR reply after which the peer closes the connection."""
-    if frame[0] != ERROR:
-        return False
-    row = messages.ERRORS.get(int.from_bytes(frame[3][:2], "big"))
+    row = messages.ERRORS.get(_code_of(frame))
     return row is not None and row.closes
