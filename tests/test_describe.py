@@ -31,8 +31,9 @@ from gtstore.wire.describe import blocks
 from gtstore.wire.describe.__main__ import DOCS, main
 from gtstore.wire.describe.document import BLOCKS, TYPE_MEANINGS
 from gtstore.wire.describe.examples import EXAMPLES
-from gtstore.wire.explain import ENTRY_TYPE, Header, explain
-from gtstore.wire.fields import Array, Integer, Record, fields_of
+from gtstore.wire.explain import Header, explain
+from gtstore.wire.fields import Integer, fields_of
+from gtstore.wire.json_form import from_json, to_json
 from gtstore.wire.stream import FrameBuffer
 
 VECTORS = Path(__file__).parent / "vectors"
@@ -63,43 +64,6 @@ def feed_bytewise(data: bytes) -> tuple[list[Frame], FrameBuffer]:
 # --- messages.json -------------------------------------------------------------------------------
 
 
-def plain(value: Any) -> Any:
-    """A message or record as JSON has it."""
-    if isinstance(value, bytes):
-        return value.hex()
-    if isinstance(value, tuple):
-        return [plain(item) for item in value]
-    if hasattr(value, "__dataclass_fields__"):
-        fields = {field.name: plain(getattr(value, field.name)) for field in fields_of(type(value))}
-        if any(field.wire_type is ENTRY_TYPE for field in fields_of(type(value))):
-            fields["entry"] = plain(decode_entry(value.entry))
-        elif isinstance(value, messages.Error):
-            fields["detail"] = plain(error_detail(value))
-        return fields
-    return value
-
-
-def revive(cls: type[Any], fields: dict[str, Any]) -> Any:
-    """The message or record that JSON describes."""
-    values = {}
-    for field in fields_of(cls):
-        value = fields[field.name]
-        if cls is messages.Error and field.name == "detail":
-            row = messages.ERRORS.get(fields["code"])
-            detail = row.detail if row else None
-            value = encode_record(revive(detail, value)) if detail else b""
-        elif field.wire_type is ENTRY_TYPE:
-            value = encode_record(revive(messages.Entry, value))
-        elif isinstance(field.wire_type, Record):
-            value = revive(field.wire_type.cls, value)
-        elif isinstance(field.wire_type, Array):
-            value = tuple(revive(field.wire_type.item.cls, item) for item in value)
-        elif isinstance(value, str) and field.wire_type.name != "text":
-            value = bytes.fromhex(value)
-        values[field.name] = value
-    return cls(**values)
-
-
 @pytest.mark.parametrize("vector", load("messages.json"))
 def test_message_vectors(vector: dict[str, Any]) -> None:
     """Each vector decodes to its fields, and its fields encode to its bytes."""
@@ -112,8 +76,8 @@ def test_message_vectors(vector: dict[str, Any]) -> None:
     kind, flags, request_id, body = frames[0]
     message = decode(kind, body)
     assert (message.name, flags, request_id) == (vector["name"], 0, vector["request_id"])
-    assert plain(message) == vector["fields"]
-    assert encode(revive(NAMED[vector["name"]], vector["fields"]), request_id) == data
+    assert to_json(message) == vector["fields"]
+    assert encode(from_json(NAMED[vector["name"]], vector["fields"]), request_id) == data
     assert not [line for line in explain(data) if line.startswith("wrong")]
 
 
