@@ -30,6 +30,10 @@ def malformed(what: str) -> RemoteProtocolError:
     return RemoteProtocolError(MALFORMED, what)
 
 
+def _a(name: str) -> str:
+    return f"{'an' if name[0] in 'aeio' else 'a'} {name}"  # a u8, an epoch
+
+
 class WireType(Protocol):
     """How one value stands on the wire."""
 
@@ -68,7 +72,7 @@ class Integer:
     def take(self, body: bytes, at: int, values: Mapping[str, Any]) -> tuple[int, int]:
         end = at + self.size
         if end > len(body):
-            raise malformed(f"the body ends within a {self.name} at offset {at}")
+            raise malformed(f"the body ends within {_a(self.name)} at offset {at}")
         return int.from_bytes(body[at:end], "big"), end
 
 
@@ -81,13 +85,13 @@ class Fixed:
 
     def put(self, value: bytes, out: bytearray, values: Mapping[str, Any]) -> None:
         if len(value) != self.size:
-            raise LocalProtocolError(f"a {self.name} has {self.size} bytes, not {len(value)}")
+            raise LocalProtocolError(f"{_a(self.name)} has {self.size} bytes, not {len(value)}")
         out += value
 
     def take(self, body: bytes, at: int, values: Mapping[str, Any]) -> tuple[bytes, int]:
         end = at + self.size
         if end > len(body):
-            raise malformed(f"the body ends within a {self.name} at offset {at}")
+            raise malformed(f"the body ends within {_a(self.name)} at offset {at}")
         return body[at:end], end
 
 
@@ -103,7 +107,7 @@ class Counted:
     def put(self, value: bytes, out: bytearray, values: Mapping[str, Any]) -> None:
         if not self.size_min <= len(value) <= self.size_max:
             raise LocalProtocolError(
-                f"a {self.name} has {self.size_min} to {self.size_max} bytes, not {len(value)}"
+                f"{_a(self.name)} has {self.size_min} to {self.size_max} bytes, not {len(value)}"
             )
         self.length.put(len(value), out, values)
         out += value
@@ -112,10 +116,10 @@ class Counted:
         size, at = self.length.take(body, at, values)
         if not self.size_min <= size <= self.size_max:
             raise malformed(
-                f"a {self.name} has {self.size_min} to {self.size_max} bytes, not {size}"
+                f"{_a(self.name)} has {self.size_min} to {self.size_max} bytes, not {size}"
             )
         if at + size > len(body):
-            raise malformed(f"a {self.name} of {size} bytes at offset {at} leaves the body")
+            raise malformed(f"{_a(self.name)} of {size} bytes at offset {at} leaves the body")
         return body[at : at + size], at + size
 
 
@@ -149,14 +153,14 @@ class Rest:
     def put(self, value: bytes, out: bytearray, values: Mapping[str, Any]) -> None:
         if len(value) < self.size_min:
             raise LocalProtocolError(
-                f"a {self.name} has at least {self.size_min} bytes, not {len(value)}"
+                f"{_a(self.name)} has at least {self.size_min} bytes, not {len(value)}"
             )
         out += value
 
     def take(self, body: bytes, at: int, values: Mapping[str, Any]) -> tuple[bytes, int]:
         if len(body) - at < self.size_min:
             raise malformed(
-                f"a {self.name} has at least {self.size_min} bytes, not {len(body) - at}"
+                f"{_a(self.name)} has at least {self.size_min} bytes, not {len(body) - at}"
             )
         return body[at:], len(body)
 
