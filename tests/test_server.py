@@ -14,9 +14,10 @@ from gtstore.errors import ClusterError, RemoteProtocolError
 from gtstore.server import FrameServer, Gathered, TokenLock, on_control_message, on_message
 from gtstore.testing import wait_until
 from gtstore.wire import messages
-from gtstore.wire.codec import LongReply, decode, encode, error_detail
+from gtstore.wire.codec import LongReply, encode
 from gtstore.wire.messages import Ack, Commit, Get, MapUpdate, NotFound, Ping, Pong
-from gtstore.wire.stream import FrameBuffer
+
+from .peers import Talk
 
 PONG = Pong(2, 1, 1, 1, 1, 1, 1, 1)
 GET = Get(0, 0, b"key")
@@ -83,45 +84,9 @@ def serve() -> Iterator[Serve]:
         assert server.counted_connections == 0
 
 
-class Talk:
-    """A plain client of one connection."""
-
-    def __init__(self, server: FrameServer) -> None:
-        self.sock = socket.create_connection(("127.0.0.1", server.port), timeout=10)
-        self._buffer = FrameBuffer()
-        self._frames: list[tuple[int, int, int, bytes]] = []
-
-    def __enter__(self) -> Talk:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.sock.close()
-
-    def send(self, *frames: bytes) -> None:
-        self.sock.sendall(b"".join(frames))
-
-    def reply(self) -> tuple[int, messages.Message] | None:
-        """The next reply with its request id; None at the end of the connection."""
-        while not self._frames:
-            data = self.sock.recv(65536)
-            if not data:
-                return None
-            self._frames += self._buffer.feed(data)
-        kind, _, request_id, body = self._frames.pop(0)
-        return request_id, decode(kind, body)
-
-    def error(self) -> tuple[int, str, object]:
-        """The next reply, which is an ERROR: its request id, name and detail."""
-        answer = self.reply()
-        assert answer is not None
-        request_id, message = answer
-        assert isinstance(message, messages.Error)
-        return request_id, messages.ERRORS[message.code].name, error_detail(message)
-
-
 def test_pipelined_requests_are_answered_in_order(serve: Serve) -> None:
     """Whatever the order of kinds, a connection's first counted one included; COMMIT is silent."""
-    with Talk(serve()) as talk:
+    with Talk(serve().port) as talk:
         requests = [Ping(), GET, Commit(1, bytes(16), b"key"), Ping(), GET, Get(0, 0, b"large")]
         talk.send(*(encode(request, i) for i, request in enumerate(requests * 20)))
         replies = [talk.reply() for _ in range(5 * 20)]
@@ -130,7 +95,7 @@ def test_pipelined_requests_are_answered_in_order(serve: Serve) -> None:
 
 
 def test_bytewise_requests(serve: Serve) -> None:
-    with Talk(serve()) as talk:
+    with Talk(serve().port) as talk:
         talk.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         for byte in encode(GET, 7) + encode(Ping(), 8):
             talk.send(bytes((byte,)))
@@ -140,7 +105,7 @@ def test_bytewise_requests(serve: Serve) -> None:
 
 def test_half_closed_connections_are_answered(serve: Serve) -> None:
     """Requests that were sent before the end are answered, then the server closes too."""
-    with Talk(serve()) as talk:
+    with Talk(serve().port) as talk:
         talk.send(*(encode(Get(0, 0, b"large"), i) for i in range(30)))
         talk.sock.shutdown(socket.SHUT_WR)
         assert [talk.reply() for _ in range(30)] == [(i, LARGE) for i in range(30)]
@@ -172,7 +137,7 @@ def test_bad_requests(
 ) -> None:
     """A typed reply to each; what was sent before is answered; the server goes on."""
     server = serve()
-    with Talk(server) as talk:
+    with Talk(server.port) as talk:
         if is_counted:
             talk.send(encode(GET, 1))
             assert talk.reply() == (1, NotFound())
@@ -187,14 +152,14 @@ def test_bad_requests(
         else:
             talk.send(encode(Ping(), 6))
             assert talk.reply() == (6, PONG)
-    with Talk(server) as talk:
+    with Talk(server.port) as talk:
         talk.send(encode(Ping(), 1))
         assert talk.reply() == (1, PONG)
 
 
 def test_the_reason_for_closing_arrives(serve: Serve) -> None:
     """Also when much more was sent than the server has read, so that a plain close would reset."""
-    with Talk(serve()) as talk:
+    with Talk(serve().port) as talk:
         talk.send(b"\xc7\x01\x01\0\0\0\0\5\xff\xff\xff\xff" + bytes(1_000_000))
         assert talk.error()[1] == "FRAME_TOO_LONG"
 
@@ -261,7 +226,7 @@ def test_many_callers_share_one_question() -> None:
 
 
 def test_recover_and_try_again(serve: Serve) -> None:
-    with Talk(serve()) as talk:
+    with Talk(serve().port) as talk:
         talk.send(encode(Get(0, 0, b"again"), 1))
         assert talk.reply() == (1, NotFound())
 
@@ -269,7 +234,7 @@ def test_recover_and_try_again(serve: Serve) -> None:
 def test_connections_are_counted_once_they_use_a_counted_kind(serve: Serve) -> None:
     """A full server still answers PING, and has room again when one leaves."""
     server = serve(connections_max=2)
-    with Talk(server) as one, Talk(server) as two, Talk(server) as three:
+    with Talk(server.port) as one, Talk(server.port) as two, Talk(server.port) as three:
         for talk in (one, two):
             talk.send(encode(GET, 1))
             assert talk.reply() == (1, NotFound())
@@ -280,7 +245,7 @@ def test_connections_are_counted_once_they_use_a_counted_kind(serve: Serve) -> N
         assert three.reply() is None
         one.sock.close()
         wait_until(lambda: server.counted_connections == 1, "a free place")
-        with Talk(server) as four:
+        with Talk(server.port) as four:
             four.send(encode(GET, 1))
             assert four.reply() == (1, NotFound())
 
@@ -290,11 +255,11 @@ def test_connections_beyond_the_reserve_are_refused(
 ) -> None:
     monkeypatch.setattr(messages, "CONNECTIONS_RESERVED", 1)
     server = serve(connections_max=1)
-    with Talk(server) as one, Talk(server) as two:
+    with Talk(server.port) as one, Talk(server.port) as two:
         for talk in (one, two):
             talk.send(encode(Ping(), 1))
             assert talk.reply() == (1, PONG)
-        with Talk(server) as three:
+        with Talk(server.port) as three:
             assert three.error() == (0, "BUSY", messages.BusyDetail(1))
             assert three.reply() is None
 
@@ -302,7 +267,7 @@ def test_connections_beyond_the_reserve_are_refused(
 def test_a_begun_frame_must_be_whole_in_time(serve: Serve) -> None:
     """Whether the rest does not come or trickles; a connection between two frames lives on."""
     server = serve(frame_timeout_ms=50)
-    with Talk(server) as idle, Talk(server) as silent, Talk(server) as slow:
+    with Talk(server.port) as idle, Talk(server.port) as silent, Talk(server.port) as slow:
         for talk in (idle, silent, slow):
             talk.send(encode(GET, 1))
             assert talk.reply() == (1, NotFound())
@@ -339,7 +304,7 @@ def test_a_begun_frame_must_be_whole_in_time(serve: Serve) -> None:
 
 def test_long_replies_keep_their_place(serve: Serve) -> None:
     """A reply in two parts stands between its neighbours, also at a connection's first request."""
-    with Talk(serve()) as talk:
+    with Talk(serve().port) as talk:
         for _ in range(2):
             requests = [(Ping(), 8), (Get(0, 0, b"long"), 9), (GET, 10)]
             talk.send(*(encode(request, i) for request, i in requests))
@@ -365,7 +330,9 @@ def test_only_some_long_frames_are_received_at_once(serve: Serve) -> None:
     long_frame = encode(Get(0, 0, b"key"), 1) + encode(messages.EntryReply(bytes(300_000)), 2)
     begun, rest = long_frame[:1000], long_frame[1000:]  # a peer that waits cannot send it all
     with contextlib.ExitStack() as stack:
-        talks = [stack.enter_context(Talk(server)) for _ in range(messages.LONG_FRAMES_MAX + 2)]
+        talks = [
+            stack.enter_context(Talk(server.port)) for _ in range(messages.LONG_FRAMES_MAX + 2)
+        ]
         *first, late, short = talks
         for talk in first:
             talk.send(begun)
@@ -390,7 +357,7 @@ def test_only_some_long_frames_are_received_at_once(serve: Serve) -> None:
 def test_a_peer_that_never_reads_holds_up_only_itself(serve: Serve) -> None:
     """The server reads no more requests than it can answer; others are served meanwhile."""
     server = serve()
-    with Talk(server) as deaf, Talk(server) as other:
+    with Talk(server.port) as deaf, Talk(server.port) as other:
         deaf.sock.settimeout(0.2)
         sent = 0
         try:

@@ -19,7 +19,7 @@ import pytest
 from gtstore.placement import home_owners
 from gtstore.testing import Cluster, wait_until
 from gtstore.wire import messages
-from gtstore.wire.codec import decode, encode, encode_record, error_detail
+from gtstore.wire.codec import encode, encode_record
 from gtstore.wire.messages import (
     HEADER_SIZE,
     MIB,
@@ -32,8 +32,8 @@ from gtstore.wire.messages import (
     NextPrimary,
     Write,
 )
-from gtstore.wire.stream import FrameBuffer
 
+from .. import peers
 from ..fuzz.engine import Fuzzer, State, Target
 
 pytestmark = pytest.mark.cluster
@@ -72,56 +72,27 @@ def target(fuzzer: Fuzzer, request: pytest.FixtureRequest) -> Target:
     return fuzzer.targets[request.param]
 
 
-class Talk:
-    """One connection, and what came back on it."""
+class Talk(peers.Talk):
+    """A connection to one of the targets."""
 
-    def __init__(self, target: Target, receive_buffer: int = 0) -> None:
-        self.sock = socket.socket()
-        if receive_buffer:
-            self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
+    def __init__(self, target: Target, receive_size: int | None = None) -> None:
+        super().__init__(target.port, receive_size)
         self.sock.settimeout(20)
-        self.sock.connect((target.host, target.port))
         self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self._buffer = FrameBuffer()
-        self._frames: list[tuple[int, int, int, bytes]] = []
 
-    def __enter__(self) -> Talk:
-        return self
+    def ask(self, message: Message, request_id: int = 1) -> None:
+        self.send(encode(message, request_id))
 
-    def __exit__(self, *_: object) -> None:
-        self.sock.close()
-
-    def send(self, data: bytes | Message, request_id: int = 1) -> None:
-        self.sock.sendall(data if isinstance(data, bytes) else encode(data, request_id))
-
-    def reply(self) -> tuple[int, Message] | None:
-        """The next reply with its request id; None if the peer has closed."""
-        while not self._frames:
-            try:
-                data = self.sock.recv(65536)
-            except ConnectionResetError:
-                return None
-            if not data:
-                assert not self._buffer.size, "an answer that was cut"
-                return None
-            self._frames += self._buffer.feed(data)
-        kind, _, request_id, body = self._frames.pop(0)
-        return request_id, decode(kind, body)
-
-    def error(self) -> tuple[int, str]:
+    def refusal(self) -> tuple[int, str]:
         """The next reply, an ERROR: its request id and its name."""
-        answer = self.reply()
-        assert answer is not None
-        request_id, message = answer
-        assert isinstance(message, messages.Error), message
-        error_detail(message)
-        return request_id, messages.ERRORS[message.code].name
+        return self.error()[:2]
 
     def assert_closed(self) -> None:
-        assert self.reply() is None
+        with contextlib.suppress(ConnectionResetError):
+            assert self.reply() is None
 
     def assert_open(self) -> None:
-        self.send(messages.Ping(), 77)
+        self.ask(messages.Ping(), 77)
         answer = self.reply()
         assert answer is not None
         assert answer[0] == 77
@@ -162,7 +133,7 @@ def test_keys_out_of_bounds(fuzzer: Fuzzer, key: bytes) -> None:
     ):
         with Talk(target) as talk:
             talk.send(frame)
-            assert talk.error() == (1, "MALFORMED")
+            assert talk.refusal() == (1, "MALFORMED")
             talk.assert_open()
 
 
@@ -171,8 +142,8 @@ def test_values_over_the_limit(fuzzer: Fuzzer, node: Target) -> None:
     longest = messages.FRAME_SIZE_MAX - HEADER_SIZE - 14 - len(KEY) - messages.ENTRY_HEAD_SIZE
     for size in (VALUE_SIZE_MAX + 1, longest):
         with Talk(node) as talk:
-            talk.send(Write(fuzzer.epoch, PARTITION, KEY, entry(fuzzer, value=bytes(size))))
-            assert talk.error() == (1, "VALUE_TOO_LONG")
+            talk.ask(Write(fuzzer.epoch, PARTITION, KEY, entry(fuzzer, value=bytes(size))))
+            assert talk.refusal() == (1, "VALUE_TOO_LONG")
             talk.assert_open()
 
 
@@ -180,8 +151,8 @@ def test_values_over_the_limit(fuzzer: Fuzzer, node: Target) -> None:
 def test_entry_flags(fuzzer: Fuzzer, node: Target, flags: int) -> None:
     """Committed, a tombstone with a value, an expiry without room, flags that nobody knows."""
     with Talk(node) as talk:
-        talk.send(Write(fuzzer.epoch, PARTITION, KEY, entry(fuzzer, flags)))
-        assert talk.error() == (1, "MALFORMED")
+        talk.ask(Write(fuzzer.epoch, PARTITION, KEY, entry(fuzzer, flags)))
+        assert talk.refusal() == (1, "MALFORMED")
         talk.assert_open()
 
 
@@ -218,7 +189,7 @@ def test_strange_frames(target: Target, frame: bytes, name: str, closes: bool) -
         first = talk.reply()
         assert first is not None
         assert first[0] == 5
-        assert talk.error() == (0 if closes else 1, name)
+        assert talk.refusal() == (0 if closes else 1, name)
         if closes:
             talk.assert_closed()
         else:
@@ -231,8 +202,8 @@ def test_requests_to_the_wrong_role(fuzzer: Fuzzer) -> None:
     node, manager = fuzzer.targets
     for target, request in ((node, messages.ClusterInfo()), (manager, Get(0, 0, KEY))):
         with Talk(target) as talk:
-            talk.send(request)
-            assert talk.error() == (1, "UNKNOWN_KIND")
+            talk.ask(request)
+            assert talk.refusal() == (1, "UNKNOWN_KIND")
             talk.assert_open()
 
 
@@ -253,7 +224,7 @@ def test_inner_lengths_that_leave_the_frame(fuzzer: Fuzzer) -> None:
     for target, kind, body in bodies:
         with Talk(target) as talk:
             talk.send(header(kind, len(body)) + body)
-            request_id, name = talk.error()
+            request_id, name = talk.refusal()
             assert request_id == 1
             assert name == "NOT_ALLOWED" if kind == messages.MapUpdate.kind else "MALFORMED"
 
@@ -281,8 +252,8 @@ def test_control_messages_without_the_token(fuzzer: Fuzzer) -> None:
         (manager, messages.Register(bytes(16), 1, 2, 1, 1)),
     ):
         with Talk(target) as talk:
-            talk.send(request)
-            assert talk.error() == (1, "NOT_ALLOWED")
+            talk.ask(request)
+            assert talk.refusal() == (1, "NOT_ALLOWED")
             talk.assert_closed()
     with fuzzer.cluster.connect() as client:
         assert (client.where(KEY), client.status()["epoch"]) == before
@@ -309,7 +280,7 @@ def test_a_peer_that_sends_byte_by_byte(fuzzer: Fuzzer, target: Target) -> None:
 
         thread = threading.Thread(target=trickle)
         thread.start()
-        assert talk.error() == (0, "FRAME_TIMEOUT")
+        assert talk.refusal() == (0, "FRAME_TIMEOUT")
         talk.assert_closed()
         stop.set()
         thread.join()
@@ -356,7 +327,7 @@ def test_deaf_peers_with_large_values(
         requests = b"".join(encode(Get(0, 0, b"large"), i) for i in range(1, 10_001))
         with contextlib.ExitStack() as stack:
             for _ in range(connections):
-                talk = stack.enter_context(Talk(deaf_target, receive_buffer=4096))
+                talk = stack.enter_context(Talk(deaf_target, receive_size=4096))
                 talk.sock.setblocking(False)
                 with contextlib.suppress(BlockingIOError):
                     talk.sock.send(requests)
@@ -387,7 +358,7 @@ def test_many_long_frames_at_once(node: Target) -> None:
         highest = max(highest, State.of(node.pid).memory)
         for talk in talks:
             talk.sock.settimeout(20)
-            assert talk.error() == (0, "FRAME_TIMEOUT")
+            assert talk.refusal() == (0, "FRAME_TIMEOUT")
             highest = max(highest, State.of(node.pid).memory)
     assert highest < before.memory + messages.LONG_FRAMES_MAX * 8 * MIB
 
@@ -398,17 +369,17 @@ def test_more_connections_than_allowed(fuzzer: Fuzzer, node: Target) -> None:
     with contextlib.ExitStack() as stack:
         for _ in range(CONNECTIONS_MAX):
             talk = stack.enter_context(Talk(node))
-            talk.send(get)
+            talk.ask(get)
             assert talk.reply() is not None
         more = stack.enter_context(Talk(node))
         more.assert_open()
         more.send(encode(get, 3) + encode(messages.Ping(), 4))
-        assert more.error() == (3, "BUSY")
+        assert more.refusal() == (3, "BUSY")
         more.assert_closed()
         refused = None
         for _ in range(messages.CONNECTIONS_RESERVED + 1):
             talk = stack.enter_context(Talk(node))
-            talk.send(messages.Ping())
+            talk.ask(messages.Ping())
             answer = talk.reply()
             assert answer is not None
             if isinstance(answer[1], messages.Error):
@@ -428,7 +399,7 @@ def test_a_flood_of_connections(target: Target) -> None:
         with contextlib.suppress(ConnectionError):
             talk = Talk(target)
             if i % 3 == 0:
-                talk.send(messages.Ping())
+                talk.ask(messages.Ping())
             talk.sock.close()
 
 
@@ -455,10 +426,10 @@ def test_nothing_of_a_key_gets_out_of_its_line(fuzzer: Fuzzer) -> None:
     """Keys with line ends and escape sequences in errors and logs."""
     nasty = b"a\n2026 ERROR fake\x1b[31m"
     with Talk(fuzzer.targets[1]) as talk:
-        talk.send(KeyNodes(nasty))
+        talk.ask(KeyNodes(nasty))
         assert talk.reply() is not None
     with Talk(fuzzer.targets[0]) as talk:
-        talk.send(Get(fuzzer.epoch, 1, nasty))
+        talk.ask(Get(fuzzer.epoch, 1, nasty))
         assert talk.reply() is not None
     assert "\x1b" not in fuzzer.cluster.log()
     assert "ERROR fake" not in fuzzer.cluster.log()
