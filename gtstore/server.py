@@ -470,6 +470,8 @@ class _FrameHandler(socketserver.BaseRequestHandler):
         except Exception as second_error:
             error = second_error
         if isinstance(error, LongReply):
+            # Or all that its handler had in hand would stay, too, as long as the peer takes.
+            error.__traceback__ = error.__context__ = None
             self.server.memory.note()  # the entry may be replaced while the peer takes its time
             self._send()
             self.request.sendall(error.head)

@@ -27,6 +27,22 @@ LONG = encode(messages.EntryReply(bytes(10_000_000)), 9)
 Serve = Callable[..., FrameServer]
 
 
+class Costly:
+    """Something large that a handler makes."""
+
+    made = 0
+    alive = 0
+
+    def __init__(self) -> None:
+        Costly.alive += 1
+
+    def __del__(self) -> None:
+        Costly.alive -= 1
+
+    def use(self) -> None:
+        Costly.made += 1
+
+
 class Retriable(Exception):
     """What recover mends."""
 
@@ -56,6 +72,13 @@ def serve() -> Iterator[Serve]:
                     return LARGE
                 case b"long":
                     raise LongReply(LONG[:12], LONG[12:])
+                case b"costly":
+                    costly = Costly()
+                    try:
+                        raise ZeroDivisionError
+                    except ZeroDivisionError:
+                        costly.use()
+                        raise LongReply(LONG[:12], LONG[12:])  # noqa: B904  # as EXECUTE does
             return NotFound()
 
         def on_update(_: MapUpdate) -> Ack:
@@ -311,6 +334,17 @@ def test_long_replies_keep_their_place(serve: Serve) -> None:
             assert talk.reply() == (8, PONG)
             assert talk.reply() == (9, messages.EntryReply(bytes(10_000_000)))
             assert talk.reply() == (10, NotFound())
+
+
+def test_a_long_reply_holds_nothing_but_itself(serve: Serve) -> None:
+    """While a peer does not read it, what its handler has computed is gone already: EXECUTE takes
+    a stored value apart, and a copy of 16 MiB for each deaf peer is too much."""
+    with Talk(serve().port, receive_size=4096) as deaf:
+        for made in (1, 2):  # a connection's first request goes another way
+            deaf.send(encode(Get(0, 0, b"costly"), 9))
+            wait_until(lambda made=made: Costly.made == made, "the handler")  # type: ignore[misc]
+            wait_until(lambda: not Costly.alive, "the end of what it made")
+            assert deaf.reply() == (9, messages.EntryReply(bytes(10_000_000)))
 
 
 def long_frames_left(server: FrameServer) -> int:
