@@ -961,7 +961,8 @@ def recover(
                 pause = True
         elif reply[0] not in (ACK, SUPERSEDED):
             raise _odd_reply(reply)
-    if pause and routes.find(key) is route:
+    # Epochs, not routes: Init makes new ones also where it has brought nothing new.
+    if pause and routes.find(key).epoch == route.epoch:
         yield Pause(source.backoff_s(attempt))
 
 
