@@ -68,6 +68,14 @@ local RECORDS = {
     {name = "port", filter = "gtstore.member.port", type = "number", size = 2},
     {name = "host", filter = "gtstore.member.host", type = "text", length = 2, min = 0, max = 1000},
   },
+  join = {
+    {name = "partition", filter = "gtstore.join.partition", type = "number", size = 4},
+    {name = "join_epoch", filter = "gtstore.join.join_epoch", type = "epoch", size = 8},
+  },
+  keyedentry = {
+    {name = "key", filter = "gtstore.keyedentry.key", type = "text", length = 2, min = 1, max = 500},
+    {name = "entry", filter = "gtstore.keyedentry.entry", type = "bytes", length = 4, min = 21, max = 16777245},
+  },
 }
 
 local MESSAGES = {
@@ -125,6 +133,13 @@ local MESSAGES = {
     {name = "replicas", filter = "gtstore.replicas", type = "number", size = 2},
     {name = "hash", filter = "gtstore.hash", type = "number", size = 1, names = {[1] = "additive", [2] = "crc16"}},
   }},
+  [0x07] = {name = "IN_SYNC", fields = {
+    {name = "token", filter = "gtstore.token", type = "token", size = 16},
+    {name = "node", filter = "gtstore.node", type = "number", size = 2},
+    {name = "joins", filter = "gtstore.joins", type = "array", length = 4, record = "join"},
+  }},
+  [0x87] = {name = "NOTED", fields = {
+  }},
   [0x10] = {name = "GET", fields = {
     {name = "epoch", filter = "gtstore.epoch", type = "epoch", size = 8},
     {name = "partition", filter = "gtstore.partition", type = "number", size = 4},
@@ -173,6 +188,17 @@ local MESSAGES = {
   }},
   [0xa0] = {name = "ADOPTED", fields = {
     {name = "epoch", filter = "gtstore.epoch", type = "epoch", size = 8},
+  }},
+  [0x21] = {name = "COPY", fields = {
+    {name = "token", filter = "gtstore.token", type = "token", size = 16},
+    {name = "node", filter = "gtstore.node", type = "number", size = 2},
+    {name = "row", filter = "gtstore.row", type = "record", record = "row"},
+    {name = "after", filter = "gtstore.after", type = "text", length = 2, min = 0, max = 500},
+  }},
+  [0xa1] = {name = "COPIED", fields = {
+    {name = "join_epoch", filter = "gtstore.join_epoch", type = "epoch", size = 8},
+    {name = "is_last", filter = "gtstore.is_last", type = "number", size = 1},
+    {name = "entries", filter = "gtstore.entries", type = "array", length = 4, record = "keyedentry"},
   }},
   [0xff] = {name = "ERROR", fields = {
     {name = "code", filter = "gtstore.code", type = "number", size = 2, names = {[1] = "BAD_MAGIC", [2] = "UNSUPPORTED_VERSION", [3] = "FRAME_TOO_LONG", [4] = "UNKNOWN_KIND", [5] = "UNKNOWN_FLAGS", [6] = "MALFORMED", [7] = "FRAME_TIMEOUT", [8] = "NOT_ALLOWED", [9] = "BUSY", [10] = "VALUE_TOO_LONG", [11] = "NOT_READY", [12] = "STALE_EPOCH", [13] = "BEHIND", [14] = "WRONG_PARTITION", [15] = "TOO_FAR", [16] = "NO_SPACE", [17] = "UNAVAILABLE", [18] = "INTERNAL"}},

@@ -35,6 +35,7 @@ def cluster(nodes: int, replicas: int) -> Membership:
     return Membership(
         [Member(node, ALIVE, 1, 100 + node, 10000 + node, "127.0.0.1") for node in numbers],
         PartitionMap.first(1, nodes, replicas, dict.fromkeys(numbers, 1)),
+        replicas,
         INTERVAL_S,
         MISSES_MAX,
     )
@@ -150,6 +151,7 @@ def test_with_one_miss_allowed_the_first_is_enough() -> None:
     membership = Membership(
         [Member(node, ALIVE, 1, 1, 1, "") for node in (1, 2)],
         PartitionMap.first(1, 2, 2, {1: 1, 2: 1}),
+        2,
         INTERVAL_S,
         misses_max=1,
     )

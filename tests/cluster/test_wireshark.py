@@ -133,7 +133,7 @@ def test_real_traffic_is_dissected(tmp_path: Path) -> None:
     value = os.urandom(400_000)
     with (
         capturing(capture, ports),
-        Cluster(NODES, 2, port=first + 1, node_port=first + 2) as cluster,
+        Cluster(NODES, 2, ["--no-respawn"], first + 1, first + 2) as cluster,
     ):
         make_traffic(cluster, value)
     served = ports[1:]
