@@ -643,7 +643,7 @@ local function dissect_no_frame(tvb, pinfo, root, reason)
   add_info(pinfo, reason)
 end
 
--- The size of the frame that begins at an offset, as far as the bytes tell; or nil, and why it is none.
+-- The size of the frame that begins at an offset, or of its header if that is not whole; or nil, and why it is none.
 local function frame_size(tvb, at)
   local there = tvb:len() - at
   if tvb(at, 1):uint() ~= MAGIC then return nil, "this is no frame" end
@@ -672,7 +672,7 @@ local function dissect(tvb, pinfo, root)
     end
     if size > there and may_ask then
       pinfo.desegment_offset = at
-      pinfo.desegment_len = there < HEADER_SIZE and DESEGMENT_ONE_MORE_SEGMENT or size - there
+      pinfo.desegment_len = size - there
       return stop
     end
     dissect_frame(tvb(at, math.min(size, there)):tvb(), pinfo, root)
