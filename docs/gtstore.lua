@@ -654,11 +654,11 @@ local function frame_size(tvb, at)
 end
 
 -- Dissect what there is of a stream, from the beginning of a frame on, and ask for the rest of a frame that is not
--- whole. dissect_tcp_pdus would do that too, but it raises errors where a capture is cut, leaves fewer bytes than a
--- header alone, and does not work for a heuristic dissector.
+-- whole. dissect_tcp_pdus would do that too, but it raises errors where a capture is cut, and looks at nothing before a
+-- header's worth of bytes is there.
 local function dissect(tvb, pinfo, root)
   local at, stop = 0, tvb:len()
-  local may_ask = pinfo.can_desegment > 0  -- not if the packet is cut
+  local may_ask = pinfo.can_desegment > 0  -- not if the packet is cut, or if the user does not want it
   if not may_ask then
     local way = sender(pinfo) .. " " .. receiver(pinfo)
     cut_in[way] = math.min(cut_in[way] or pinfo.number, pinfo.number)
