@@ -523,9 +523,7 @@ class _Write:
         request_id = self._source.next_number()
         frame = _write_frame(request_id, route, self._key, self._entry())
         return (
-            yield from send_in_order(
-                self._flags, route, route.nodes, request_id, frame, not self._acked
-            )
+            yield from send_in_order(self._flags, route.nodes, request_id, frame, not self._acked)
         )
 
     def _unfinished(self, route: Route, error: GTStoreError) -> GTStoreError:
@@ -573,14 +571,13 @@ def _time_above(
 
 def send_in_order(
     flags: int,
-    route: Route,
     nodes: tuple[int, ...],
     request_id: int,
     frame: bytes,
     needs_primary: bool = False,
 ) -> Generator[Step, Sequence[Reply], Sequence[Reply]]:
-    """Send a WRITE to these nodes of a route by rule C2: at once, or, if the entry is ordered, one
-    after the other, each answered before the next is sent.
+    """Send a WRITE to these owners by rule C2: to all at once, or, if the entry is ordered, to one
+    after the other in the order of the list, each answered before the next is sent.
 
     The list of replies ends with the first one that is neither ACK nor SUPERSEDED; if the primary's
     own ACK is still needed, also with a SUPERSEDED of the primary.
@@ -883,7 +880,7 @@ def _write_to_backups(
         return []
     request_id = source.next_number()
     frame = _write_frame(request_id, route, key, entry)
-    return (yield from send_in_order(entry[_FLAGS_AT], route, backups, request_id, frame))
+    return (yield from send_in_order(entry[_FLAGS_AT], backups, request_id, frame))
 
 
 # --- failures ------------------------------------------------------------------------------------
