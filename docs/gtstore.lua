@@ -11,6 +11,7 @@
 --
 --   gtstore.malformed     the bytes do not fit the protocol; a node would refuse them
 --   gtstore.unknown       a kind, code, flag or value that is not in the table
+--   gtstore.cut           the capture does not have all of the frame
 --   gtstore.response_in, gtstore.response_to, gtstore.response_time
 --
 -- Frames are recognised on the ports of the preferences, and on all others by how they begin.
@@ -46,7 +47,7 @@ local RECORDS = {
     {name = "counter", filter = "gtstore.entry.counter", type = "number", size = 4},
     {name = "flags", filter = "gtstore.entry.flags", type = "number", size = 1, bits = true},
     {name = "expiry", filter = "gtstore.entry.expiry", type = "time", size = 8, if_flag = 8},
-    {name = "value", filter = "gtstore.entry.value", type = "bytes", min = 0},
+    {name = "value", filter = "gtstore.entry.value", type = "bytes"},
   },
   owner = {
     {name = "node", filter = "gtstore.owner.node", type = "number", size = 2},
@@ -67,6 +68,14 @@ local RECORDS = {
     {name = "pid", filter = "gtstore.member.pid", type = "number", size = 4},
     {name = "port", filter = "gtstore.member.port", type = "number", size = 2},
     {name = "host", filter = "gtstore.member.host", type = "text", length = 2, min = 0, max = 1000},
+  },
+  join = {
+    {name = "partition", filter = "gtstore.join.partition", type = "number", size = 4},
+    {name = "join_epoch", filter = "gtstore.join.join_epoch", type = "epoch", size = 8},
+  },
+  keyedentry = {
+    {name = "key", filter = "gtstore.keyedentry.key", type = "text", length = 2, min = 1, max = 500},
+    {name = "entry", filter = "gtstore.keyedentry.entry", type = "bytes", length = 4, min = 21, max = 16777245},
   },
 }
 
@@ -125,6 +134,13 @@ local MESSAGES = {
     {name = "replicas", filter = "gtstore.replicas", type = "number", size = 2},
     {name = "hash", filter = "gtstore.hash", type = "number", size = 1, names = {[1] = "additive", [2] = "crc16"}},
   }},
+  [0x07] = {name = "IN_SYNC", fields = {
+    {name = "token", filter = "gtstore.token", type = "token", size = 16},
+    {name = "node", filter = "gtstore.node", type = "number", size = 2},
+    {name = "joins", filter = "gtstore.joins", type = "array", length = 4, record = "join"},
+  }},
+  [0x87] = {name = "NOTED", fields = {
+  }},
   [0x10] = {name = "GET", fields = {
     {name = "epoch", filter = "gtstore.epoch", type = "epoch", size = 8},
     {name = "partition", filter = "gtstore.partition", type = "number", size = 4},
@@ -164,7 +180,7 @@ local MESSAGES = {
   }},
   [0x95] = {name = "FAILED", fields = {
     {name = "reason", filter = "gtstore.reason", type = "number", size = 1, names = {[1] = "the comparison failed", [2] = "the value would be too long", [3] = "the value is no number", [4] = "the number would be too large"}},
-    {name = "entry", filter = "gtstore.entry", type = "bytes", min = 0},
+    {name = "entry", filter = "gtstore.entry", type = "record", record = "entry", optional = true},
   }},
   [0x20] = {name = "MAP_UPDATE", fields = {
     {name = "token", filter = "gtstore.token", type = "token", size = 16},
@@ -173,6 +189,17 @@ local MESSAGES = {
   }},
   [0xa0] = {name = "ADOPTED", fields = {
     {name = "epoch", filter = "gtstore.epoch", type = "epoch", size = 8},
+  }},
+  [0x21] = {name = "COPY", fields = {
+    {name = "token", filter = "gtstore.token", type = "token", size = 16},
+    {name = "node", filter = "gtstore.node", type = "number", size = 2},
+    {name = "row", filter = "gtstore.row", type = "record", record = "row"},
+    {name = "after", filter = "gtstore.after", type = "text", length = 2, min = 0, max = 500},
+  }},
+  [0xa1] = {name = "COPIED", fields = {
+    {name = "join_epoch", filter = "gtstore.join_epoch", type = "epoch", size = 8},
+    {name = "is_last", filter = "gtstore.is_last", type = "number", size = 1},
+    {name = "entries", filter = "gtstore.entries", type = "array", length = 4, record = "keyedentry"},
   }},
   [0xff] = {name = "ERROR", fields = {
     {name = "code", filter = "gtstore.code", type = "number", size = 2, names = {[1] = "BAD_MAGIC", [2] = "UNSUPPORTED_VERSION", [3] = "FRAME_TOO_LONG", [4] = "UNKNOWN_KIND", [5] = "UNKNOWN_FLAGS", [6] = "MALFORMED", [7] = "FRAME_TIMEOUT", [8] = "NOT_ALLOWED", [9] = "BUSY", [10] = "VALUE_TOO_LONG", [11] = "NOT_READY", [12] = "STALE_EPOCH", [13] = "BEHIND", [14] = "WRONG_PARTITION", [15] = "TOO_FAR", [16] = "NO_SPACE", [17] = "UNAVAILABLE", [18] = "INTERNAL"}},
@@ -297,30 +324,86 @@ gtstore.fields = registered
 
 local malformed = ProtoExpert.new("gtstore.malformed", "malformed", expert.group.MALFORMED, expert.severity.ERROR)
 local unknown = ProtoExpert.new("gtstore.unknown", "unknown", expert.group.UNDECODED, expert.severity.WARN)
+local cut = ProtoExpert.new("gtstore.cut", "cut", expert.group.UNDECODED, expert.severity.NOTE)
 local later = ProtoExpert.new("gtstore.later", "of a later version", expert.group.COMMENTS_GROUP, expert.severity.COMMENT)
-gtstore.experts = {malformed, unknown, later}
+gtstore.experts = {malformed, unknown, cut, later}
 
 gtstore.prefs.ports = Pref.range("TCP ports", PORTS, "of managers and nodes", 65535)
 
+-- --- bytes as text -----------------------------------------------------------------------------
+
+-- The characters that are shown as they are: those of ASCII, and all others that are well-formed UTF-8 (the table in
+-- section 4 of RFC 3629), without the control characters.
+local CHARACTERS = {
+  "^[\32-\126]",
+  "^\194[\160-\191]",
+  "^[\195-\223][\128-\191]",
+  "^\224[\160-\191][\128-\191]",
+  "^[\225-\236\238\239][\128-\191][\128-\191]",
+  "^\237[\128-\159][\128-\191]",
+  "^\240[\144-\191][\128-\191][\128-\191]",
+  "^[\241-\243][\128-\191][\128-\191][\128-\191]",
+  "^\244[\128-\143][\128-\191][\128-\191]",
+}
+
+local function character_at(bytes, at)
+  for _, pattern in ipairs(CHARACTERS) do
+    local character = bytes:match(pattern, at)
+    if character then return character end
+  end
+end
+
+-- The first characters of some bytes. A byte that belongs to none is shown as \xff: a key may be any bytes.
+local function text_of(bytes, characters_max)
+  local shown, at = {}, 1
+  while at <= #bytes and #shown < (characters_max or #bytes) do
+    local character = character_at(bytes, at)
+    shown[#shown + 1] = character or string.format("\\x%02x", bytes:byte(at))
+    at = at + (character and #character or 1)
+  end
+  return table.concat(shown)
+end
+
 -- --- reading by the tables ---------------------------------------------------------------------
+
+-- So many items of an array are shown. Wireshark refuses a packet with a million lines, which the map of a large
+-- cluster would have, and nobody reads so many.
+local ITEMS_SHOWN_MAX = 500
 
 local read_record           -- defined below: records have records in them
 
--- A place in a body: bytes from at to stop are left. Taking more than that is malformed.
+-- A place in a frame that says it ends at stop; tvb has less than that if the capture was cut. Taking more than there
+-- is ends the reading.
 local Cursor = {}
 Cursor.__index = Cursor
 
 function Cursor:take(size, what)
-  if self.at + size > self.stop then
-    error({malformed = what .. " leaves the body"})
-  end
+  if size > self:left() then error({expert = malformed, reason = what .. " leaves the body"}) end
+  if size > self:there() then error({expert = cut, reason = "cut in " .. what}) end
   local range = self.tvb:range(self.at, size)
   self.at = self.at + size
   return range
 end
 
+-- The first byte of something whose size is not known yet, without taking it.
+function Cursor:first_of(what)
+  local range = self:take(1, what)
+  self.at = self.at - 1
+  return range
+end
+
 function Cursor:left()
   return self.stop - self.at
+end
+
+function Cursor:there()
+  return self.tvb:len() - self.at
+end
+
+-- Takes what a tree takes, and shows nothing: for items that are read but not shown.
+local NOWHERE = {}
+for _, method in ipairs({"add", "append_text", "set_len", "add_proto_expert_info"}) do
+  NOWHERE[method] = function() return NOWHERE end
 end
 
 local function number_of(range)
@@ -365,47 +448,64 @@ local function add_time(tree, field, range)
   tree:add(proto_fields[field.filter], range, NSTime.new(seconds, rest * 1000))
 end
 
+-- Add a field of so many bytes, or the beginning that the capture has of it; return the bytes of a text.
+local function add_bytes(cursor, tree, field, size)
+  local is_cut = cursor:there() > 0 and cursor:there() < size and size <= cursor:left()
+  local range = cursor:take(is_cut and cursor:there() or size, field.name)
+  local proto_field, text = proto_fields[field.filter], field.type == "text" and range:raw()
+  local item = text and tree:add(proto_field, range, text_of(text)) or tree:add(proto_field, range)
+  if is_cut then
+    item:append_text(" (cut)")
+    cursor:take(size - range:len(), field.name)  -- says that it is cut
+  end
+  return text
+end
+
 local function add_counted(cursor, tree, field)
   local size_range = cursor:take(field.length, "the size of " .. field.name)
   local size = size_range:uint()
   if size < field.min or size > field.max then
-    error({malformed = string.format("%s has %d bytes; %d to %d are allowed", field.name, size, field.min, field.max)})
+    local reason = string.format("%s has %d bytes; %d to %d are allowed", field.name, size, field.min, field.max)
+    error({expert = malformed, reason = reason})
   end
   if size == 0 then
     tree:add(proto_fields[field.filter], size_range, ""):append_text("(empty)")
     return ""
   end
-  local range = cursor:take(size, field.name)
-  tree:add(proto_fields[field.filter], range)
-  return field.type == "text" and range:string() or nil
+  return add_bytes(cursor, tree, field, size)
 end
 
 local function read_array(cursor, tree, field)
-  local count = cursor:take(field.length, "the count of " .. field.name):uint()
-  local subtree = tree:add(proto_fields[field.filter], cursor.tvb:range(cursor.at - field.length, field.length))
+  local count_range = cursor:take(field.length, "the count of " .. field.name)
+  local count = count_range:uint()
+  local subtree = tree:add(proto_fields[field.filter], count_range)
   subtree:append_text(": " .. count)
-  for i = 0, count - 1 do
-    if cursor:left() == 0 then error({malformed = field.name .. " has fewer items than it says"}) end
+  local shown = math.min(count, ITEMS_SHOWN_MAX)
+  for i = 0, shown - 1 do
     local start = cursor.at
-    local item = subtree:add(gtstore, cursor.tvb:range(start, 1), field.name .. "[" .. i .. "]")
+    local item = subtree:add(gtstore, cursor:first_of(field.name), field.name .. "[" .. i .. "]")
     read_record(cursor, item, RECORDS[field.record])
+    item:set_len(cursor.at - start)
+  end
+  if count > shown then
+    local start = cursor.at
+    local item = subtree:add(gtstore, cursor:first_of(field.name), string.format("%d more", count - shown))
+    for _ = shown + 1, count do read_record(cursor, NOWHERE, RECORDS[field.record]) end
     item:set_len(cursor.at - start)
   end
 end
 
 local function read_nested(cursor, tree, field)
-  if cursor:left() == 0 then error({malformed = field.name .. " is missing"}) end
+  if field.optional and cursor:left() == 0 then return end
   local start = cursor.at
-  local subtree = tree:add(proto_fields[field.filter], cursor.tvb:range(start, 1))
+  local subtree = tree:add(proto_fields[field.filter], cursor:first_of(field.name))
   local values = read_record(cursor, subtree, RECORDS[field.record])
   subtree:set_len(cursor.at - start)
   return values
 end
 
 local function read_rest(cursor, tree, field)
-  local size = cursor:left()
-  if field.min and size < field.min then error({malformed = field.name .. " is too short"}) end
-  if size > 0 then tree:add(proto_fields[field.filter], cursor:take(size, field.name)) end
+  if cursor:left() > 0 then add_bytes(cursor, tree, field, cursor:left()) end
 end
 
 -- The fields of an error's code; what stands behind them is a later version's.
@@ -413,8 +513,8 @@ local function read_detail(cursor, tree, field, values)
   local row = ERRORS[values.code]
   if row then read_record(cursor, tree, row.fields) end
   if cursor:left() > 0 then
-    local item = tree:add(proto_fields[field.filter], cursor:take(cursor:left(), field.name))
-    if row then item:add_proto_expert_info(later) end
+    if row then tree:add_proto_expert_info(later) end
+    add_bytes(cursor, tree, field, cursor:left())
   end
 end
 
@@ -433,8 +533,10 @@ local function read_field(cursor, tree, field, values)
   if field.type == "token" then item:append_text(" (a secret)") end
 end
 
-function read_record(cursor, tree, fields)
-  local values = {}
+-- Read fields one after the other; return their values, which are put into the given table one by one, so that those
+-- that were read before something was wrong are there.
+function read_record(cursor, tree, fields, values)
+  values = values or {}
   for _, field in ipairs(fields) do
     if not field.if_flag or bit.band(values.flags, field.if_flag) ~= 0 then
       values[field.name] = read_field(cursor, tree, field, values)
@@ -445,135 +547,175 @@ end
 
 -- --- requests and their replies ----------------------------------------------------------------
 
-local tcp_stream = Field.new("tcp.stream")
-local asked = {}            -- stream and request id -> the request's packet and time, until it is answered
-local answers = {}          -- packet, stream and request id of a reply -> its request's packet and time
-local answered_in = {}      -- packet, stream and request id of a request -> its reply's packet
+local asked                 -- client, server and request id -> the request's packet and time, until it is answered
+local answers               -- packet and that of a reply -> its request's packet and time
+local answered_in           -- packet and that of a request -> its reply's packet
+local cut_in                -- sender and receiver -> the first packet that the capture does not have all of
 
 function gtstore.init()
-  asked, answers, answered_in = {}, {}, {}
+  asked, answers, answered_in, cut_in = {}, {}, {}, {}
+end
+
+-- By addresses and ports: the field tcp.stream is not there whenever Wireshark looks at a packet for the first time.
+local function sender(pinfo)
+  return tostring(pinfo.src) .. ":" .. pinfo.src_port
+end
+
+local function receiver(pinfo)
+  return tostring(pinfo.dst) .. ":" .. pinfo.dst_port
 end
 
 local function link(pinfo, tree, kind, request_id)
-  local stream = tcp_stream()
-  if request_id == 0 or not stream then return end
-  local name = tostring(stream.value) .. ":" .. request_id
-  local here = pinfo.number .. ":" .. name
-  if kind < 0x80 then
-    if not pinfo.visited then asked[name] = {number = pinfo.number, time = pinfo.abs_ts} end
+  if request_id == 0 then return end
+  local is_request = kind < 0x80
+  local client, server = sender(pinfo), receiver(pinfo)
+  if not is_request then client, server = server, client end
+  local name = client .. " " .. server .. " " .. request_id
+  local here = pinfo.number .. " " .. name
+  if is_request then
+    if not pinfo.visited then asked[name] = {number = pinfo.number, time = pinfo.rel_ts} end
     if answered_in[here] then tree:add(response_in, answered_in[here]):set_generated() end
     return
   end
   if not pinfo.visited and asked[name] then
     answers[here] = asked[name]
-    answered_in[asked[name].number .. ":" .. name] = pinfo.number
+    answered_in[asked[name].number .. " " .. name] = pinfo.number
     asked[name] = nil
   end
   local request = answers[here]
   if request then
-    local seconds = math.max(0, pinfo.abs_ts - request.time)
+    local nanoseconds = math.max(0, math.floor((pinfo.rel_ts - request.time) * 1e9 + 0.5))
+    local time = NSTime.new(math.floor(nanoseconds / 1e9), nanoseconds % 1e9)
     tree:add(response_to, request.number):set_generated()
-    tree:add(response_time, NSTime.new(math.floor(seconds), math.floor(seconds % 1 * 1e9))):set_generated()
+    tree:add(response_time, time):set_generated()
   end
 end
 
 -- --- frames ------------------------------------------------------------------------------------
 
-local function printable(text)
-  return (text:gsub("[^%g ]", "."):sub(1, 40))
-end
+local KEY_SHOWN_MAX = 40    -- characters of a key in the column Info
 
 local function info_of(message, request_id, values)
   local info = message.name .. " " .. request_id
-  if values.key then info = info .. " '" .. printable(values.key) .. "'" end
+  if values.key then info = info .. " '" .. text_of(values.key, KEY_SHOWN_MAX) .. "'" end
   if values.code then info = info .. " " .. (code_names[values.code] or values.code) end
   return info
 end
 
-local last_number = 0
-
+-- A packet may have many frames: the fence keeps what the first of them said.
 local function add_info(pinfo, text)
-  if pinfo.number ~= last_number then
-    last_number = pinfo.number
-    pinfo.cols.info:set(text)
-  else
-    pinfo.cols.info:append(", " .. text)
-  end
+  pinfo.cols.protocol = "GTSTORE"
+  pinfo.cols.info:set(text .. "  ")
+  pinfo.cols.info:fence()
 end
 
-local function read_body(tvb, subtree, message, header)
-  local cursor = setmetatable({tvb = tvb, at = HEADER_SIZE, stop = tvb:len()}, Cursor)
-  local is_read, values = pcall(read_record, cursor, subtree, message.fields)
+-- Read fields up to the first thing that is wrong, which is noted; return what was read, and whether all was.
+local function read_fields(cursor, tree, fields)
+  local values = {}
+  local is_read, problem = pcall(read_record, cursor, tree, fields, values)
   if not is_read then
-    local reason = type(values) == "table" and values.malformed or tostring(values)
-    subtree:add_proto_expert_info(malformed, reason)
-    return {}
+    if type(problem) ~= "table" then error(problem, 0) end  -- a mistake in this file
+    tree:add_proto_expert_info(problem.expert, problem.reason)
   end
-  if cursor:left() > 0 then
-    subtree:add_proto_expert_info(malformed, cursor:left() .. " bytes after the end of " .. message.name)
-  end
-  if header.kind == ERROR and not ERRORS[values.code] then
-    subtree:add_proto_expert_info(unknown, "an error code that is not in the table")
-  end
-  return values
+  return values, is_read
 end
 
 local function read_header(tvb, tree)
   local cursor = setmetatable({tvb = tvb, at = 0, stop = HEADER_SIZE}, Cursor)
-  return read_record(cursor, tree, RECORDS.header)
+  return read_fields(cursor, tree, RECORDS.header)
 end
 
+local function read_body(tvb, tree, message, header)
+  local cursor = setmetatable({tvb = tvb, at = HEADER_SIZE, stop = HEADER_SIZE + header.length}, Cursor)
+  local values, is_read = read_fields(cursor, tree, message.fields)
+  if is_read and cursor:left() > 0 then
+    tree:add_proto_expert_info(malformed, cursor:left() .. " bytes after the end of " .. message.name)
+  end
+  if header.kind == ERROR and values.code and not ERRORS[values.code] then
+    tree:add_proto_expert_info(unknown, "an error code that is not in the table")
+  end
+  return values
+end
+
+-- Dissect a frame, of which tvb may have only the beginning.
 local function dissect_frame(tvb, pinfo, root)
-  pinfo.cols.protocol = "GTSTORE"
   local tree = root:add(gtstore, tvb())
-  if tvb:len() < HEADER_SIZE or tvb(0, 1):uint() ~= MAGIC then
-    tree:add_proto_expert_info(malformed, "this is no frame")
-    add_info(pinfo, "no frame")
-    return tvb:len()
-  end
-  local header = read_header(tvb, tree)
-  if header.version ~= VERSION then
-    tree:add_proto_expert_info(malformed, "another version of the protocol")
-    add_info(pinfo, "version " .. header.version)
-    return tvb:len()
-  end
-  if header.length > BODY_SIZE_MAX then
-    tree:add_proto_expert_info(malformed, "a body that is too long")
-    add_info(pinfo, "too long")
-    return tvb:len()
-  end
+  local header, is_read = read_header(tvb, tree)
+  if not is_read then return add_info(pinfo, "a header (cut)") end
   local message = MESSAGES[header.kind]
+  local ending = tvb:len() < HEADER_SIZE + header.length and " (cut)" or ""
   if header.flags ~= 0 then tree:add_proto_expert_info(unknown, "header flags that are not in the table") end
   if not message then
     tree:add_proto_expert_info(unknown, "a kind that is not in the table")
-    add_info(pinfo, string.format("kind 0x%02x %d", header.kind, header.request_id))
-    return tvb:len()
+    return add_info(pinfo, string.format("kind 0x%02x %d%s", header.kind, header.request_id, ending))
   end
-  tree:append_text(", " .. message.name .. " " .. header.request_id)
+  tree:append_text(", " .. message.name .. " " .. header.request_id .. ending)
   local values = read_body(tvb, tree, message, header)
-  add_info(pinfo, info_of(message, header.request_id, values))
+  add_info(pinfo, info_of(message, header.request_id, values) .. ending)
   link(pinfo, tree, header.kind, header.request_id)
-  return tvb:len()
 end
 
--- The size of the frame that begins at an offset. What is no frame is taken as a whole.
-local function frame_size(tvb, _, offset)
-  local length = tvb(offset + 8, 4):uint()
-  if tvb(offset, 1):uint() ~= MAGIC or tvb(offset + 1, 1):uint() ~= VERSION or length > BODY_SIZE_MAX then
-    return tvb:len() - offset
+-- Mark bytes that begin no frame; nobody knows where the next one would begin. Behind a cut, they may well be the rest
+-- of a frame.
+local function dissect_no_frame(tvb, pinfo, root, reason)
+  local tree = root:add(gtstore, tvb())
+  local first_cut = cut_in[sender(pinfo) .. " " .. receiver(pinfo)]
+  if first_cut and first_cut <= pinfo.number then
+    tree:add_proto_expert_info(cut, "perhaps the rest of a frame whose beginning is cut off: " .. reason)
+    return add_info(pinfo, "the rest of a frame?")
   end
+  if tvb(0, 1):uint() == MAGIC and tvb:len() >= HEADER_SIZE then read_header(tvb, tree) end
+  tree:add_proto_expert_info(malformed, reason)
+  add_info(pinfo, reason)
+end
+
+-- The size of the frame that begins at an offset, or of its header if that is not whole; or nil, and why it is none.
+local function frame_size(tvb, at)
+  local there = tvb:len() - at
+  if tvb(at, 1):uint() ~= MAGIC then return nil, "this is no frame" end
+  if there > 1 and tvb(at + 1, 1):uint() ~= VERSION then return nil, "another version of the protocol" end
+  local length = there >= HEADER_SIZE and tvb(at + 8, 4):uint() or 0
+  if length > BODY_SIZE_MAX then return nil, "a body that is too long" end
   return HEADER_SIZE + length
 end
 
-function gtstore.dissector(tvb, pinfo, tree)
-  return dissect_tcp_pdus(tvb, tree, HEADER_SIZE, frame_size, dissect_frame)
+-- Dissect what there is of a stream, from the beginning of a frame on, and ask for the rest of a frame that is not
+-- whole. dissect_tcp_pdus would do that too, but it raises errors where a capture is cut, and looks at nothing before a
+-- header's worth of bytes is there.
+local function dissect(tvb, pinfo, root)
+  local at, stop = 0, tvb:len()
+  local may_ask = pinfo.can_desegment > 0  -- not if the packet is cut, or if the user does not want it
+  if not may_ask then
+    local way = sender(pinfo) .. " " .. receiver(pinfo)
+    cut_in[way] = math.min(cut_in[way] or pinfo.number, pinfo.number)
+  end
+  while at < stop do
+    local size, reason = frame_size(tvb, at)
+    local there = stop - at
+    if not size then
+      dissect_no_frame(tvb(at):tvb(), pinfo, root, reason)
+      return stop
+    end
+    if size > there and may_ask then
+      pinfo.desegment_offset = at
+      pinfo.desegment_len = size - there
+      return stop
+    end
+    dissect_frame(tvb(at, math.min(size, there)):tvb(), pinfo, root)
+    at = at + size
+  end
+  return stop
 end
 
-local function begins_like_a_frame(tvb, pinfo, tree)
-  if tvb:len() < HEADER_SIZE or tvb(0, 1):uint() ~= MAGIC or tvb(1, 1):uint() ~= VERSION then return false end
-  if not MESSAGES[tvb(2, 1):uint()] or tvb(8, 4):uint() > BODY_SIZE_MAX then return false end
+gtstore.dissector = dissect
+
+-- Whether a connection of unknown use begins with a frame, to judge by the first four bytes and by the length if it is
+-- there; then all that follows is taken for frames too.
+local function begins_like_a_frame(tvb, pinfo, root)
+  if tvb:len() < 4 or not frame_size(tvb, 0) then return false end
+  if not MESSAGES[tvb(2, 1):uint()] or tvb(3, 1):uint() ~= 0 then return false end
   pinfo.conversation = gtstore
-  gtstore.dissector(tvb, pinfo, tree)
+  dissect(tvb, pinfo, root)
   return true
 end
 

@@ -3,13 +3,15 @@
 What is decided, and when, is membership.py's; this module carries it out: processes, threads,
 sockets. The manager is never in the way of a put or a get. Its threads:
 
-- one a node waits for the end of its process, so that a death is seen at once;
+- one a node, its keeper, waits for the end of its process, so that a death is seen at once, and
+  starts the next one;
 - the prober sends PING to every node once an interval, over the port that clients use;
+- the publisher makes the newest map known: it answers requests from then on, and every living node
+  is given what it does not have of it;
 - the server's threads answer clients and nodes.
 
 Each of them may tell the membership of an event. That happens under one lock (``_changed``), and
-what the membership returns is done outside of it. Maps are published one after the other, always
-the newest.
+what the membership returns is done outside of it.
 """
 
 from __future__ import annotations
@@ -24,12 +26,19 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from typing import NamedTuple
 
 from .connection import call_once
-from .errors import ClusterError, GTStoreError, NetworkError, RemoteProtocolError
-from .membership import Action, Fence, Membership, Probe, Publish, Report
+from .errors import (
+    ClusterError,
+    ConnectionLost,
+    GTStoreError,
+    NetworkError,
+    RemoteProtocolError,
+)
+from .membership import Action, Fence, Membership, Probe, Publish, Report, Start
 from .nursery import NodeProcess, Nursery
-from .operations import Lost, Operation, Reply
+from .operations import Lost, Operation
 from .placement import (
     HASH_FUNCTIONS,
     PartitionMap,
@@ -45,7 +54,6 @@ from .wire.codec import decode, encode, head_word, reply_frame
 
 logger = logging.getLogger("gtstore.manager")
 
-_START_TIMEOUT_S = 60.0
 _STOP_TIMEOUT_S = 3.0
 _EXIT_WAIT_S = 0.25
 _PUBLISH_TIMEOUT_S = 0.25
@@ -54,6 +62,16 @@ _BUSY_SHARE = 0.2
 """A node that was on a processor for this part of the time does not hang."""
 
 _MAP_WORD = head_word(messages.Map.kind)
+
+
+class _Published(NamedTuple):
+    """What is known to everybody who asks: one state of the membership."""
+
+    map: PartitionMap
+    members: dict[int, messages.Member]
+
+
+_NOTHING_PUBLISHED = _Published(PartitionMap(0, ()), {})
 
 
 @dataclass(frozen=True)
@@ -67,6 +85,7 @@ class ManagerOptions:
     node_port: int
     hash_code: int
     probe_interval_ms: int
+    respawns: bool
     pin: bool
     max_connections: int
     max_memory_mb: int | None
@@ -89,21 +108,24 @@ class Manager:
         self._is_interrupted = is_interrupted
         self._cluster_id = secrets.randbits(32) or 1  # 0 means that there is none
         self._token = secrets.token_bytes(16)
-        self._processes: dict[int, NodeProcess] = {}
-        self._looks: dict[int, Gathered[None]] = {}  # one for each process
         self._is_stopping = threading.Event()
+        # Held while a process is started: none registers, and the cluster is not stopped, before
+        # the process is known here.
+        self._spawning = threading.Lock()
         # An epoch, and the body of the MAP with all its rows; replaced as a whole, without a lock.
         self._whole_map = (0, b"")
         self._changed = threading.Condition()
         # Guarded by _changed:
-        self._registered: dict[int, messages.Member] = {}
+        self._processes: dict[int, NodeProcess] = {}  # the newest of each node
+        self._looks: dict[int, Gathered[None]] = {}  # one for each of these
+        self._registered: dict[int, messages.Member] = {}  # the newest of each node
         self._membership: Membership | None = None
-        self._exit_codes: dict[int, int | None] = {}
-        self._removed: set[int] = set()  # dead, and the map without them was published
-        # Guarded by _publishing:
-        self._publishing = threading.Lock()
+        self._published = _NOTHING_PUBLISHED
+        self._pushed_epoch = 0  # of the last map that was published and pushed
+        self._is_publish_due = False
+        # The publisher's own:
         self._push_session = Session(self._locate)
-        self._adopted: dict[int, int] = {}  # node -> the epoch of the map that it holds
+        self._adopted: dict[int, tuple[int, int]] = {}  # node -> its incarnation, its map's epoch
         self._probe_session = Session(self._locate)  # the prober's own
         self._server = self._make_server()
         self._nursery = Nursery()
@@ -116,6 +138,7 @@ class Manager:
             **on_message(self.on_key_nodes),
             **on_message(self.on_next_primary),
             **on_control_message(self.on_register, self._token),
+            **on_control_message(self.on_in_sync, self._token),
         }
         try:
             return FrameServer(
@@ -139,11 +162,16 @@ class Manager:
             self._check_node_ports()
             self._server.start()
             for node in range(1, self._options.nodes + 1):
-                self._spawn(node)
+                process = self._spawn(node, 1)
+                name = f"keeper of node {node}"
+                threading.Thread(
+                    target=self._keep, args=(node, process), name=name, daemon=True
+                ).start()
             self._await_nodes()
         except BaseException:
             self.stop()
             raise
+        threading.Thread(target=self._publish_forever, name="publisher", daemon=True).start()
         threading.Thread(target=self._probe_forever, name="prober", daemon=True).start()
         ports = [self._registered[node].port for node in sorted(self._registered)]
         return (
@@ -155,11 +183,15 @@ class Manager:
 
     def stop(self) -> None:
         """Stop the nodes, by force if they do not stop by themselves, and the server."""
-        self._is_stopping.set()
-        for process in self._processes.values():
+        with self._spawning:
+            self._is_stopping.set()
+        with self._changed:
+            processes = dict(self._processes)
+            self._changed.notify_all()
+        for process in processes.values():
             process.send_signal(signal.SIGTERM)
         end = time.monotonic() + _STOP_TIMEOUT_S
-        for node, process in self._processes.items():
+        for node, process in processes.items():
             if not process.exited.wait(max(0.0, end - time.monotonic())):
                 logger.warning(
                     "node %d did not stop within %g s: killing it", node, _STOP_TIMEOUT_S
@@ -184,64 +216,100 @@ class Manager:
                 "another program; choose others with --node-port"
             )
 
-    def _spawn(self, node: int) -> None:
+    # --- processes -------------------------------------------------------------------------------
+
+    def _spawn(self, node: int, incarnation: int) -> NodeProcess:
+        """Start a node. Raises ClusterError; also if the cluster is being stopped."""
         options = self._options
         first = options.node_port
         cpus = sorted(os.sched_getaffinity(0))
-        process = self._nursery.start(
-            {
-                "node": node,
-                "incarnation": 1,
-                "host": options.host,
-                "port": first + node - 1 if first else 0,
-                "manager": (options.host, self._server.port),
-                "token": self._token.hex(),
-                "cpu": cpus[(node - 1) % len(cpus)] if options.pin else None,
-                "max_connections": options.max_connections,
-                "max_memory_mb": options.max_memory_mb,
-                "frame_timeout_ms": options.frame_timeout_ms,
-                "log_level": options.log_level,
-                "log_format": options.log_format,
-            }
-        )
-        self._processes[node] = process
-        self._looks[node] = Gathered(partial(self._look_at, node, process))
-        threading.Thread(target=self._watch, args=(node, process), daemon=True).start()
+        with self._spawning:
+            if self._is_stopping.is_set():
+                raise ClusterError("the cluster is being stopped")
+            # A node that returns listens where its clients know it.
+            member = self._registered.get(node)
+            port = member.port if member else first + node - 1 if first else 0
+            process = self._nursery.start(
+                {
+                    "node": node,
+                    "incarnation": incarnation,
+                    "host": options.host,
+                    "port": port,
+                    "manager": (options.host, self._server.port),
+                    "token": self._token.hex(),
+                    "cpu": cpus[(node - 1) % len(cpus)] if options.pin else None,
+                    "max_connections": options.max_connections,
+                    "max_memory_mb": options.max_memory_mb,
+                    "frame_timeout_ms": options.frame_timeout_ms,
+                    "log_level": options.log_level,
+                    "log_format": options.log_format,
+                },
+                incarnation,
+            )
+            with self._changed:
+                self._processes[node] = process
+            self._looks[node] = Gathered(partial(self._look_at, node, process))
+        return process
 
-    def _watch(self, node: int, process: NodeProcess) -> None:
-        """Wait for the end of a node's process."""
-        code = process.wait()
-        with self._changed:
-            self._exit_codes[node] = code
-            self._changed.notify_all()
-            membership = self._membership
-        if membership is not None and not self._is_stopping.is_set():
+    def _keep(self, node: int, process: NodeProcess) -> None:
+        """A node's keeper: wait for the end of its process, tell of it, start the next one."""
+        while True:
+            code = process.wait()
+            with self._changed:
+                self._changed.notify_all()
+                membership = self._membership
+            if membership is None or self._is_stopping.is_set():
+                return
+            how = _describe_exit(code)
+            actions = self._apply(partial(membership.exited, node, how, time.monotonic()))
+            pauses = [action.pause_s for action in actions if isinstance(action, Start)]
+            if not pauses:
+                return
+            # M2: a successor is started once the map without the dead one is known.
+            self._await_published(membership.map.epoch)
+            following = self._start_again(node, process.incarnation + 1, pauses[0])
+            if following is None:
+                return
+            process = following
+            membership.started(node, time.monotonic())
+
+    def _start_again(self, node: int, incarnation: int, pause_s: float) -> NodeProcess | None:
+        """The node's next process; None if the cluster is stopped instead."""
+        while not self._is_stopping.wait(pause_s):
             try:
-                self._apply(lambda: membership.exited(node, _describe_exit(code)))
-            except Exception:
-                logger.exception("the map without node %d could not be published yet", node)
+                process = self._spawn(node, incarnation)
+            except ClusterError as error:
+                if not self._is_stopping.is_set():
+                    logger.error("node %d cannot be started again: %s", node, error)
+                    pause_s = float(messages.RESPAWN_PAUSE_MAX_S)
+            else:
+                logger.info("node %d is started again: process %d", node, process.pid)
+                return process
+        return None
 
     def _await_nodes(self) -> None:
         """Wait until all nodes have registered, then make and publish the first map."""
         nodes = self._options.nodes
 
+        def exited() -> dict[int, NodeProcess]:
+            return {n: p for n, p in self._processes.items() if p.is_reaped}
+
         def is_settled() -> bool:
-            return bool(
-                len(self._registered) == nodes or self._is_interrupted() or self._exit_codes
-            )
+            return bool(len(self._registered) == nodes or self._is_interrupted() or exited())
 
         with self._changed:
-            end = time.monotonic() + _START_TIMEOUT_S
+            end = time.monotonic() + messages.START_TIMEOUT_S
             while not is_settled() and time.monotonic() < end:
                 self._changed.wait(0.1)  # a signal may interrupt, and notifies nobody
             if self._is_interrupted():
                 raise ClusterError("stopped before all storage nodes were ready")
             missing = sorted(set(self._processes) - set(self._registered))
-            for node, code in self._exit_codes.items():
-                raise ClusterError(f"storage node {node} did not start: {_describe_exit(code)}")
+            for node, process in exited().items():
+                how = _describe_exit(process.exit_code)
+                raise ClusterError(f"storage node {node} did not start: {how}")
             if missing:
                 raise ClusterError(
-                    f"node {_ranges(missing)} did not register within {_START_TIMEOUT_S:g} s"
+                    f"node {_ranges(missing)} did not register within {messages.START_TIMEOUT_S} s"
                 )
             members = [self._registered[node] for node in sorted(self._registered)]
             self._membership = Membership(
@@ -252,67 +320,93 @@ class Manager:
                     self._options.replicas,
                     {member.node: member.incarnation for member in members},
                 ),
+                self._options.replicas,
                 self._options.probe_interval_ms / 1000,
                 messages.PROBE_MISSES_MAX,
+                self._options.respawns,
             )
-        late = self._publish(timeout_s=_START_TIMEOUT_S)
+        late = self._publish(timeout_s=messages.START_TIMEOUT_S)
         if late:
             raise ClusterError(f"storage nodes {_ranges(late)} did not take their first map")
 
     # --- events and actions ----------------------------------------------------------------------
 
-    def _apply(self, event: Callable[[], list[Action]]) -> None:
-        """Tell the membership of an event, and do what it says."""
+    def _apply(self, event: Callable[[], list[Action]]) -> list[Action]:
+        """Tell the membership of an event, and do what it says; return that. Starts are left to the
+        keeper, probes to the prober."""
         with self._changed:
             actions = event()
+            if Publish() in actions:
+                self._is_publish_due = True
+                self._changed.notify_all()
         for action in actions:
             match action:
                 case Report(text):
                     logger.warning("%s", text)
                 case Fence(node):
                     self._processes[node].send_signal(signal.SIGKILL)
-                case Publish(removed):
-                    self._publish(_PUBLISH_TIMEOUT_S)
-                    with self._changed:
-                        self._removed.add(removed)
-                        self._changed.notify_all()
-                case Probe():
-                    raise AssertionError("only the prober ticks")
+        return actions
+
+    def _publish_forever(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._is_publish_due or self._is_stopping.is_set())
+                if self._is_stopping.is_set():
+                    return
+                self._is_publish_due = False
+            try:
+                self._publish(_PUBLISH_TIMEOUT_S)
+            except Exception:
+                # For example too many open files. The prober sees who is behind, and asks again.
+                logger.exception("the newest map could not be given to all nodes")
 
     def _publish(self, timeout_s: float) -> list[int]:
-        """Push the newest map to every living node that does not hold it yet. Return those that did
-        not take it in time: the prober sees by their PONGs that they are behind, and has it pushed
-        again."""
-        with self._publishing:
-            with self._changed:
-                assert self._membership is not None
-                partition_map = self._membership.map
-                behind = [
-                    node
-                    for node, member in self._membership.members.items()
-                    if member.state != messages.DEAD
-                    and self._adopted.get(node, 0) < partition_map.epoch
-                ]
-            updates = [
+        """Make the newest map known, and push it to every living node that does not hold it yet.
+        Return those that did not take it in time: the prober sees by their PONGs that they are
+        behind, and has it pushed again."""
+        with self._changed:
+            assert self._membership is not None
+            published = _Published(self._membership.map, dict(self._membership.members))
+            self._published = published
+            self._changed.notify_all()
+        held = {}
+        for node, member in published.members.items():
+            incarnation, epoch = self._adopted.get(node, (0, 0))
+            held[node] = epoch if incarnation == member.incarnation else 0
+        behind = [
+            node
+            for node, member in published.members.items()
+            if member.state != messages.DEAD and held[node] < published.map.epoch
+        ]
+        requests = [
+            _request(
+                node,
                 messages.MapUpdate(
-                    self._token,
-                    partition_map.epoch,
-                    partition_map.rows_since(self._adopted.get(node, 0)),
-                )
-                for node in behind
-            ]
-            requests = [
-                _request(node, update) for node, update in zip(behind, updates, strict=True)
-            ]
-            late = []
-            replies = self._push_session.run_many(requests, timeout_s, len(behind))
-            for node, reply in zip(behind, replies, strict=True):
-                if isinstance(reply, messages.Adopted):
-                    self._adopted[node] = reply.epoch
-                else:
-                    logger.info("node %d did not take the map: %s", node, reply)
-                    late.append(node)
-            return late
+                    self._token, published.map.epoch, published.map.rows_since(held[node])
+                ),
+            )
+            for node in behind
+        ]
+        late = []
+        replies = self._push_session.run_many(requests, timeout_s, len(behind))
+        for node, reply in zip(behind, replies, strict=True):
+            if isinstance(reply, messages.Adopted):
+                self._adopted[node] = published.members[node].incarnation, reply.epoch
+            else:
+                logger.info("node %d did not take the map: %s", node, reply)
+                late.append(node)
+        with self._changed:
+            self._pushed_epoch = published.map.epoch
+            self._changed.notify_all()
+        return late
+
+    def _await_published(self, epoch: int) -> None:
+        """Wait until this map, or a newer one, was made known and pushed; not for ever."""
+        with self._changed:
+            self._changed.wait_for(
+                lambda: self._pushed_epoch >= epoch or self._is_stopping.is_set(),
+                4 * _PUBLISH_TIMEOUT_S,
+            )
 
     def _probe_forever(self) -> None:
         interval_s = self._options.probe_interval_ms / 1000
@@ -342,7 +436,7 @@ class Manager:
             if isinstance(reply, messages.Error) and reply.code == messages.BUSY:
                 self._apply(lambda node=node: membership.answered(node))  # type: ignore[misc]
             elif isinstance(reply, messages.Pong) and reply.node == node:
-                is_behind |= reply.epoch < membership.map.epoch
+                is_behind |= reply.epoch < self._published.map.epoch
                 self._apply(lambda node=node: membership.answered(node))  # type: ignore[misc]
             else:
                 missed = partial(
@@ -353,7 +447,7 @@ class Manager:
                 )
                 self._apply(missed)
         if is_behind:
-            self._publish(_PUBLISH_TIMEOUT_S)
+            self._apply(lambda: [Publish()])
 
     def _locate(self, node: int) -> tuple[str, str, int]:
         with self._changed:
@@ -363,30 +457,31 @@ class Manager:
     # --- requests --------------------------------------------------------------------------------
 
     def on_ping(self, request: messages.Ping) -> messages.Pong:  # noqa: ARG002  # it is empty
-        epoch = self._membership.map.epoch if self._membership else 0
+        epoch = self._published.map.epoch
         now_us = time.time_ns() // 1000
         return messages.Pong(messages.ROLE_MANAGER, 0, 0, os.getpid(), epoch, now_us, 0, 0)
 
     def on_cluster_info(self, request: messages.ClusterInfo) -> messages.Cluster:  # noqa: ARG002
+        published = self._ready()
         with self._changed:
-            membership = self._ready_membership()
-            return messages.Cluster(
-                membership.map.epoch,
-                self._options.nodes,
-                self._options.replicas,
-                self._options.hash_code,
-                partition_count(self._options.nodes),
-                time.time_ns() // 1000,
-                tuple(membership.members.values()),
-            )
+            assert self._membership is not None
+            members = tuple(self._membership.members.values())  # with their states of now
+        return messages.Cluster(
+            published.map.epoch,
+            self._options.nodes,
+            self._options.replicas,
+            self._options.hash_code,
+            partition_count(self._options.nodes),
+            time.time_ns() // 1000,
+            members,
+        )
 
     def get_map(self, request_id: int, body: bytes) -> bytes:
         """GET_MAP. The whole map, which every new client asks for, is made once an epoch: in a
         large cluster it is megabytes, and a second of work."""
         request = decode(messages.GetMap.kind, body)
         assert isinstance(request, messages.GetMap)
-        with self._changed:
-            partition_map = self._ready_membership().map
+        partition_map = self._ready().map
         if cluster_of(request.since) == self._cluster_id:
             rows = partition_map.rows_since(request.since)
             return encode(messages.Map(partition_map.epoch, rows), request_id)
@@ -402,19 +497,25 @@ class Manager:
         return self._owners(request.key)
 
     def on_next_primary(self, request: messages.NextPrimary) -> messages.Owners:
-        if request.node in self._looks and request.node not in self._removed:
-            self._looks[request.node]()
+        look = self._looks.get(request.node)
+        if look is not None:
+            look()
         return self._owners(request.key)
 
     def on_register(self, request: messages.Register) -> messages.Registered:
-        with self._changed:
-            # N0: a process registers once; one that is started again is another incarnation.
-            is_awaited = 0 < request.node <= self._options.nodes
-            if not is_awaited or request.node in self._registered:
+        with self._spawning, self._changed:
+            process = self._processes.get(request.node)
+            known = self._registered.get(request.node)
+            # N0: a process registers once, as the incarnation that it was started as.
+            if (
+                process is None
+                or (request.pid, request.incarnation) != (process.pid, process.incarnation)
+                or (known is not None and known.incarnation == request.incarnation)
+            ):
                 raise RemoteProtocolError(
                     messages.NOT_ALLOWED, f"node {request.node} is not awaited", closes=True
                 )
-            self._registered[request.node] = messages.Member(
+            member = messages.Member(
                 request.node,
                 messages.ALIVE,
                 request.incarnation,
@@ -422,7 +523,11 @@ class Manager:
                 request.port,
                 self._options.host,
             )
+            self._registered[request.node] = member
             self._changed.notify_all()
+            membership = self._membership
+        if membership is not None:
+            self._apply(partial(membership.returned, member, time.monotonic()))
         return messages.Registered(
             epoch_of(self._cluster_id, 0),
             self._options.nodes,
@@ -430,23 +535,33 @@ class Manager:
             self._options.hash_code,
         )
 
-    def _ready_membership(self) -> Membership:
-        if self._membership is None:
+    def on_in_sync(self, request: messages.InSync) -> messages.Noted:
+        self._ready()
+        assert self._membership is not None
+        self._apply(partial(self._membership.synced, request.node, request.joins))
+        return messages.Noted()
+
+    def _ready(self) -> _Published:
+        """What is published. Raises NOT_READY before there is anything."""
+        published = self._published
+        if not published.map.epoch:
             raise RemoteProtocolError(messages.NOT_READY, "the storage nodes are still starting")
-        return self._membership
+        return published
 
     def _owners(self, key: bytes) -> messages.Owners:
-        with self._changed:
-            membership = self._ready_membership()
-            partition = HASH_FUNCTIONS[self._options.hash_code](key) % len(membership.map.rows)
-            row = membership.map.rows[partition]
-            alive = membership.alive_owners(partition)
-            members = tuple(membership.members[owner.node] for owner in row.owners)
+        published = self._ready()
+        partition = HASH_FUNCTIONS[self._options.hash_code](key) % len(published.map.rows)
+        row = published.map.rows[partition]
+        members = tuple(published.members[owner.node] for owner in row.owners)
+        alive = sum(
+            member.state != messages.DEAD and member.incarnation == owner.incarnation
+            for owner, member in zip(row.owners, members, strict=True)
+        )
         if not alive:
             raise RemoteProtocolError(
                 messages.UNAVAILABLE,
-                f"all owners of partition {partition} are dead, and its data is gone: restart "
-                "the cluster",
+                f"all owners of partition {partition} are dead, and its data is gone: it begins "
+                "anew, empty, when one of them returns",
                 detail=messages.AliveDetail(self._options.replicas, alive),
             )
         return messages.Owners(row, members)
@@ -454,6 +569,9 @@ class Manager:
     def _look_at(self, node: int, process: NodeProcess) -> None:
         """Find out at once whether a node that a client could not reach is dead. If so, return when
         the map without it is published. No client is believed: the node is asked."""
+        if process.exited.is_set():
+            self._await_removal(node, process.incarnation)
+            return
         try:
             peer, host, port = self._locate(node)
             timeout_s = self._options.probe_interval_ms / 1000
@@ -461,16 +579,28 @@ class Manager:
         except NetworkError:
             # Its sockets close a moment before its end can be seen.
             if process.exited.wait(_EXIT_WAIT_S):
-                with self._changed:
-                    self._changed.wait_for(lambda: node in self._removed, 2 * _PUBLISH_TIMEOUT_S)
+                self._await_removal(node, process.incarnation)
         except KeyError:
             pass  # it has not registered yet
+
+    def _await_removal(self, node: int, incarnation: int) -> None:
+        """Wait until the published map is without that incarnation of a node; not for ever."""
+
+        def is_removed() -> bool:
+            member = self._published.members.get(node)
+            is_dead = member is not None and member.state == messages.DEAD
+            return is_dead or member is None or member.incarnation > incarnation
+
+        with self._changed:
+            self._changed.wait_for(is_removed, 2 * _PUBLISH_TIMEOUT_S)
 
 
 def _request(node: int, request: messages.Message) -> Operation[messages.Message]:
     """An operation: one request to one node. Raises NetworkError, RemoteProtocolError."""
-    replies: list[Reply] = yield (node,), 1, encode(request, 1)  # type: ignore[assignment]
-    reply = replies[0]
+    frame = encode(request, 1)
+    (reply,) = yield (node,), 1, frame
+    if isinstance(reply, Lost) and isinstance(reply.error, ConnectionLost):
+        (reply,) = yield (node,), 1, frame  # the connection may only have been to a dead process
     if isinstance(reply, Lost):
         raise reply.error
     return decode(reply[0], reply[3])

@@ -69,7 +69,7 @@ def parser() -> OneLineParser:
     result.add_argument(
         "--no-respawn",
         action="store_true",
-        help="leave dead nodes dead (this version always does)",
+        help="leave dead nodes dead; others take over what they held",
     )
     result.add_argument(
         "--no-pin", action="store_true", help="do not pin each node to one CPU (slower)"
@@ -113,6 +113,7 @@ def main(arguments: list[str] | None = None) -> int:
                 options.node_port,
                 next(code for code, name in HASHES.items() if name == options.hash),
                 options.probe_interval_ms,
+                not options.no_respawn,
                 not options.no_pin,
                 options.max_connections,
                 options.max_memory_mb,

@@ -6,21 +6,44 @@ those of docs/REPLICATION.md.
 
 A member's state follows one table, TRANSITIONS: an event that has no row for a state is a mistake
 of the caller. Silence makes a member suspect, and never dead: a suspect that stays silent is fenced
-(killed), and only the end of its process, seen by the manager, makes it dead (M2). In this version
-a dead member stays dead.
+(killed), and only the end of its process, seen by the manager, makes it dead (M2). A dead node is
+started again: the new process, another incarnation, is a member once it has registered.
 
-Order of a change (M2): the process is surely gone, then the new map is made, then it is published.
+Order of a change (M2): the process is surely gone, then the new map is made, then it is published,
+then a successor is started, which joins as syncing and copies what it is to hold (M7).
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Final, TypeAlias
 
-from .placement import PartitionMap
-from .wire.messages import ALIVE, DEAD, SUSPECT, Member
+from .placement import (
+    PartitionMap,
+    home_owners,
+    row_begun_anew,
+    row_in_sync,
+    row_repaired,
+)
+from .wire.messages import (
+    ALIVE,
+    DEAD,
+    RESPAWN_PAUSE_MAX_S,
+    START_TIMEOUT_S,
+    SUSPECT,
+    Join,
+    Member,
+    Row,
+)
 
+STAND_IN_AFTER_S: Final = 2.0
+"""A dead node's places are kept for it so long. It is usually back within a second, and copies to
+stand-ins would be made in vain."""
+_SETTLED_S: Final = 60.0
+"""A node that lived so long does not keep dying."""
 _BUSY_MISS: Final = Fraction(1, 10)
 """What a missed probe counts for if the process was at work meanwhile."""
 
@@ -29,6 +52,7 @@ _BUSY_MISS: Final = Fraction(1, 10)
 ANSWERED: Final = "answered"
 MISSED: Final = "missed"
 EXITED: Final = "exited"
+RETURNED: Final = "returned"
 
 TRANSITIONS: Final = {
     (ALIVE, ANSWERED): ALIVE,
@@ -37,6 +61,7 @@ TRANSITIONS: Final = {
     (SUSPECT, ANSWERED): ALIVE,
     (SUSPECT, MISSED): SUSPECT,
     (SUSPECT, EXITED): DEAD,
+    (DEAD, RETURNED): ALIVE,
     # A probe that was under way when the process ended.
     (DEAD, ANSWERED): DEAD,
     (DEAD, MISSED): DEAD,
@@ -61,9 +86,16 @@ class Fence:
 
 @dataclass(frozen=True)
 class Publish:
-    """Give the newest map to every living node: this node was removed from it."""
+    """Make the newest map known, and give it to every living node."""
+
+
+@dataclass(frozen=True)
+class Start:
+    """Once the newest map is known, and after a pause, start the node again; tell ``started``, then
+    ``returned`` when it has registered, or ``exited``."""
 
     node: int
+    pause_s: float
 
 
 @dataclass(frozen=True)
@@ -73,7 +105,7 @@ class Report:
     text: str
 
 
-Action: TypeAlias = Probe | Fence | Publish | Report
+Action: TypeAlias = Probe | Fence | Publish | Start | Report
 
 
 class Membership:
@@ -82,24 +114,36 @@ class Membership:
     Args:
         members: all nodes, each alive, as they registered.
         partition_map: the map that holds.
+        replicas: how many copies of each key are meant to be there.
         probe_interval_s: how often each node is probed.
         misses_max: how many probes in a row may be missed before the manager acts.
+        respawns: whether dead nodes are started again.
+
+    Times are those of one clock that only goes forward, in seconds.
     """
 
     def __init__(
         self,
-        members: list[Member],
+        members: Iterable[Member],
         partition_map: PartitionMap,
+        replicas: int,
         probe_interval_s: float,
         misses_max: int,
+        respawns: bool = True,
     ) -> None:
         self.members = {member.node: member for member in members}
         self.map = partition_map
+        self._replicas = replicas
         self._interval_s = probe_interval_s
         self._misses_max = misses_max
+        self._respawns = respawns
         self._misses: dict[int, Fraction] = dict.fromkeys(self.members, Fraction(0))
         self._fenced: set[int] = set()
         self._next_tick: float | None = None
+        self._alive_since = dict.fromkeys(self.members, -math.inf)
+        self._early_deaths = dict.fromkeys(self.members, 0)
+        self._starting: dict[int, float] = {}  # started at that time, and not back yet
+        self._awaited: dict[int, float] = {}  # dead, and until then their places are kept
 
     def tick(self, now: float) -> list[Action]:
         """Probe every living node once an interval. ``next_tick`` says when to call again."""
@@ -114,6 +158,25 @@ class Membership:
             actions += [
                 Probe(node) for node, member in self.members.items() if member.state != DEAD
             ]
+            actions += self._look_at_the_dead(now)
+        return actions
+
+    def _look_at_the_dead(self, now: float) -> list[Action]:
+        """Kill a node that does not get started; let stand-ins join for those that stay away."""
+        actions: list[Action] = []
+        for node, since in self._starting.items():
+            if now > since + START_TIMEOUT_S and node not in self._fenced:
+                self._fenced.add(node)
+                text = f"node {node} did not register within {START_TIMEOUT_S} s: killing it"
+                actions += [Report(text), Fence(node)]
+        late = [node for node, until in self._awaited.items() if now > until]
+        for node in late:
+            del self._awaited[node]
+        if late:
+            before = self.map
+            self._repair()
+            if self.map is not before:
+                actions.append(Publish())
         return actions
 
     @property
@@ -153,27 +216,126 @@ class Membership:
         text = f"node {node} is silent ({reason}, {float(self._misses[node]):g} probes): killing it"
         return [*actions, Report(text), Fence(node)]
 
-    def exited(self, node: int, how: str) -> list[Action]:
+    def exited(self, node: int, how: str, now: float) -> list[Action]:
         """The node's process has ended: seen by its parent, so it answers nobody any more (M2)."""
-        if self.members[node].state == DEAD:
+        self._fenced.discard(node)
+        self._starting.pop(node, None)
+        actions: list[Action] = [Report(f"node {node} is dead: {how}")]
+        if self.members[node].state != DEAD:
+            if now > self._alive_since[node] + _SETTLED_S:
+                self._early_deaths[node] = 0
+            actions += self._enter(node, EXITED)
+            self.map = self.map.without(node)
+            lost = sum(
+                row.owners[0].node == node and not self.alive_owners(row.partition)
+                for row in self.map.rows
+            )
+            if lost:
+                text = f"{lost} partitions have lost their last owner: they are Unavailable"
+                actions.append(Report(text))
+            actions += self._begin_anew()
+        if self._respawns:
+            pause_s = self._respawn_pause_s(node)
+            if pause_s < STAND_IN_AFTER_S:
+                self._awaited[node] = now + STAND_IN_AFTER_S
+            actions.append(Start(node, pause_s))
+        self._repair()
+        # Also if no row has changed: the member's state has. And a start comes after it (M2).
+        at = len(actions) - self._respawns
+        return [*actions[:at], Publish(), *actions[at:]]
+
+    def started(self, node: int, now: float) -> None:
+        """A new process of a dead node was started."""
+        self._starting[node] = now
+
+    def returned(self, member: Member, now: float) -> list[Action]:
+        """A node that was started again has registered: a new incarnation, which owns nothing yet
+        (N0)."""
+        node = member.node
+        actions = self._enter(node, RETURNED)
+        self.members[node] = member
+        self._misses[node] = Fraction(0)
+        self._starting.pop(node, None)
+        self._awaited.pop(node, None)
+        self._alive_since[node] = now
+        actions += self._begin_anew()
+        self._repair()
+        return [*actions, Publish()]
+
+    def synced(self, node: int, joins: Iterable[Join]) -> list[Action]:
+        """A node reports that it has copied everything of these partitions, as of these joins
+        (N6)."""
+        before = self.map
+        for join in joins:
+            if join.partition < len(self.map.rows):
+                self._change(
+                    lambda row, epoch, join=join: row_in_sync(  # type: ignore[misc]
+                        row, node, join.join_epoch, epoch
+                    ),
+                    [join.partition],
+                )
+                self._repair([join.partition])
+        return [Publish()] if self.map is not before else []
+
+    def _respawn_pause_s(self, node: int) -> float:
+        """0, 1, 2, 4 .. seconds, longer each time while it keeps dying soon after its start."""
+        deaths = self._early_deaths[node]
+        self._early_deaths[node] += 1
+        return float(min(2 ** min(deaths - 1, 10), RESPAWN_PAUSE_MAX_S)) if deaths else 0.0
+
+    # --- the next map ----------------------------------------------------------------------------
+
+    def _living(self) -> dict[int, int]:
+        return {
+            node: member.incarnation
+            for node, member in self.members.items()
+            if member.state != DEAD
+        }
+
+    def _change(
+        self, change: Callable[[Row, int], Row], partitions: Iterable[int] | None = None
+    ) -> None:
+        self.map = self.map.changed_by(change, partitions)
+
+    def _repair(self, partitions: Iterable[int] | None = None) -> None:
+        """M7: one step towards k copies."""
+        nodes, living = len(self.members), self._living()
+        self._change(
+            lambda row, epoch: row_repaired(
+                row, nodes, self._replicas, living, self._awaited, epoch
+            ),
+            partitions,
+        )
+
+    def _begin_anew(self) -> list[Action]:
+        """M5, in memory: partitions whose in-sync owners have all died begin empty on their other
+        owners, or their home owners, if one lives; otherwise when one returns."""
+        living = self._living()
+        nodes = len(self.members)
+        begun: list[int] = []
+
+        def change(row: Row, epoch: int) -> Row:
+            owners = [o.node for o in row.owners if living.get(o.node) == o.incarnation]
+            if owners and row.owners[0].node == owners[0]:
+                return row  # its primary lives; a dead one stays only if it was the last in sync
+            home = home_owners(row.partition, nodes, self._replicas)
+            heirs = owners or [node for node in home if node in living]
+            if not heirs:
+                return row
+            begun.append(row.partition)
+            return row_begun_anew(row, heirs, living, epoch)
+
+        self._change(change)
+        if not begun:
             return []
-        actions = [Report(f"node {node} is dead: {how}"), *self._enter(node, EXITED)]
-        self.map = self.map.without(node)
-        actions.append(Publish(node))
-        lost = [
-            row.partition
-            for row in self.map.rows
-            if row.owners[0].node == node and not self.alive_owners(row.partition)
-        ]
-        if lost:
-            text = f"{len(lost)} partitions have lost their last owner: they are Unavailable"
-            actions.append(Report(text))
-        return actions
+        text = f"all copies of {len(begun)} partitions are gone, and they begin anew, empty"
+        return [Report(f"{text}: {_some(begun)}")]
 
     def alive_owners(self, partition: int) -> int:
         """How many of a partition's owners have not died."""
+        living = self._living()
         owners = self.map.rows[partition].owners
-        return sum(self.members[owner.node].state != DEAD for owner in owners)
+        return sum(living.get(owner.node) == owner.incarnation for owner in owners)
 
     def _enter(self, node: int, event: str) -> list[Action]:
         member = self.members[node]
@@ -184,3 +346,8 @@ class Membership:
         if event == EXITED:
             return []
         return [Report(f"node {node} is {'suspect' if state == SUSPECT else 'alive again'}")]
+
+
+def _some(numbers: list[int]) -> str:
+    """Numbers for people, not all of very many."""
+    return " ".join(map(str, numbers[:20])) + (" ..." if len(numbers) > 20 else "")

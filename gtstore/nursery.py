@@ -37,11 +37,18 @@ _TICKS_A_SECOND = os.sysconf("SC_CLK_TCK")
 
 
 class NodeProcess:
-    """A node's process, as the manager holds it."""
+    """A node's process, as the manager holds it.
 
-    def __init__(self, pid: int, nursery: Nursery) -> None:
+    ``exited`` is set once it has ended. When it ``is_reaped`` too, ``exit_code`` says how; None if
+    nobody knows.
+    """
+
+    def __init__(self, pid: int, incarnation: int, nursery: Nursery) -> None:
         self.pid = pid
+        self.incarnation = incarnation
         self.exited = threading.Event()
+        self.is_reaped = False
+        self.exit_code: int | None = None
         self._nursery = nursery
         self._pidfd = os.pidfd_open(pid)
 
@@ -67,7 +74,9 @@ class NodeProcess:
         poll.register(self._pidfd, select.POLLIN)
         poll.poll()
         self.exited.set()
-        return self._nursery.reap(self.pid)
+        self.exit_code = self._nursery.reap(self.pid)
+        self.is_reaped = True
+        return self.exit_code
 
 
 class Nursery:
@@ -76,9 +85,12 @@ class Nursery:
     def __init__(self) -> None:
         self._lock = threading.Lock()  # guards the pipes: one question, then its answer
         self._is_silent = False  # it once did not answer; guarded by _lock
+        self._process = self._launch()
+
+    def _launch(self) -> subprocess.Popen[str]:
         # It must be this same package, wherever the program was started from.
         paths = [str(Path(__file__).parent.parent), os.environ.get("PYTHONPATH", "")]
-        self._process = subprocess.Popen(
+        return subprocess.Popen(
             [sys.executable, "-m", "gtstore.storaged", "--nursery"],
             env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))},
             stdin=subprocess.PIPE,
@@ -88,12 +100,17 @@ class Nursery:
             start_new_session=True,
         )
 
-    def start(self, options: dict[str, Any]) -> NodeProcess:
+    def start(self, options: dict[str, Any], incarnation: int) -> NodeProcess:
         """Start a node with these options (storaged's, as JSON). Raises ClusterError."""
+        with self._lock:
+            if self._is_silent:
+                self._end()
+                self._process = self._launch()
+                self._is_silent = False
         answer = self._ask({"start": options})
         if answer is None:
-            raise ClusterError("the process that starts storage nodes has ended")
-        return NodeProcess(answer["pid"], self)
+            raise ClusterError("the process that starts storage nodes does not answer")
+        return NodeProcess(answer["pid"], incarnation, self)
 
     def reap(self, pid: int) -> int | None:
         answer = self._ask({"reap": pid})
@@ -101,14 +118,17 @@ class Nursery:
 
     def close(self) -> None:
         """Let the process end; nodes that still run go on."""
+        with self._lock:
+            self._end()
+
+    def _end(self) -> None:
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        with self._lock:
-            for pipe in (self._process.stdin, self._process.stdout):
-                try:
-                    pipe.close()
-                except OSError:
-                    pass  # it has ended already
+        for pipe in (self._process.stdin, self._process.stdout):
+            try:
+                pipe.close()
+            except OSError:
+                pass  # it has ended already
         try:
             self._process.wait(_ANSWER_TIMEOUT_S)
         except subprocess.TimeoutExpired:
@@ -126,12 +146,13 @@ class Nursery:
                 self._process.stdin.flush()
                 poll = select.poll()
                 poll.register(self._process.stdout, select.POLLIN)
-                if not poll.poll(_ANSWER_TIMEOUT_S * 1000):
-                    # A late answer would be taken for that to the next question.
-                    self._is_silent = True
+                # A late answer would be taken for that to the next question.
+                self._is_silent = not poll.poll(_ANSWER_TIMEOUT_S * 1000)
+                if self._is_silent:
                     return None
                 answer: dict[str, Any] = json.loads(self._process.stdout.readline())
             except (OSError, ValueError):
+                self._is_silent = True  # it has ended
                 return None
             return answer
 
@@ -143,11 +164,19 @@ def serve(run_node: Callable[[dict[str, Any]], int]) -> None:
     gc.freeze()  # or the first collection in a child would write to every shared page
     for line in sys.stdin:
         command = json.loads(line)
+        answer: dict[str, int | None]
         if "start" in command:
             answer = {"pid": _fork(run_node, command["start"])}
         else:
-            answer = {"code": os.waitstatus_to_exitcode(os.waitpid(command["reap"], 0)[1])}
+            answer = {"code": _reap(command["reap"])}
         print(json.dumps(answer), flush=True)
+
+
+def _reap(pid: int) -> int | None:
+    try:
+        return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    except ChildProcessError:
+        return None  # it was started by another nursery, which has ended
 
 
 def _fork(run_node: Callable[[dict[str, Any]], int], options: dict[str, Any]) -> int:

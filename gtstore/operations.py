@@ -590,13 +590,13 @@ def send_in_order(
     frame: bytes,
     needs_primary: bool = False,
 ) -> Generator[Step, Sequence[Reply], Sequence[Reply]]:
-    """Send a WRITE to these nodes of a route by rule C2: at once, or, if the entry is ordered and
-    the list has more than two owners, one after the other, each answered before the next is sent.
+    """Send a WRITE to these nodes of a route by rule C2: at once, or, if the entry is ordered, one
+    after the other, each answered before the next is sent.
 
     The list of replies ends with the first one that is neither ACK nor SUPERSEDED; if the primary's
     own ACK is still needed, also with a SUPERSEDED of the primary.
     """
-    if not flags & ORDERED or len(route.nodes) <= 2:
+    if not flags & ORDERED:
         return (yield nodes, request_id, frame)
     replies: list[Reply] = []
     for node in nodes:

@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import binascii
 import struct
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Final
 
 from .wire.fields import malformed
@@ -68,16 +69,23 @@ def cluster_of(epoch: int) -> int:
 class PartitionMap:
     """The whole map at one epoch. It never changes: a change makes the next map.
 
-    ``epoch`` is that of the newest row; ``rows`` is indexed by partition.
+    Args:
+        epoch: of the newest change; also of one that no list_epoch tells, an owner that is in sync
+            now.
+        rows: indexed by partition.
+        changed: for each row, the epoch of its last change; its list_epoch if not given.
     """
 
-    def __init__(self, epoch: int, rows: Iterable[Row]) -> None:
+    def __init__(
+        self, epoch: int, rows: Iterable[Row], changed: Iterable[int] | None = None
+    ) -> None:
         self.epoch = epoch
         self.rows = tuple(rows)
+        self.changed = tuple((row.list_epoch for row in self.rows) if changed is None else changed)
 
     @classmethod
     def first(
-        cls, cluster_id: int, nodes: int, replicas: int, incarnations: dict[int, int]
+        cls, cluster_id: int, nodes: int, replicas: int, incarnations: Mapping[int, int]
     ) -> PartitionMap:
         """The map of a new cluster: every partition with its home owners, all in sync (empty)."""
         epoch = epoch_of(cluster_id, 1)
@@ -97,19 +105,28 @@ class PartitionMap:
             ),
         )
 
-    def without(self, node: int) -> PartitionMap:
-        """The next map after a node's death; the same map if nothing changes.
-
-        Only the node's own rows change. The last owner in sync stays in its row, dead or not (M5):
-        nobody else may answer for the partition.
-        """
+    def changed_by(
+        self, change: Callable[[Row, int], Row], partitions: Iterable[int] | None = None
+    ) -> PartitionMap:
+        """The next map, in which ``change(row, epoch)`` was done to all rows, or to those of some
+        partitions; the same map if that changes nothing."""
         epoch = self.epoch + 1
-        rows = [_row_without(row, node, epoch) for row in self.rows]
-        return PartitionMap(epoch, rows) if rows != list(self.rows) else self
+        rows, changed = list(self.rows), list(self.changed)
+        for partition in range(len(rows)) if partitions is None else partitions:
+            row = change(rows[partition], epoch)
+            if row is not rows[partition]:
+                rows[partition], changed[partition] = row, epoch
+        return PartitionMap(epoch, rows, changed) if epoch in changed else self
+
+    def without(self, node: int) -> PartitionMap:
+        """The next map after a node's death; see row_without."""
+        return self.changed_by(lambda row, epoch: row_without(row, node, epoch))
 
     def rows_since(self, epoch: int) -> tuple[Row, ...]:
         """The rows that somebody who holds the map of that epoch does not have yet."""
-        return tuple(row for row in self.rows if row.list_epoch > epoch)
+        return tuple(
+            row for row, changed in zip(self.rows, self.changed, strict=True) if changed > epoch
+        )
 
     def is_last_in_sync(self, node: int, gone: Collection[int] = ()) -> bool:
         """Whether the node is the last in-sync owner of some partition, the ``gone`` ones not
@@ -121,10 +138,78 @@ class PartitionMap:
         )
 
 
-def _row_without(row: Row, node: int, epoch: int) -> Row:
+# --- how rows change -----------------------------------------------------------------------------
+#
+# Each of these returns the row itself if there is nothing to change. ``epoch`` is that of the
+# change. The order of owners stays, the in-sync ones are in front (H9), so the primary changes by a
+# removal only.
+
+
+def row_without(row: Row, node: int, epoch: int) -> Row:
+    """A row after a node's death. The last owner in sync stays, dead or not (M5): nobody else may
+    answer for the partition."""
     owners = tuple(owner for owner in row.owners if owner.node != node)
     if len(owners) == len(row.owners) or not any(owner.in_sync for owner in owners):
         return row
+    return _row_with(row, owners, epoch)
+
+
+def row_in_sync(row: Row, node: int, join_epoch: int, epoch: int) -> Row:  # noqa: ARG001
+    """A row whose first syncing owner has copied everything (N6). A report of another join, or out
+    of order, changes nothing. The list_epoch stays: who is written to is the same."""
+    for at, owner in enumerate(row.owners):
+        if not owner.in_sync:
+            if (owner.node, owner.join_epoch) != (node, join_epoch):
+                return row
+            owners = (*row.owners[:at], replace(owner, in_sync=1), *row.owners[at + 1 :])
+            return replace(row, owners=owners)
+    return row
+
+
+def row_begun_anew(row: Row, nodes: Sequence[int], living: Mapping[int, int], epoch: int) -> Row:
+    """A row whose in-sync owners are all dead, and what they held in memory with them (M5): it
+    begins empty, on these nodes, under new join_epochs, so that they discard what they had."""
+    owners = tuple(Owner(node, living[node], epoch, 1) for node in nodes)
+    return Row(row.partition, epoch, epoch, owners)
+
+
+def row_repaired(
+    row: Row,
+    nodes: int,
+    replicas: int,
+    living: Mapping[int, int],
+    awaited: Collection[int],
+    epoch: int,
+) -> Row:
+    """A row after one step towards k copies on the nodes where they belong (M7).
+
+    Its copies belong on its primary, which is never taken away, then on its other home owners, then
+    on stand-ins: the owners that it has, then the next nodes clockwise. Nodes that are missing join
+    as syncing. Of the backups that are not needed there any more, a syncing one goes at once, one
+    in sync when there are more than k in sync without it.
+
+    Args:
+        nodes, replicas: the cluster's shape.
+        living: the incarnation of each living node.
+        awaited: dead nodes that are expected back soon: their places are kept for them.
+    """
+    present = [owner.node for owner in row.owners]
+    if living.get(present[0]) != row.owners[0].incarnation:
+        return row  # unavailable (M5)
+    clockwise = home_owners(row.partition, nodes, nodes)
+    order = dict.fromkeys((present[0], *clockwise[:replicas], *present[1:], *clockwise))
+    wanted = [node for node in order if node in living or node in awaited][:replicas]
+    owners = [owner for owner in row.owners if owner.in_sync or owner.node in wanted]
+    for owner in owners[:0:-1]:
+        if sum(other.in_sync for other in owners) > replicas and owner.node not in wanted:
+            owners.remove(owner)
+    for node in wanted:
+        if node not in present and node in living and len(owners) <= replicas:
+            owners.append(Owner(node, living[node], epoch, 0))
+    return row if tuple(owners) == row.owners else _row_with(row, tuple(owners), epoch)
+
+
+def _row_with(row: Row, owners: tuple[Owner, ...], epoch: int) -> Row:
     primary_epoch = row.primary_epoch if owners[0] == row.owners[0] else epoch
     return Row(row.partition, epoch, primary_epoch, owners)
 

@@ -12,6 +12,7 @@ versions, and bytes 8 to 19 are the identity of the operation, its rid. So the t
 
 from __future__ import annotations
 
+import dataclasses
 import struct
 from collections.abc import Callable, Iterable
 from typing import Final
@@ -104,12 +105,14 @@ class Replica:
     wire. So the usual check of N1a is one comparison.
     """
 
-    __slots__ = ("entries", "join_epoch", "read_epoch", "row", "write_epoch")
+    __slots__ = ("entries", "join_epoch", "read_epoch", "row", "scan", "write_epoch")
 
     def __init__(self, entries: Entries) -> None:
         self.entries = entries
         self.row: messages.Row | None = None
         self.join_epoch = 0
+        self.scan: tuple[int, list[bytes]] | None = None
+        """The keys that are being copied from here, and the join_epoch of who copies them (N6)."""
         self.write_epoch = _NOBODY
         self.read_epoch = _NOBODY
 
@@ -185,7 +188,7 @@ class Replicas:
         """A GET with epoch 0, one that is refused, or one that is malformed."""
         epoch, partition, key = _request_of("GET", body)
         if epoch or not self.epoch:
-            return self._refuse(request_id, partition, epoch)
+            return self.refuse(request_id, partition, epoch)
         entry = self._replicas[self._hash(key) % self._partitions].entries.get(key)
         if entry is None:
             return pack_words(_NOT_FOUND, request_id, 0)
@@ -257,7 +260,7 @@ class Replicas:
         if len(rest) < ENTRY_HEAD_SIZE:
             raise malformed("the entry of WRITE is too short")
         _check_entry(rest[FLAGS_AT], rest)
-        return self._refuse(request_id, partition, epoch)
+        return self.refuse(request_id, partition, epoch)
 
     def commit(self, request_id: int, body: bytes) -> bytes:  # noqa: ARG002  # it has no reply
         """COMMIT: mark the entry as committed if the stored version is that one (N5). No reply."""
@@ -292,7 +295,7 @@ class Replicas:
         partition, key = request.partition, request.key
         is_known = partition < self._partitions
         if not is_known or request.epoch != self._replicas[partition].read_epoch:
-            return self._refuse(request_id, partition, request.epoch)
+            return self.refuse(request_id, partition, request.epoch)
         replica = self._replicas[partition]
         stored = replica.entries.get(key)
         if stored is None:
@@ -345,19 +348,27 @@ class Replicas:
         if cluster_of(epoch) != self.cluster_id:
             return
         for row in rows:
-            if row.partition < self._partitions and cluster_of(row.list_epoch) == self.cluster_id:
-                replica = self._replicas[row.partition]
-                if replica.row is None or row.list_epoch > replica.row.list_epoch:
-                    self._adopt_row(replica, row)
+            self.adopt_row(row)
         self.epoch = max(self.epoch, epoch)
 
-    def _adopt_row(self, replica: Replica, row: messages.Row) -> None:
-        mine = [
-            owner
-            for owner in row.owners
-            # N0: a row that names another incarnation of this node does not name this process.
-            if owner.node == self.node and owner.incarnation == self.incarnation
-        ]
+    def adopt_row(self, row: messages.Row) -> None:
+        """Go by this row from now on, if it is newer. With the same list_epoch it can say only that
+        owners are in sync by now."""
+        if row.partition >= self._partitions or cluster_of(row.list_epoch) != self.cluster_id:
+            return
+        replica = self._replicas[row.partition]
+        held = replica.row
+        if held is None or row.list_epoch > held.list_epoch:
+            self._adopt_newer(replica, row)
+        elif row.list_epoch == held.list_epoch and len(row.owners) == len(held.owners):
+            owners = tuple(
+                theirs if theirs.in_sync else ours
+                for ours, theirs in zip(held.owners, row.owners, strict=True)
+            )
+            replica.row = dataclasses.replace(held, owners=owners)
+
+    def _adopt_newer(self, replica: Replica, row: messages.Row) -> None:
+        mine = [owner for owner in row.owners if self.is_mine(owner)]
         join_epoch = mine[0].join_epoch if mine else 0
         if join_epoch != replica.join_epoch:
             self._discard(replica)  # what was stored under another join is not vouched for (N2)
@@ -366,6 +377,33 @@ class Replicas:
         replica.write_epoch = row.list_epoch if mine else _NOBODY
         is_primary = bool(mine) and mine[0] is row.owners[0] and bool(mine[0].in_sync)
         replica.read_epoch = row.list_epoch if is_primary else _NOBODY
+        replica.scan = None
+
+    def is_mine(self, owner: messages.Owner) -> bool:
+        """N0: an owner of another incarnation of this node is not this process."""
+        return owner.node == self.node and owner.incarnation == self.incarnation
+
+    def __getitem__(self, partition: int) -> Replica:
+        return self._replicas[partition]
+
+    def __len__(self) -> int:
+        return self._partitions
+
+    def merge(self, replica: Replica, key: bytes, entry: bytes) -> None:
+        """Take an entry that was copied from another owner (N6): the higher version wins, and one
+        that is committed there is committed here."""
+        stored = replica.entries.get(key)
+        if stored is None:
+            self.size += len(key) + len(entry)
+            self._stored += 1
+            self._tombstones += bool(entry[FLAGS_AT] & TOMBSTONE)
+        elif entry[:VERSION_SIZE] > stored[:VERSION_SIZE]:
+            self.size += len(entry) - len(stored)
+            self._tombstones += bool(entry[FLAGS_AT] & TOMBSTONE)
+            self._tombstones -= bool(stored[FLAGS_AT] & TOMBSTONE)
+        elif entry[:VERSION_SIZE] < stored[:VERSION_SIZE] or not entry[FLAGS_AT] & COMMITTED:
+            return
+        replica.entries[key] = entry
 
     def _discard(self, replica: Replica) -> None:
         for key in replica.entries:
@@ -378,7 +416,7 @@ class Replicas:
 
     # --- what is rare ----------------------------------------------------------------------------
 
-    def _refuse(self, request_id: int, partition: int, epoch: int) -> bytes:
+    def refuse(self, request_id: int, partition: int, epoch: int) -> bytes:
         """Answer a request whose epoch is not the one that it needs here (N0, N1)."""
         row = self._replicas[partition].row if partition < self._partitions else None
         if not self.epoch or (row is None and partition < self._partitions):

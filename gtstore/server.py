@@ -76,13 +76,20 @@ def on_message(handle: Callable[[Any], messages.Message]) -> dict[int, Handler]:
 def on_control_message(
     handle: Callable[[Any], messages.Message], token: bytes
 ) -> dict[int, Handler]:
-    """The same for a message that begins with the cluster's token.
+    """The same for a message that begins with the cluster's token."""
+    return guarded(on_message(handle), token)
+
+
+def guarded(handlers: dict[int, Handler], token: bytes) -> dict[int, Handler]:
+    """Handlers of messages that begin with the cluster's token.
 
     The token is looked at before anything else: taking megabytes of rows apart costs seconds, in
     which a node answers nobody.
     """
-    ((kind, take),) = on_message(handle).items()
+    return {kind: _guarded(take, token) for kind, take in handlers.items()}
 
+
+def _guarded(take: Handler, token: bytes) -> Handler:
     def handler(request_id: int, body: bytes) -> bytes:
         given = body[: len(token)]
         if len(given) == len(token) and not hmac.compare_digest(given, token):
@@ -90,7 +97,7 @@ def on_control_message(
             raise RemoteProtocolError(messages.NOT_ALLOWED, text, closes=True)
         return take(request_id, body)
 
-    return {kind: handler}
+    return handler
 
 
 class TokenLock:

@@ -85,12 +85,17 @@ class Session:
         locate: returns a peer's name for people, its host and its port; raises ConnectError if
             nobody knows.
         owed: the Source's ``owed``.
+        calls_max: how many operations of a batch are under way at once.
     """
 
     def __init__(
-        self, locate: Callable[[int], tuple[str, str, int]], owed: dict[int, bytes] | None = None
+        self,
+        locate: Callable[[int], tuple[str, str, int]],
+        owed: dict[int, bytes] | None = None,
+        calls_max: int = _CALLS_MAX,
     ) -> None:
         self._locate = locate
+        self._calls_max = calls_max
         self._owed = {} if owed is None else owed
         self._connections: dict[int, Connection] = {}
         self._receive_size = SHORT_RECEIVE_SIZE  # of exchange
@@ -357,7 +362,7 @@ class Session:
         """A call that has its replies; or the next one of a batch, if few enough are under way."""
         if self._ready:
             return self._ready.popleft()
-        if self._active >= _CALLS_MAX or self._in_flight_size >= messages.IN_FLIGHT_SIZE_MAX:
+        if self._active >= self._calls_max or self._in_flight_size >= messages.IN_FLIGHT_SIZE_MAX:
             return None
         call = next(calls, None)
         if call is not None:

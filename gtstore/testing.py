@@ -83,7 +83,7 @@ class Cluster:
             self.stop()
             raise ClusterError(f"the cluster did not start: {log}")
         self.address = match[1]
-        self.node_pids = {node["id"]: node["pid"] for node in self.status()["nodes"]}
+        self._learn_pids()
         return self
 
     def stop(self) -> int:
@@ -97,8 +97,9 @@ class Cluster:
         except subprocess.TimeoutExpired:
             self._process.kill()
             code = self._process.wait()
-        for node in self.node_pids:  # of a manager that was killed
-            self.kill_node(node)
+        for pid in self.node_pids.values():  # of a manager that was killed
+            self._signal(pid, signal.SIGKILL)
+            wait_until(lambda pid=pid: not _is_running(pid), f"the end of process {pid}")  # type: ignore[misc]
         assert self._process.stdout is not None
         self._process.stdout.close()
         self._log.close()
@@ -130,6 +131,15 @@ class Cluster:
         with self.connect() as client:
             return client.status()
 
+    def wait_in_sync(self, timeout_s: float = 60.0) -> None:
+        """Wait until every partition has all its copies again."""
+        with self.connect() as client:
+            wait_until(
+                lambda: not client.status()["under_replicated"],
+                "all copies of all partitions",
+                timeout_s,
+            )
+
     def log(self) -> str:
         """What manager and nodes have written to standard error."""
         self._log.flush()
@@ -140,13 +150,15 @@ class Cluster:
     # --- trouble ---------------------------------------------------------------------------------
 
     def kill_node(self, node: int) -> None:
-        """SIGKILL a node; it is gone when this returns."""
-        self._signal(self.node_pids[node], signal.SIGKILL)
-        wait_until(lambda: not _is_running(self.node_pids[node]), f"the end of node {node}")
+        """SIGKILL a node; that process is gone when this returns. Unless the cluster has the option
+        --no-respawn, its manager starts the node again."""
+        pid = self._pid_of(node)
+        self._signal(pid, signal.SIGKILL)
+        wait_until(lambda: not _is_running(pid), f"the end of node {node}")
 
     def pause_node(self, node: int) -> None:
         """SIGSTOP a node: it is there, and answers nothing from the return of this call on."""
-        pid = self.node_pids[node]
+        pid = self._pid_of(node)
         self._signal(pid, signal.SIGSTOP)
         wait_until(lambda: _state(pid) in "TZ", f"the stop of node {node}")
 
@@ -157,8 +169,18 @@ class Cluster:
     def kill_manager(self) -> None:
         """SIGKILL the manager; the nodes go on."""
         assert self._process is not None
+        self._learn_pids()
         self._process.kill()
         self._process.wait()
+
+    def _learn_pids(self) -> None:
+        self.node_pids = {node["id"]: node["pid"] for node in self.status()["nodes"]}
+
+    def _pid_of(self, node: int) -> int:
+        """A node's newest process, if the manager is there to ask."""
+        if self._process is not None and self._process.poll() is None:
+            self._learn_pids()
+        return self.node_pids[node]
 
     def _signal(self, pid: int, number: int) -> None:
         if _is_running(pid):

@@ -24,25 +24,38 @@ PORT = 10001
 _SEGMENT_SIZE_MAX = 60_000
 
 
-def capture_of(streams: Iterable[Sequence[bytes]]) -> bytes:
-    """A capture file with one TCP connection for each stream, a packet for each of its parts."""
-    out = bytearray(struct.pack("<IHHiIII", 0xA1B2C3D4, 2, 4, 0, 0, 262_144, 101))  # raw IP
+class Reply(bytes):
+    """A part of a stream that the server sends."""
+
+
+def capture_of(streams: Iterable[Sequence[bytes]], snap: int = 262_144) -> bytes:
+    """A capture file with one TCP connection for each stream, a packet for each of its parts, one
+    millisecond after the other. Of a packet, ``snap`` bytes are kept."""
+    out = bytearray(struct.pack("<IHHiIII", 0xA1B2C3D4, 2, 4, 0, 0, snap, 101))  # raw IP
     for number, parts in enumerate(streams):
-        sequence = 1
+        server = bytes((127, 0, 0, 1 + number // 40_000)), PORT
+        client = bytes((127, 0, 0, 1)), 20_000 + number % 40_000
+        sent = {client: 0, server: 0}
+        milliseconds = 0
         for whole in parts:
+            here, there = (server, client) if isinstance(whole, Reply) else (client, server)
             for at in range(0, len(whole), _SEGMENT_SIZE_MAX):
                 part = whole[at : at + _SEGMENT_SIZE_MAX]
-                source = 20_000 + number % 40_000
                 tcp = struct.pack(
-                    ">HHIIBBHHH", source, PORT, sequence, 1, 5 << 4, 0x18, 65_535, 0, 0
-                )
+                    ">HHIIBBHHH",
+                    here[1], there[1], 1 + sent[here], 1 + sent[there], 5 << 4, 0x18, 65_535, 0, 0,
+                )  # fmt: skip
                 ip = struct.pack(
-                    ">BBHHHBBH4s4s", 0x45, 0, 40 + len(part), 0, 0, 64, 6, 0,
-                    bytes((127, 0, 0, 1)), bytes((127, 0, 0, 1 + number // 40_000)),
+                    ">BBHHHBBH4s4s",
+                    0x45, 0, 40 + len(part), 0, 0, 64, 6, 0, here[0], there[0],
                 )  # fmt: skip
                 packet = ip + tcp + part
-                out += struct.pack("<IIII", number, 0, len(packet), len(packet)) + packet
-                sequence += len(part)
+                seconds, rest = divmod(milliseconds, 1000)
+                kept = packet[:snap]
+                out += struct.pack("<IIII", number + seconds, rest * 1000, len(kept), len(packet))
+                out += kept
+                sent[here] += len(part)
+                milliseconds += 1
     return bytes(out)
 
 
@@ -62,10 +75,14 @@ def dissect(capture: Path, *options: str, ports: Iterable[int] = (PORT,)) -> str
 
 
 def fields_of_packets(
-    capture: Path, *names: str, only: str = "gtstore", ports: Iterable[int] = (PORT,)
+    capture: Path,
+    *names: str,
+    only: str = "gtstore",
+    ports: Iterable[int] = (PORT,),
+    options: Sequence[str] = (),
 ) -> list[dict[str, list[str]]]:
     """For each packet that the filter lets through: field -> its values."""
-    options = [option for name in names for option in ("-e", name)]
-    printed = dissect(capture, "-Y", only, "-T", "json", *options, ports=ports)
+    shown = [option for name in names for option in ("-e", name)]
+    printed = dissect(capture, "-Y", only, "-T", "json", *shown, *options, ports=ports)
     packets: list[Any] = json.loads(printed or "[]")
     return [packet["_source"]["layers"] for packet in packets]

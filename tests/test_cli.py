@@ -310,7 +310,7 @@ def test_verbose(manager: str, capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_kill_the_primary() -> None:
     """The very next get after a kill -9 has the value, with no error on the way; puts go on."""
-    with Cluster(nodes=3, replicas=2) as cluster:
+    with Cluster(nodes=2, replicas=2, options=["--no-respawn"]) as cluster:
         options = ("--manager", cluster.address)
         assert run(*options, "put", "key1", "old").stdout.endswith(b": 1 2\n")
         assert run(*options, "put", "key1", "new").returncode == 0
@@ -327,7 +327,7 @@ def test_kill_the_primary() -> None:
 
 def test_no_owner_left() -> None:
     """Unavailable is 3: it did not happen."""
-    with Cluster(nodes=1, replicas=1) as cluster:
+    with Cluster(nodes=1, replicas=1, options=["--no-respawn"]) as cluster:
         cluster.kill_node(1)
         for arguments in (("put", "key1", "x"), ("get", "key1"), ("where", "key1")):
             done = run("--manager", cluster.address, *arguments)

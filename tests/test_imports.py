@@ -34,6 +34,7 @@ LAYERS = (
     # The interface that replica.py stores through is declared next to the engines that have it.
     ("gtstore.placement", "gtstore.engine", "gtstore.read_modify_write"),
     ("gtstore.replica", "gtstore.operations", "gtstore.membership", "gtstore.frame_words"),
+    ("gtstore.copying",),
     ("gtstore.connection", "gtstore.allocator"),
     ("gtstore.session", "gtstore.server", "gtstore.tap"),
     # What the daemons share: how processes are started, and their command lines and logs.
@@ -63,6 +64,7 @@ PURE = {
     "gtstore.replica",
     "gtstore.operations",
     "gtstore.membership",
+    "gtstore.copying",
 }
 
 IMPURE_LIBRARIES = {

@@ -62,6 +62,9 @@ LONG_FRAMES_MAX: Final = 16
 PROBE_INTERVAL_MS: Final = 250
 PROBE_MISSES_MAX: Final = 4
 CLOCK_AHEAD_MAX_S: Final = 60
+RESPAWN_PAUSE_MAX_S: Final = 30
+START_TIMEOUT_S: Final = 60
+COPY_SIZE: Final = 64 * KIB
 MANAGER_PORT: Final = 9001
 NODE_PORT: Final = 10001
 CLIENT_TIMEOUT_S: Final = 5.0
@@ -116,6 +119,17 @@ LIMITS: Final = (
     ),
     Limit("probe interval", f"{PROBE_INTERVAL_MS} ms (`--probe-interval-ms`)", "manager to node"),
     Limit("missed probes", str(PROBE_MISSES_MAX), "then the manager acts on a silent node"),
+    Limit(
+        "pause before a node is started again",
+        f"0, 1, 2, 4 .. {RESPAWN_PAUSE_MAX_S} s",
+        "longer while it keeps dying within a minute; a process that does not register within "
+        f"{START_TIMEOUT_S} s is killed",
+    ),
+    Limit(
+        "entries of one COPIED",
+        f"{COPY_SIZE:,} bytes (64 KiB)",
+        "the last one may exceed it",
+    ),
     Limit("version ahead of a node's clock", f"{CLOCK_AHEAD_MAX_S} s", "then the write is TOO_FAR"),
     Limit("manager's port", str(MANAGER_PORT), "`--port`"),
     Limit(
@@ -234,6 +248,26 @@ class Row:
     primary_epoch: Annotated[Epoch, "since when the primary is the primary"]
     owners: Annotated[
         tuple[Owner, ...], Array(Integer("u8", "B"), Record(Owner)), "in order, the primary first"
+    ]
+
+
+@dataclass(frozen=True)
+class Join:
+    """One time that a node became an owner of a partition."""
+
+    partition: Annotated[U32, "the partition"]
+    join_epoch: Annotated[Epoch, "since when the node is an owner of it"]
+
+
+@dataclass(frozen=True)
+class KeyedEntry:
+    """A key and what is stored under it."""
+
+    key: Annotated[Key, "the key"]
+    entry: Annotated[
+        bytes,
+        Counted("entry", _U32, ENTRY_HEAD_SIZE, ENTRY_SIZE_MAX),
+        "the stored [entry](#entry), as it is",
     ]
 
 
@@ -399,6 +433,21 @@ class Registered(Message):
     hash: Annotated[U8, "1 additive, 2 crc16"]
 
 
+@message(0x07, NODE, MANAGER, replies=("NOTED", "NOT_ALLOWED", "NOT_READY"))
+class InSync(Message):
+    """A node that has copied everything of some partitions says so. The manager enters it as in
+    sync if that is still how it joined; the map tells."""
+
+    token: Annotated[Token, "the secret that the manager gave to the process"]
+    node: Annotated[U16, "its number"]
+    joins: Annotated[tuple[Join, ...], Array(_U32, Record(Join)), "what it has copied"]
+
+
+@message(0x87, MANAGER, NODE)
+class Noted(Message):
+    """The answer to IN_SYNC."""
+
+
 @message(
     0x10,
     CLIENT,
@@ -542,6 +591,31 @@ class Adopted(Message):
     """The node goes by this map from now on."""
 
     epoch: Annotated[Epoch, "of the map that it holds"]
+
+
+@message(0x21, NODE, NODE, replies=("COPIED", "NOT_READY", "STALE_EPOCH", "NOT_ALLOWED"))
+class Copy(Message):
+    """A node that joins a partition asks for the entries of the owner before it. That one first
+    goes by the row given here, if it does not have it yet, and answers as long as it is in sync
+    itself and the asking node comes after it. The keys come in the order of their bytes, each entry
+    as it is when it is sent.
+    """
+
+    token: Annotated[Token, "the secret that the manager gave to the process"]
+    node: Annotated[U16, "the node that asks"]
+    row: Annotated[Row, Record(Row), "of the partition, as that node holds it"]
+    after: Annotated[
+        bytes, Counted("key", _U16, 0, KEY_SIZE_MAX), "only keys above this one; empty: all"
+    ]
+
+
+@message(0xA1, NODE, NODE)
+class Copied(Message):
+    """Some of the partition's entries, the next ones above the key that was given."""
+
+    join_epoch: Annotated[Epoch, "of the node that asked, as the answering node knows it"]
+    is_last: Annotated[U8, "1: there are no more keys; 0: ask again, above the last one"]
+    entries: Annotated[tuple[KeyedEntry, ...], Array(_U32, Record(KeyedEntry)), "in order of keys"]
 
 
 @message(0xFF, "manager or node", CLIENT)

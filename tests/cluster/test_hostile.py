@@ -367,7 +367,8 @@ def test_many_long_frames_at_once(node: Target) -> None:
             talk.sock.settimeout(20)
             assert talk.refusal() == (0, "FRAME_TIMEOUT")
             highest = max(highest, State.of(node.pid).memory)
-    assert highest < before.memory + messages.LONG_FRAMES_MAX * half + 64 * MIB
+    # The first ones may be closed, and others begin, before their memory is given back.
+    assert highest < before.memory + 2 * messages.LONG_FRAMES_MAX * half + 64 * MIB
 
 
 def test_more_connections_than_allowed(fuzzer: Fuzzer, node: Target) -> None:

@@ -133,13 +133,13 @@ def test_real_traffic_is_dissected(tmp_path: Path) -> None:
     value = os.urandom(400_000)
     with (
         capturing(capture, ports),
-        Cluster(NODES, 2, port=first + 1, node_port=first + 2) as cluster,
+        Cluster(NODES, 2, ["--no-respawn"], first + 1, first + 2) as cluster,
     ):
         make_traffic(cluster, value)
     served = ports[1:]
 
-    def all_of(name: str, only: str = "gtstore") -> list[Any]:
-        packets = fields_of_packets(capture, name, only=only, ports=served)
+    def all_of(name: str, only: str = "gtstore", *options: str) -> list[Any]:
+        packets = fields_of_packets(capture, name, only=only, ports=served, options=options)
         return [item for packet in packets for item in packet.get(name, [])]
 
     assert set(all_of("gtstore.header.kind")) == {f"0x{kind:02x}" for kind in messages.MESSAGES}
@@ -152,5 +152,8 @@ def test_real_traffic_is_dissected(tmp_path: Path) -> None:
     large = all_of("gtstore.entry.value", 'gtstore.key == "large"')
     assert value.hex() in large
     assert "key299" in all_of("gtstore.key", "gtstore.header.kind == 0x11")
-    assert all_of("gtstore.response_time"), "replies are linked with their requests"
+    times = all_of("gtstore.response_time")
+    assert times, "replies are linked with their requests"
+    for name in ("gtstore.response_in", "gtstore.response_to", "gtstore.response_time"):
+        assert len(all_of(name, "gtstore", "-2")) == len(times), name
     dissect(capture, "-V", ports=served)

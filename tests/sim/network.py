@@ -9,13 +9,14 @@ happen.
 
 from __future__ import annotations
 
+import contextlib
 import enum
 import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Generic, TypeAlias, TypeVar
 
-from gtstore import operations
+from gtstore import copying, operations
 from gtstore.engine import MemoryEngine
 from gtstore.errors import (
     ConnectError,
@@ -24,6 +25,7 @@ from gtstore.errors import (
     GTStoreError,
     RemoteProtocolError,
 )
+from gtstore.membership import Membership
 from gtstore.operations import MANAGER, Lost, Operation, Pause, Reply, Source
 from gtstore.placement import PartitionMap, Routes, cluster_of, partition_count
 from gtstore.replica import Behind, Replicas
@@ -43,6 +45,7 @@ from gtstore.wire.messages import Entry, Member, Message, Owner, Row
 Result = TypeVar("Result")
 
 CLUSTER = 0xC0FFEE01
+TOKEN = bytes(range(16))
 START_US = 1_700_000_000_000_000
 STEP_US = 100
 """How much time an event takes."""
@@ -92,6 +95,10 @@ class Node:
         kind, request_id, body = split(frame)
         if kind == messages.Ping.kind:
             return encode(self._pong(), request_id)
+        if kind == messages.Copy.kind:
+            request = decode(kind, body)
+            assert isinstance(request, messages.Copy)
+            return copying.answer(self.replicas, request_id, request)
         try:
             try:
                 return self.replicas.handlers[kind](request_id, body)
@@ -166,10 +173,21 @@ class Network:
         self.node_count = nodes
         self.replica_count = replicas
         numbers = range(1, nodes + 1)
-        self.map = PartitionMap.first(cluster_id, nodes, replicas, dict.fromkeys(numbers, 1))
         self.nodes = {number: Node(self, number, 1) for number in numbers}
+        self.membership = Membership(
+            [self._member(node) for node in numbers],
+            PartitionMap.first(cluster_id, nodes, replicas, dict.fromkeys(numbers, 1)),
+            replicas,
+            0.25,
+            4,
+        )
         for node in self.nodes.values():
             node.adopt()
+
+    @property
+    def map(self) -> PartitionMap:
+        """The manager's newest map."""
+        return self.membership.map
 
     # --- what happens to nodes -------------------------------------------------------------------
 
@@ -180,14 +198,51 @@ class Network:
     def notice(self, node: int) -> None:
         """The manager finds out that a node is dead, and makes the next map."""
         assert not self.nodes[node].is_alive
-        self.publish(self.map.without(node))
+        if self.membership.members[node].state != messages.DEAD:
+            self.membership.exited(node, "killed", self.now_us / 1e6)
+            self.publish(self.map)
 
     def start(self, node: int) -> None:
         """A new, empty process on a node's old address."""
         self.nodes[node] = Node(self, node, self.nodes[node].incarnation + 1)
 
+    def bring_back(self, node: int) -> None:
+        """A new, empty process of a dead node registers, and joins (M7)."""
+        self.notice(node)
+        self.start(node)
+        self.membership.returned(self._member(node), self.now_us / 1e6)
+        self.publish(self.map)
+
+    def tick(self) -> None:
+        """The manager looks at its clock: stand-ins may be due."""
+        self.membership.tick(self.now_us / 1e6)
+        self.publish(self.map)
+
+    def copy(self, node: int, partition: int) -> Call[int]:
+        """A node's copying of one partition, to be advanced."""
+        client = Client(self)
+        operation = copying.copy(
+            self.nodes[node].replicas,
+            contextlib.nullcontext(),
+            partition,
+            TOKEN,
+            client.source.next_number,
+        )
+        return client.call(operation)
+
+    def copy_all(self) -> None:
+        """Let all copying be done."""
+        while todo := [
+            (number, partition)
+            for number, node in self.nodes.items()
+            if node.is_alive
+            for partition in copying.pending(node.replicas)
+        ]:
+            for number, partition in todo:
+                self.copy(number, partition).run()
+
     def publish(self, new_map: PartitionMap) -> None:
-        self.map = new_map
+        self.membership.map = new_map
         if self.publishes_at_once:
             for node in self.nodes.values():
                 if node.is_alive:
@@ -317,6 +372,10 @@ class Network:
                 return self._owners(key, request_id)
             case messages.KeyNodes(key):
                 return self._owners(key, request_id)
+            case messages.InSync(_, node, joins):
+                self.membership.synced(node, joins)
+                self.publish(self.map)
+                return encode(messages.Noted(), request_id)
         raise AssertionError(request)
 
     def _owners(self, key: bytes, request_id: int) -> bytes:

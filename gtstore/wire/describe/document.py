@@ -31,6 +31,8 @@ RECORDS: Final[tuple[type[Any], ...]] = (
     messages.Owner,
     messages.Row,
     messages.Member,
+    messages.Join,
+    messages.KeyedEntry,
 )
 
 TYPE_MEANINGS: Final = {

@@ -28,6 +28,12 @@ _ROW: Final = messages.Row(
 _NEXT_ROW: Final = messages.Row(
     _PARTITION, _NEXT_EPOCH, _NEXT_EPOCH, (messages.Owner(2, 1, _EPOCH, 1),)
 )
+_JOINED_ROW: Final = messages.Row(
+    _PARTITION,
+    _NEXT_EPOCH,
+    _NEXT_EPOCH,
+    (messages.Owner(2, 1, _EPOCH, 1), messages.Owner(3, 1, _NEXT_EPOCH, 0)),
+)
 _MEMBERS: Final = tuple(
     messages.Member(node, messages.ALIVE, 1, 4000 + node, 10000 + node, "127.0.0.1")
     for node in (1, 2, 3)
@@ -52,6 +58,8 @@ EXAMPLES: Final[Mapping[int, tuple[int, messages.Message]]] = {
         (4, messages.Owners(_ROW, _MEMBERS[:2])),
         (1, messages.Register(_TOKEN, 1, 1, 4001, 10001)),
         (1, messages.Registered(_CLUSTER_ID, 3, 2, messages.HASH_ADDITIVE)),
+        (1, messages.InSync(_TOKEN, 3, (messages.Join(_PARTITION, _NEXT_EPOCH),))),
+        (1, messages.Noted()),
         (6, messages.Get(_EPOCH, _PARTITION, _KEY)),
         (6, messages.EntryReply(encode_record(_COMMITTED))),
         (6, messages.NotFound()),
@@ -69,6 +77,13 @@ EXAMPLES: Final[Mapping[int, tuple[int, messages.Message]]] = {
         (8, messages.Failed(messages.RESULT_TOO_LONG, encode_record(_COMMITTED))),
         (1, messages.MapUpdate(_TOKEN, _NEXT_EPOCH, (_NEXT_ROW,))),
         (1, messages.Adopted(_NEXT_EPOCH)),
+        (2, messages.Copy(_TOKEN, 3, _JOINED_ROW, b"")),
+        (
+            2,
+            messages.Copied(
+                _NEXT_EPOCH, 1, (messages.KeyedEntry(_KEY, encode_record(_COMMITTED)),)
+            ),
+        ),
         (
             6,
             messages.Error(

@@ -34,6 +34,9 @@ _FIRST_NODE_PORTS: Final = 100
 """So many ports from the first node's on are taken for those of nodes, unless the user says
 others."""
 
+_OPTIONAL_ENTRIES: Final = {(messages.Failed, "entry")}
+"""Bytes that are an entry or nothing."""
+
 
 def tables_block() -> list[str]:
     """The tables of docs/gtstore.lua: constants, records, messages, errors, flags."""
@@ -81,11 +84,14 @@ def _field(cls: type[Any], field: Field, group: str) -> Iterator[tuple[str, str]
     """What the interpreter has to know of a field."""
     yield "name", _quoted(field.name)
     yield "filter", _quoted(".".join(filter(None, ("gtstore", group, field.name))))
+    is_optional = (cls, field.name) in _OPTIONAL_ENTRIES
     if field.wire_type is DETAIL_TYPE and cls is messages.Error:
         yield "type", _quoted("detail")
-    elif field.wire_type is ENTRY_TYPE:
+    elif field.wire_type is ENTRY_TYPE or is_optional:
         yield "type", _quoted("record")
         yield "record", _quoted("entry")
+        if is_optional:
+            yield "optional", "true"
     else:
         yield from _type(field.wire_type)
     if cls is messages.Entry and field.name == "flags":
@@ -113,9 +119,8 @@ def _type(wire_type: WireType) -> Iterator[tuple[str, str]]:
         case Characters(length=length, size_max=high):
             yield "type", _quoted("text")
             yield from _counted(length, 0, high)
-        case Rest(size_min=low):
+        case Rest(size_min=0):
             yield "type", _quoted("bytes")
-            yield "min", str(low)
         case Record(cls=cls):
             yield "type", _quoted("record")
             yield "record", _quoted(cls.__name__.lower())

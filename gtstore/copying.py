@@ -1,0 +1,200 @@
+"""How a node that joins a partition gets what is stored there: rule N6 of docs/REPLICATION.md.
+
+Both ends, without sockets, clocks or threads. ``answer`` is the source's: it serves the owner that
+follows it in the partition's list. ``copy`` is the copier's: an operation like a client's, which
+asks for one batch after the other, and reports to the manager in the end. Meanwhile the copier
+takes part in every write, so keys that arrive during the scan need no visit, and nothing has to
+stand still.
+
+Batches are packed and taken apart here, by hand: the codec would take longer than all the rest.
+"""
+
+from __future__ import annotations
+
+import struct
+from bisect import bisect_right
+from collections.abc import Callable, Generator, Sequence
+from contextlib import AbstractContextManager
+from typing import Final, NamedTuple
+
+from .operations import MANAGER, Lost, Operation, Pause, Reply, Step
+from .replica import Replicas
+from .wire import messages
+from .wire.codec import HEADER_WORDS, encode, head_word
+from .wire.fields import malformed
+from .wire.messages import COPY_SIZE, ENTRY_HEAD_SIZE, KEY_SIZE_MAX, Copied, Copy, Join, Noted, Row
+
+_COPIED_HEAD: Final = struct.Struct(">QBI")  # a test holds it against Copied's fields
+_KEY_SIZE: Final = struct.Struct(">H")
+_ENTRY_SIZE: Final = struct.Struct(">I")
+_COPIED: Final = head_word(Copied.kind)
+_PAUSE_FIRST_S: Final = 0.005
+_PAUSE_MAX_S: Final = 0.5
+
+
+# --- the source ----------------------------------------------------------------------------------
+
+
+def answer(replicas: Replicas, request_id: int, request: Copy) -> bytes:
+    """The reply to COPY; the replicas' lock is held.
+
+    The source first goes by the copier's row, so that it takes no more writes that leave the copier
+    out; then it answers only as an owner in sync, to the one right behind it.
+    """
+    replicas.adopt_row(request.row)
+    partition = request.row.partition
+    row = replicas[partition].row if partition < len(replicas) else None
+    join_epoch = 0
+    for source, copier in zip(row.owners, row.owners[1:], strict=False) if row else ():
+        if replicas.is_mine(source) and source.in_sync and copier.node == request.node:
+            join_epoch = copier.join_epoch
+    if not join_epoch:
+        return replicas.refuse(request_id, partition, 0)
+    replica = replicas[partition]
+    if replica.scan is None or replica.scan[0] != join_epoch or not request.after:
+        replica.scan = join_epoch, sorted(replica.entries)
+    keys = replica.scan[1]
+    at = bisect_right(keys, request.after)
+    parts: list[bytes] = []
+    size = 0
+    get = replica.entries.get
+    while at < len(keys) and size < COPY_SIZE:
+        key = keys[at]
+        entry = get(key)
+        at += 1
+        if entry is None:
+            continue  # it was dropped since
+        if parts and size + len(entry) > COPY_SIZE:
+            at -= 1
+            break
+        parts += _KEY_SIZE.pack(len(key)), key, _ENTRY_SIZE.pack(len(entry)), entry
+        size += len(key) + len(entry) + 6
+    is_last = at == len(keys)
+    if is_last:
+        replica.scan = None
+    body_size = _COPIED_HEAD.size + size
+    header = HEADER_WORDS.pack(_COPIED, request_id, body_size)
+    head = _COPIED_HEAD.pack(join_epoch, is_last, len(parts) // 4)
+    return b"".join((header, head, *parts))
+
+
+# --- the copier ----------------------------------------------------------------------------------
+
+
+class _Source(NamedTuple):
+    """From whom a partition is to be copied: the owner before ours, and as what we joined."""
+
+    node: int
+    incarnation: int
+    join_epoch: int
+    row: Row
+
+
+def _source_of(replicas: Replicas, partition: int) -> _Source | None:
+    """None if there is nothing to copy, or not yet: the owner before is syncing too (H8)."""
+    row = replicas[partition].row
+    for before, owner in zip(row.owners, row.owners[1:], strict=False) if row else ():
+        if replicas.is_mine(owner) and before.in_sync and not owner.in_sync:
+            assert row is not None
+            return _Source(before.node, before.incarnation, owner.join_epoch, row)
+    return None
+
+
+def pending(replicas: Replicas) -> list[int]:
+    """The partitions that this node can copy now."""
+    return [p for p in range(len(replicas)) if _source_of(replicas, p) is not None]
+
+
+def copy(
+    replicas: Replicas,
+    lock: AbstractContextManager[object],
+    partition: int,
+    token: bytes,
+    next_number: Callable[[], int],
+) -> Operation[int]:
+    """Copy one partition and report it; return how many entries came.
+
+    It ends early when there is nothing to copy any more; what came so far is kept as long as the
+    join lasts, and does no harm.
+
+    Args:
+        lock: guards the replicas; taken around each look at them, never while waiting.
+        next_number: a new request id.
+    """
+    count = 0
+    after = b""
+    previous: tuple[int, int, int] | None = None
+    attempt = 0
+    while True:
+        with lock:
+            source = _source_of(replicas, partition)
+        if source is None:
+            return count
+        if source[:3] != previous:
+            previous, after = source[:3], b""  # another source: begin again
+        request = Copy(token, replicas.node, source.row, after)
+        request_id = next_number()
+        (reply,) = yield (source.node,), request_id, encode(request, request_id)
+        if reply[0] != Copied.kind or isinstance(reply, Lost):
+            # It may not have its map yet, or be dead, or our row is old: the next map will tell.
+            yield Pause(min(_PAUSE_FIRST_S * 2 ** min(attempt, 10), _PAUSE_MAX_S))
+            attempt += 1
+            continue
+        attempt = 0
+        with lock:
+            came, after, is_last = _take_batch(replicas, partition, source, after, reply[3])
+        count += came
+        if is_last:
+            yield from _report(
+                token, replicas.node, Join(partition, source.join_epoch), next_number
+            )
+            return count
+
+
+def _take_batch(
+    replicas: Replicas, partition: int, source: _Source, after: bytes, body: bytes
+) -> tuple[int, bytes, bool]:
+    """Store one batch; return how many entries it had, its last key, and whether it was the last
+    one. A batch of another join is ignored."""
+    try:
+        join_epoch, is_last, count = _COPIED_HEAD.unpack_from(body)
+        at = _COPIED_HEAD.size
+        entries = []
+        key = after
+        for _ in range(count):
+            (size,) = _KEY_SIZE.unpack_from(body, at)
+            key_at = at + _KEY_SIZE.size
+            at = key_at + size
+            key = body[key_at:at]
+            (size,) = _ENTRY_SIZE.unpack_from(body, at)
+            entry_at = at + _ENTRY_SIZE.size
+            at = entry_at + size
+            entries.append((key, body[entry_at:at]))
+    except struct.error as error:
+        raise malformed(f"COPIED is too short: {error}") from error
+    if at != len(body) or not all(
+        0 < len(key) <= KEY_SIZE_MAX and len(entry) >= ENTRY_HEAD_SIZE for key, entry in entries
+    ):
+        raise malformed("COPIED with a key or an entry of a wrong size")
+    if not is_last and key <= after:
+        raise malformed("COPIED that does not go on")
+    replica = replicas[partition]
+    if not replica.join_epoch == source.join_epoch == join_epoch:
+        return 0, b"", False
+    for key, entry in entries:
+        replicas.merge(replica, key, entry)
+    return count, key, bool(is_last)
+
+
+def _report(
+    token: bytes, node: int, join: Join, next_number: Callable[[], int]
+) -> Generator[Step, Sequence[Reply], None]:
+    request_id = next_number()
+    frame = encode(messages.InSync(token, node, (join,)), request_id)
+    attempt = 0
+    while True:
+        (reply,) = yield (MANAGER,), request_id, frame
+        if reply[0] == Noted.kind:
+            return
+        yield Pause(min(_PAUSE_FIRST_S * 2 ** min(attempt, 10), _PAUSE_MAX_S))
+        attempt += 1
