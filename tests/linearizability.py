@@ -20,7 +20,7 @@ writes) had different ones.
 from __future__ import annotations
 
 import re
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -31,6 +31,8 @@ Version: TypeAlias = tuple[int, int]
 
 NEVER: Version = (0, 0)
 """The version of a key that nobody has written yet."""
+ATTEMPTS_MAX = 500_000
+"""After so many for one key, the search is given up."""
 TAIL = 12
 """How much of the longest prefix an account shows."""
 _NUMBER = re.compile(rb"[+-]?[0-9]{1,20}")
@@ -92,6 +94,8 @@ class Violation:
         stuck: of the others, the one that ended first, so the next one should have come before
             its end.
         pending: the other operations that might have been next.
+        is_proven: whether every order was tried; if not, the search was given up, which takes a
+            history with many unknown writes.
     """
 
     key: bytes
@@ -99,9 +103,11 @@ class Violation:
     value: bytes | None
     stuck: Done
     pending: tuple[Done, ...]
+    is_proven: bool
 
     def __str__(self) -> str:
-        lines = [f"key {_short(self.key)} is not linearizable; {len(self.prefix)} operations are:"]
+        verdict = "is not linearizable" if self.is_proven else "may not be linearizable"
+        lines = [f"key {_short(self.key)} {verdict}; {len(self.prefix)} operations are:"]
         lines += ["  ..."] * (len(self.prefix) > TAIL)
         lines += [f"  {done}" for done in self.prefix[-TAIL:]]
         lines.append(f"then its value is {_short(self.value)}, and this one is not possible:")
@@ -207,6 +213,15 @@ class _Path(NamedTuple):
     before: _Path | None
 
 
+class _TooManyAttempts(Exception):
+    pass
+
+
+class _Step(NamedTuple):
+    place: _Place
+    path: _Path | None
+
+
 class _Search:
     """The search for one key."""
 
@@ -225,6 +240,18 @@ class _Search:
             for done in self._done
             if done.what == "get" and done.version is not None
         }
+        # What was seen in full, in the order of bytes.
+        self._seen = sorted(
+            value
+            for done in self._done
+            for value in (
+                done.value if done.what == "get" else None,
+                done.result,
+                done.expected if done.result else None,
+            )
+            if isinstance(value, bytes)
+        )
+        self._attempts = 0
         self._goals_of: dict[int, _Goals] = {}
         # Once two unknown writes that do the same have started, one is as good as the other.
         same: dict[tuple[object, ...], int] = {}
@@ -239,34 +266,44 @@ class _Search:
 
     def run(self) -> Violation | None:
         """Depth first, without recursion: histories are longer than Python's stack."""
-        first = _Place(0, 0, _START, 0)
-        stack: list[tuple[Iterator[tuple[_Place, _Path]], _Path | None]] = []
-        place, path = first, None
-        while True:
+        later = [_Step(_Place(0, 0, _START, 0), None)]
+        try:
+            while later:
+                now, later = later, []
+                if self._search(now, later):
+                    return None
+        except _TooManyAttempts:
+            return self._account(is_proven=False)
+        return self._account(is_proven=True)
+
+    def _search(self, first: Sequence[_Step], guesses: list[_Step]) -> bool:
+        """Go on from some steps; whether there is an order of all operations. Mere guesses are left
+        for later."""
+        stack = [iter(first)]
+        while stack:
+            step = next(stack[-1], None)
+            if step is None:
+                stack.pop()
+                continue
+            place = step.place
             if place.low == len(self._done):
-                return None
+                return True
             if self._is_new(place):
+                self._count()
                 count = place.low + place.more.bit_count()
                 if count > self._longest[0]:
-                    self._longest = count, place, path
-                stack.append((self._successors(place, path), path))
-            while stack:
-                following = next(stack[-1][0], None)
-                if following is not None:
-                    place, path = following
-                    break
-                stack.pop()
-            else:
-                return self._account()
+                    self._longest = count, place, step.path
+                stack.append(self._next_steps(place, step.path, guesses))
+        return False
+
+    def _count(self) -> None:
+        self._attempts += 1
+        if self._attempts > ATTEMPTS_MAX:
+            raise _TooManyAttempts
 
     def _is_new(self, place: _Place) -> bool:
-        """Whether nothing as good was tried: the same with no other unknown writes than these."""
-        used = self._tried.setdefault(place[:3], [])
-        if any(other & ~place.unknown == 0 for other in used):
-            return False
-        used[:] = [other for other in used if place.unknown & ~other]
-        used.append(place.unknown)
-        return True
+        """Whether nothing as good was tried."""
+        return _add(place.unknown, self._tried.setdefault(place[:3], []))
 
     def _open(self, place: _Place) -> tuple[list[int], int]:
         """The operations that may be next, and when the first of them ends: each one that has not
@@ -281,46 +318,53 @@ class _Search:
                 first_end = min(first_end, self._ends[index])
         return [index for index in found if self._done[index].start <= first_end], first_end
 
-    def _successors(self, place: _Place, path: _Path | None) -> Iterator[tuple[_Place, _Path]]:
+    def _next_steps(
+        self, place: _Place, path: _Path | None, guesses: list[_Step]
+    ) -> Iterator[_Step]:
         indices, first_end = self._open(place)
         possible: list[tuple[int, _State]] = []
         wanting: list[int] = []
         for index in indices:
-            state = _after(self._done[index], place.state, self._owned)
-            if state is None or _keeps_more_than_it_tells(self._done[index]):
+            done = self._done[index]
+            state = _after(done, place.state, self._owned)
+            if state is None or _keeps_more_than_it_tells(done):
                 wanting.append(index)
             if state is None:
                 continue
-            if state == place.state and not _is_write(self._done[index]):
+            if state == place.state and not _is_write(done):
                 # A read that is possible now changes nothing and stands in nobody's way.
-                yield self._step(place, index, state), _Path(self._done[index], path)
+                yield _Step(_advanced(place, index, state), _Path(done, path))
                 return
             possible.append((index, state))
         # In the order of versions, if they are known, the first attempt is mostly the right one.
         possible.sort(key=lambda pair: (self._done[pair[0]].version or NEVER, self._ends[pair[0]]))
         for index, state in possible:
-            yield self._step(place, index, state), _Path(self._done[index], path)
+            yield _Step(_advanced(place, index, state), _Path(self._done[index], path))
         if wanting:
-            yield from self._with_unknown(place, path, wanting, first_end)
-
-    def _step(self, place: _Place, index: int, state: _State) -> _Place:
-        low, more = place.low, place.more | 1 << (index - place.low)
-        while more & 1:
-            low, more = low + 1, more >> 1
-        return _Place(low, more, state, place.unknown)
+            for before, its_path in self._with_unknown(place, path, wanting, first_end):
+                for index in wanting:
+                    done = self._done[index]
+                    state = _after(done, before.state, self._owned)
+                    if state is None:
+                        continue
+                    step = _Step(_advanced(before, index, state), _Path(done, its_path))
+                    if self._is_guess(done, state):
+                        guesses.append(step)
+                    else:
+                        yield step
 
     def _with_unknown(
         self, place: _Place, path: _Path | None, wanting: Sequence[int], first_end: int
     ) -> Iterator[tuple[_Place, _Path]]:
-        """Let unknown writes take effect, as few as will do, and after them an operation that is
-        not possible without them, or leads elsewhere.
+        """Let unknown writes take effect, as few as will do, for an operation that is not possible
+        without them, or leads elsewhere.
 
         That is enough: one that makes no difference to the next operation may as well come later,
         or never.
         """
         count = bisect_right(self._unknown_starts, first_end)
-        level = [(place, path)]
-        tried: dict[_State, list[int]] = {place.state: [place.unknown]}
+        level: list[tuple[_Place, _Path | None]] = [(place, path)]
+        tried = {place.state: [place.unknown]}
         while level:
             above, level = level, []
             for before, its_path in above:
@@ -333,18 +377,23 @@ class _Search:
                     write = self._unknown[number]
                     state = _after(write, before.state, self._owned)
                     used = before.unknown | 1 << number
-                    if state is None or any(o & ~used == 0 for o in tried.get(state, ())):
+                    if state is None or not _add(used, tried.setdefault(state, [])):
                         continue
-                    tried.setdefault(state, []).append(used)
+                    self._count()
                     here = before._replace(state=state, unknown=used)
                     here_path = _Path(write, its_path)
+                    yield here, here_path
                     if any(self._goals(index).has(state.value) for index in wanting):
                         level.append((here, here_path))
-                    for index in wanting:
-                        done = self._done[index]
-                        following = _after(done, state, self._owned)
-                        if following is not None:
-                            yield self._step(here, index, following), _Path(done, here_path)
+
+    def _is_guess(self, done: Done, state: _State) -> bool:
+        """Whether nobody saw a value that begins with the one that an operation led to, though what
+        it told would fit other values too."""
+        if not _tells_little(done):
+            return False
+        value = state.value or b""
+        at = bisect_left(self._seen, value)
+        return at == len(self._seen) or not self._seen[at].startswith(value)
 
     def _goals(self, index: int) -> _Goals:
         goals = self._goals_of.get(index)
@@ -354,7 +403,7 @@ class _Search:
             self._goals_of[index] = goals
         return goals
 
-    def _account(self) -> Violation:
+    def _account(self, is_proven: bool) -> Violation:
         _, place, path = self._longest
         prefix = []
         while path is not None:
@@ -364,8 +413,13 @@ class _Search:
         indices.sort(key=lambda index: self._ends[index])
         stuck, *pending = (self._done[index] for index in indices)
         return Violation(
-            self._key, tuple(reversed(prefix)), place.state.value, stuck, tuple(pending)
+            self._key, tuple(reversed(prefix)), place.state.value, stuck, tuple(pending), is_proven
         )
+
+
+_Goal: TypeAlias = bytes | int | None
+"""A value, or all values that stand for a number."""
+SUMS_MAX = 10_000
 
 
 @dataclass(frozen=True)
@@ -378,7 +432,7 @@ class _Goals:
         size_max: and all that are not longer.
     """
 
-    values: frozenset[bytes | int | None] | None
+    values: frozenset[_Goal] | None
     size_max: int = -1
 
     @classmethod
@@ -393,18 +447,17 @@ class _Goals:
         if kinds >= {"append", "increment"}:
             return cls(None)  # then 0 and 5 may become 05
         size_max = -1
-        todo: list[bytes | int | None] = []
+        todo: list[_Goal] = []
+        expected = done.expected
         match done.what:
             case "get":
                 todo = [done.value]
             case "compare" if not done.result:
                 pass  # if anything helps, a single write does
-            case "compare" if isinstance(done.expected, tuple):
-                if done.expected not in values_of:
-                    return cls(None)
-                todo = [values_of[done.expected]]
-            case "compare":
-                todo = [done.expected]
+            case "compare" if not isinstance(expected, tuple):
+                todo = [expected]
+            case "compare" if isinstance(expected, tuple) and expected in values_of:
+                todo = [values_of[expected]]
             case "append" if isinstance(done.result, bytes):
                 todo = _before_append(done, done.result)
             case "append" if isinstance(done.result, int) and "increment" not in kinds:
@@ -417,28 +470,32 @@ class _Goals:
                 todo = _before_increment(done, done.result)
             case _:
                 return cls(None)
-        values: set[bytes | int | None] = set()
+        sums = _sums(int(write.value or b"0") for write in unknown if write.what == "increment")
+        if sums is None:
+            return cls(None)
+        values: set[_Goal] = set()
+        seeds: set[_Goal] = set()
         while todo:
             goal = todo.pop()
-            if goal in values:
+            if goal in seeds:
                 continue
+            seeds.add(goal)
             values.add(goal)
+            if "increment" in kinds:
+                number = goal if isinstance(goal, int) else _number(goal)
+                if number is not None:
+                    values.update(number - total for total in sums)
+                    values.update([None] if number in sums else [])
             for write in unknown:
                 if write.what == "append" and isinstance(goal, bytes):
                     todo += _before_append(write, goal)
-                elif write.what == "increment" and goal is not None:
-                    number = goal if isinstance(goal, int) else _number(goal)
-                    if number is not None:
-                        todo += _before_increment(write, number)
-                elif write.what == "compare":
-                    if goal not in (write.value, _number(write.value)):
-                        continue
-                    if isinstance(write.expected, tuple):
-                        if write.expected not in values_of:
-                            return cls(None)
+                elif write.what == "compare" and values & {write.value, _number(write.value)}:
+                    if not isinstance(write.expected, tuple):
+                        todo.append(write.expected)
+                    elif write.expected in values_of:
                         todo.append(values_of[write.expected])
                     else:
-                        todo.append(write.expected)
+                        return cls(None)
         return cls(frozenset(values), size_max)
 
     def has(self, value: bytes | None) -> bool:
@@ -448,7 +505,7 @@ class _Goals:
         return number is not None and number in self.values
 
 
-def _before_append(done: Done, value: bytes) -> list[bytes | int | None]:
+def _before_append(done: Done, value: bytes) -> list[_Goal]:
     """What may have been there before an append that led to ``value``."""
     assert done.value is not None
     if not value.endswith(done.value):
@@ -457,10 +514,20 @@ def _before_append(done: Done, value: bytes) -> list[bytes | int | None]:
     return [before] if before else [b"", None]
 
 
-def _before_increment(done: Done, number: int) -> list[bytes | int | None]:
+def _before_increment(done: Done, number: int) -> list[_Goal]:
     assert done.value is not None
     before = number - int(done.value)
     return [before] if before else [0, None]
+
+
+def _sums(amounts: Iterable[int]) -> set[int] | None:
+    """What any of these numbers may be together; None if that is too much."""
+    sums = {0}
+    for amount in amounts:
+        sums |= {total + amount for total in sums}
+        if len(sums) > SUMS_MAX:
+            return None
+    return sums
 
 
 def _number(value: bytes | None) -> int | None:
@@ -470,9 +537,31 @@ def _number(value: bytes | None) -> int | None:
 _START = _State(None, NEVER)
 
 
+def _advanced(place: _Place, index: int, state: _State) -> _Place:
+    """The place after one operation more."""
+    low, more = place.low, place.more | 1 << (index - place.low)
+    while more & 1:
+        low, more = low + 1, more >> 1
+    return _Place(low, more, state, place.unknown)
+
+
+def _add(used: int, tried: list[int]) -> bool:
+    """Add a set of unknown writes to those that were tried, unless one of these needs no others."""
+    if any(other & ~used == 0 for other in tried):
+        return False
+    tried[:] = [other for other in tried if used & ~other]
+    tried.append(used)
+    return True
+
+
 def _is_write(done: Done) -> bool:
     """Whether it may change something. A comparison that failed does not."""
     return done.what not in ("get", "compare") or (done.what == "compare" and bool(done.result))
+
+
+def _tells_little(done: Done) -> bool:
+    """Whether what it told fits many values: a length, or that something else was there."""
+    return _keeps_more_than_it_tells(done) or (done.what == "compare" and not done.result)
 
 
 def _keeps_more_than_it_tells(done: Done) -> bool:
