@@ -1,0 +1,196 @@
+"""What befalls the cluster during a run: nodes are killed and stopped, drawn from one seed.
+
+A fault waits until the cluster can stand it: with k replicas, fewer than k nodes are down or
+without all of their copies at any time, so nothing that was acknowledged may be lost. Where nodes
+that died stay dead, the faults end once there would be too many of them.
+"""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+import traceback
+from collections import Counter
+from collections.abc import Callable, Collection
+from typing import Any
+
+from gtstore.connection import call_once, parse_address
+from gtstore.testing import Cluster
+from gtstore.wire import messages
+
+from .clients import ROUND, Shared, keys_of
+
+SETTLE_S = 30.0
+"""How long to wait until the cluster can stand the next fault."""
+POLL_S = 0.1
+PAUSE_S = (0.1, 1.5)
+"""Between a cluster that is whole and the next fault: some work is done meanwhile."""
+STALL_S = (0.05, 0.6)
+"""How long a node stalls: less than it takes the manager to give it up."""
+
+Tell = Callable[[str], None]
+
+
+class Faults:
+    """The faults of a run, in a thread of their own.
+
+    Args:
+        overlap: whether nodes may also fail while others are still without copies, as long as it
+            is fewer than k.
+        kill_manager: whether the manager is killed too, once, as the last fault: nobody restarts
+            nodes after it.
+        tell: is told what happens.
+    """
+
+    def __init__(
+        self,
+        cluster: Cluster,
+        shared: Shared,
+        seed: int,
+        overlap: bool,
+        kill_manager: bool,
+        tell: Tell,
+    ) -> None:
+        self.counts: Counter[str] = Counter()
+        self.error = ""
+        self._cluster = cluster
+        self._shared = shared
+        self._random = random.Random(seed)
+        self._overlap = overlap
+        self._kill_manager = kill_manager
+        self._tell = tell
+        # The nodes that were killed or stopped for good, and their pids then.
+        self._victims: dict[int, int] = {}
+        self._is_stopped: set[int] = set()
+        self._thread = threading.Thread(target=self._run, name="faults")
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def join(self) -> None:
+        """Wait until the thread has seen that the run is over."""
+        self._thread.join()
+
+    # --- the thread ------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        try:
+            with self._cluster.connect(timeout=10) as store:
+                self._store = store
+                self._replicas: int = store.status()["replicas"]
+                self._partitions = _partition_counts(store.status())
+                while self._await_settled() and not self._pause(PAUSE_S):
+                    if not self._inject():
+                        return
+        except Exception:
+            self.error = traceback.format_exc()
+            self._shared.is_over.set()
+        finally:
+            for node in self._is_stopped:  # if the manager does not kill it, it shall go on
+                self._cluster.resume_node(node)
+
+    def _pause(self, between: tuple[float, float]) -> bool:
+        """Let some time pass; whether the run is over."""
+        return self._shared.is_over.wait(self._random.uniform(*between))
+
+    def _await_settled(self) -> bool:
+        """Wait until the cluster can stand a fault. False: the run is over, or it never can."""
+        end = time.monotonic() + SETTLE_S
+        while not self._shared.is_over.is_set():
+            if self._is_settled():
+                return True
+            if time.monotonic() > end:
+                self._tell(f"after {SETTLE_S:g} s copies are still missing: no more faults")
+                return False
+            self._shared.is_over.wait(POLL_S)
+        return False
+
+    def _is_settled(self) -> bool:
+        status = self._store.status()
+        nodes = {node["id"]: node for node in status["nodes"]}
+        for node, pid in list(self._victims.items()):
+            if nodes[node]["pid"] == pid and nodes[node]["state"] != "dead":
+                return False  # the manager has not noticed yet
+            self._is_stopped.discard(node)
+        if any(node["state"] == "suspect" for node in nodes.values()):
+            return False
+        if not status["under_replicated"]:
+            self._victims.clear()
+            return True
+        return self._overlap and self._can_lose_another(status)
+
+    def _can_lose_another(self, status: dict[str, Any]) -> bool:
+        """Whether fewer than k-1 nodes are without some copies, and every partition has two."""
+        rows = self._rows()
+        alive = {node["id"] for node in status["nodes"] if node["state"] == "alive"}
+        now = _partition_counts(status)
+        lagging = {
+            node
+            for node, count in self._partitions.items()
+            if node not in alive or now[node] < count or _is_syncing(rows, node)
+        }
+        return len(lagging) < self._replicas - 1 and all(
+            sum(owner.in_sync and owner.node in alive for owner in row.owners) >= 2 for row in rows
+        )
+
+    def _rows(self) -> Collection[messages.Row]:
+        host, port = parse_address(self._cluster.address)
+        reply = call_once("the manager", host, port, messages.GetMap(0), 10)
+        assert isinstance(reply, messages.Map)
+        return reply.rows
+
+    # --- faults ----------------------------------------------------------------------------------
+
+    def _inject(self) -> bool:
+        """Let something happen; whether more may follow."""
+        nodes = {
+            node["id"]: node["pid"]
+            for node in self._store.status()["nodes"]
+            if node["state"] == "alive"
+        }
+        self._cluster.node_pids.update(nodes)
+        if self._kill_manager and self.counts and self._random.random() < 0.2:
+            self._say("kill manager", "")
+            self._cluster.kill_manager()
+            return False
+        node, why = self._choose(sorted(nodes))
+        # A node that dies is the most frequent case, and the first.
+        kinds = ("kill", "stop", "stall") if self.counts else ("kill",)
+        (kind,) = self._random.choices(kinds, (2, 1, 1)[: len(kinds)])
+        self._say(kind, f" node {node}{why}")
+        if kind == "stall":
+            self._cluster.pause_node(node)
+            try:
+                self._pause(STALL_S)
+            finally:
+                self._cluster.resume_node(node)
+            return True
+        self._victims[node] = nodes[node]
+        if kind == "kill":
+            self._cluster.kill_node(node)
+        else:
+            self._is_stopped.add(node)
+            self._cluster.pause_node(node)
+        return True
+
+    def _choose(self, nodes: list[int]) -> tuple[int, str]:
+        """A node; mostly one that is the primary of a key in use."""
+        if self._random.random() < 0.7:
+            key, _ = self._random.choice(keys_of(self._shared.tickets.value // ROUND))
+            primary = self._store.where(key).owners[0]
+            if primary in nodes:
+                return primary, f", the primary of {key.decode()}"
+        return self._random.choice(nodes), ""
+
+    def _say(self, kind: str, what: str) -> None:
+        self.counts[kind] += 1
+        self._tell(f"{self._shared.now() / 1e9:6.2f} s: {kind}{what}")
+
+
+def _partition_counts(status: dict[str, Any]) -> dict[int, int]:
+    return {node["id"]: node["partitions"] for node in status["nodes"]}
+
+
+def _is_syncing(rows: Collection[messages.Row], node: int) -> bool:
+    return any(owner.node == node and not owner.in_sync for row in rows for owner in row.owners)
