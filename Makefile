@@ -59,9 +59,9 @@ test-long: test ## the same, then the tests ROUNDS times more, for what goes wro
 fuzz: $(VENV)/installed-dev ## damaged frames against a running cluster, for SECONDS; SEED repeats a run
 	$(BIN)/python -m tests.fuzz --seconds $(SECONDS) $(if $(SEED),--seed $(SEED))
 
-chaos: $(VENV)/installed-dev ## clients at work while nodes are killed, for SECONDS; SEED, NODES, REPLICAS
+chaos: $(VENV)/installed-dev ## clients at work while nodes are killed, for SECONDS (SEED, NODES, REPLICAS, OVERLAP=1)
 	$(BIN)/python -m tests.chaos --seconds $(SECONDS) --nodes $(NODES) --replicas $(REPLICAS) \
-		$(if $(SEED),--seed $(SEED)) $(CHAOS)
+		$(if $(SEED),--seed $(SEED)) $(if $(OVERLAP),--overlap)
 
 demo: $(VENV)/installed ## show step by step how the store outlives two of seven nodes
 	@$(BIN)/python examples/fail_over.py

@@ -35,7 +35,7 @@ def main() -> int:
     options = parser.parse_args()
     print(
         f"seed {options.seed}: make chaos SECONDS={options.seconds:g} SEED={options.seed} "
-        f"NODES={options.nodes} REPLICAS={options.replicas}",
+        f"NODES={options.nodes} REPLICAS={options.replicas}{' OVERLAP=1' * options.overlap}",
         flush=True,
     )
     directory = Path(tempfile.mkdtemp(prefix="gtstore-chaos-"))

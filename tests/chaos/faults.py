@@ -21,7 +21,7 @@ from gtstore.wire import messages
 
 from .clients import ROUND, Shared, keys_of
 
-SETTLE_S = 30.0
+SETTLE_S = 20.0
 """How long to wait until the cluster can stand the next fault."""
 POLL_S = 0.1
 PAUSE_S = (0.1, 1.5)
@@ -101,6 +101,10 @@ class Faults:
             if self._is_settled():
                 return True
             if time.monotonic() > end:
+                # Nodes that died stay dead: go on for as long as there are copies enough.
+                if not self._overlap and self._can_lose_another(self._store.status()):
+                    self._overlap = True
+                    return True
                 self._tell(f"after {SETTLE_S:g} s copies are still missing: no more faults")
                 return False
             self._shared.is_over.wait(POLL_S)
