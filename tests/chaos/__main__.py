@@ -30,7 +30,7 @@ def main() -> int:
         "--overlap", action="store_true", help="faults also while other nodes lack copies"
     )
     parser.add_argument(
-        "--kill-manager", action="store_true", help="kill the manager too, as the last fault"
+        "--kill-manager", action="store_true", help="kill the manager too; no node fails after it"
     )
     options = parser.parse_args()
     print(

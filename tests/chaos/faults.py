@@ -1,18 +1,22 @@
-"""What befalls the cluster during a run: nodes are killed and stopped, drawn from one seed.
+"""What befalls the cluster during a run, drawn from one seed: nodes are killed and stopped, and
+clients are stopped for a while, so that others find writes half done.
 
-A fault waits until the cluster can stand it: with k replicas, fewer than k nodes are down or
-without all of their copies at any time, so nothing that was acknowledged may be lost. Where nodes
-that died stay dead, the faults end once there would be too many of them.
+A node fails only when the cluster can stand it: with k replicas, fewer than k nodes are down or
+without some of their copies at any time, so nothing that was acknowledged may be lost. Where nodes
+that died stay dead, that ends once there would be too many of them.
 """
 
 from __future__ import annotations
 
+import os
 import random
+import signal
 import threading
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
+from multiprocessing.context import SpawnProcess
 from typing import Any
 
 from gtstore.connection import call_once, parse_address
@@ -22,12 +26,12 @@ from gtstore.wire import messages
 from .clients import ROUND, Shared, keys_of
 
 SETTLE_S = 20.0
-"""How long to wait until the cluster can stand the next fault."""
-POLL_S = 0.1
+"""How long to wait at most until the cluster can stand that another node fails."""
 PAUSE_S = (0.1, 1.5)
-"""Between a cluster that is whole and the next fault: some work is done meanwhile."""
+"""Between two faults."""
 STALL_S = (0.05, 0.6)
-"""How long a node stalls: less than it takes the manager to give it up."""
+"""How long a node is stopped that shall go on: less than it takes the manager to give it up."""
+CLIENT_STALL_S = (0.05, 1.0)
 
 Tell = Callable[[str], None]
 
@@ -38,14 +42,15 @@ class Faults:
     Args:
         overlap: whether nodes may also fail while others are still without copies, as long as it
             is fewer than k.
-        kill_manager: whether the manager is killed too, once, as the last fault: nobody restarts
-            nodes after it.
+        kill_manager: whether the manager is killed too, once: no node fails after it, for nobody
+            would notice.
         tell: is told what happens.
     """
 
     def __init__(
         self,
         cluster: Cluster,
+        clients: Sequence[SpawnProcess],
         shared: Shared,
         seed: int,
         overlap: bool,
@@ -55,12 +60,15 @@ class Faults:
         self.counts: Counter[str] = Counter()
         self.error = ""
         self._cluster = cluster
+        self._clients = clients
         self._shared = shared
         self._random = random.Random(seed)
         self._overlap = overlap
         self._kill_manager = kill_manager
         self._tell = tell
-        # The nodes that were killed or stopped for good, and their pids then.
+        self._nodes_may_fail = True
+        self._settled_at = time.monotonic()
+        # The nodes that were killed, or stopped for good, and their pids then.
         self._victims: dict[int, int] = {}
         self._is_stopped: set[int] = set()
         self._thread = threading.Thread(target=self._run, name="faults")
@@ -80,9 +88,12 @@ class Faults:
                 self._store = store
                 self._replicas: int = store.status()["replicas"]
                 self._partitions = _partition_counts(store.status())
-                while self._await_settled() and not self._pause(PAUSE_S):
-                    if not self._inject():
-                        return
+                while not self._pause(PAUSE_S):
+                    is_turn = not self.counts["kill"] or self._random.random() < 0.7
+                    if self._nodes_may_fail and self._is_settled() and is_turn:
+                        self._hurt_cluster()
+                    else:
+                        self._stall_client()
         except Exception:
             self.error = traceback.format_exc()
             self._shared.is_over.set()
@@ -94,35 +105,30 @@ class Faults:
         """Let some time pass; whether the run is over."""
         return self._shared.is_over.wait(self._random.uniform(*between))
 
-    def _await_settled(self) -> bool:
-        """Wait until the cluster can stand a fault. False: the run is over, or it never can."""
-        end = time.monotonic() + SETTLE_S
-        while not self._shared.is_over.is_set():
-            if self._is_settled():
-                return True
-            if time.monotonic() > end:
-                # Nodes that died stay dead: go on for as long as there are copies enough.
-                if not self._overlap and self._can_lose_another(self._store.status()):
-                    self._overlap = True
-                    return True
-                self._tell(f"after {SETTLE_S:g} s copies are still missing: no more faults")
-                return False
-            self._shared.is_over.wait(POLL_S)
-        return False
-
     def _is_settled(self) -> bool:
+        """Whether the cluster can stand that another node fails."""
         status = self._store.status()
         nodes = {node["id"]: node for node in status["nodes"]}
-        for node, pid in list(self._victims.items()):
-            if nodes[node]["pid"] == pid and nodes[node]["state"] != "dead":
-                return False  # the manager has not noticed yet
-            self._is_stopped.discard(node)
-        if any(node["state"] == "suspect" for node in nodes.values()):
-            return False
-        if not status["under_replicated"]:
-            self._victims.clear()
-            return True
-        return self._overlap and self._can_lose_another(status)
+        is_noticed = all(
+            nodes[node]["pid"] != pid or nodes[node]["state"] == "dead"
+            for node, pid in self._victims.items()
+        ) and not any(node["state"] == "suspect" for node in nodes.values())
+        now = time.monotonic()
+        if is_noticed:
+            self._is_stopped.clear()
+            if not status["under_replicated"]:
+                self._victims.clear()
+                self._settled_at = now
+                return True
+            # Where nodes that died stay dead, go on for as long as there are copies enough.
+            may_overlap = self._overlap or now > self._settled_at + SETTLE_S
+            if may_overlap and self._can_lose_another(status):
+                self._settled_at = now
+                return True
+        if now > self._settled_at + SETTLE_S:
+            self._tell(f"after {SETTLE_S:g} s copies are still missing: no other node shall fail")
+            self._nodes_may_fail = False
+        return False
 
     def _can_lose_another(self, status: dict[str, Any]) -> bool:
         """Whether fewer than k-1 nodes are without some copies, and every partition has two."""
@@ -146,21 +152,32 @@ class Faults:
 
     # --- faults ----------------------------------------------------------------------------------
 
-    def _inject(self) -> bool:
-        """Let something happen; whether more may follow."""
+    def _stall_client(self) -> None:
+        client = self._random.choice(self._clients)
+        if client.pid is None or not client.is_alive():
+            return
+        self._say("stall client", f" {self._clients.index(client) + 1}")
+        os.kill(client.pid, signal.SIGSTOP)
+        try:
+            self._pause(CLIENT_STALL_S)
+        finally:
+            os.kill(client.pid, signal.SIGCONT)
+
+    def _hurt_cluster(self) -> None:
         nodes = {
             node["id"]: node["pid"]
             for node in self._store.status()["nodes"]
             if node["state"] == "alive"
         }
         self._cluster.node_pids.update(nodes)
-        if self._kill_manager and self.counts and self._random.random() < 0.2:
-            self._say("kill manager", "")
+        if self._kill_manager and self.counts["kill"] and self._random.random() < 0.2:
+            self._say("kill manager")
+            self._nodes_may_fail = False
             self._cluster.kill_manager()
-            return False
+            return
         node, why = self._choose(sorted(nodes))
         # A node that dies is the most frequent case, and the first.
-        kinds = ("kill", "stop", "stall") if self.counts else ("kill",)
+        kinds = ("kill", "stop", "stall") if self.counts["kill"] else ("kill",)
         (kind,) = self._random.choices(kinds, (2, 1, 1)[: len(kinds)])
         self._say(kind, f" node {node}{why}")
         if kind == "stall":
@@ -169,14 +186,13 @@ class Faults:
                 self._pause(STALL_S)
             finally:
                 self._cluster.resume_node(node)
-            return True
+            return
         self._victims[node] = nodes[node]
         if kind == "kill":
             self._cluster.kill_node(node)
         else:
             self._is_stopped.add(node)
             self._cluster.pause_node(node)
-        return True
 
     def _choose(self, nodes: list[int]) -> tuple[int, str]:
         """A node; mostly one that is the primary of a key in use."""
@@ -187,7 +203,7 @@ class Faults:
                 return primary, f", the primary of {key.decode()}"
         return self._random.choice(nodes), ""
 
-    def _say(self, kind: str, what: str) -> None:
+    def _say(self, kind: str, what: str = "") -> None:
         self.counts[kind] += 1
         self._tell(f"{self._shared.now() / 1e9:6.2f} s: {kind}{what}")
 

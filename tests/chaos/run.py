@@ -118,7 +118,7 @@ def _work(
         context.Process(target=work, args=(shared, number, seed * 100 + number), daemon=True)
         for number in range(1, CLIENTS + 1)
     ]
-    faults = Faults(cluster, shared, seed, overlap, kill_manager, tell)
+    faults = Faults(cluster, clients, shared, seed, overlap, kill_manager, tell)
     with cluster.connect(timeout=CALL_TIMEOUT_S) as reader:
         reader.get("chaos")  # it knows the map from now on, and needs no manager
         for client in clients:
