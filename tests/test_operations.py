@@ -1712,15 +1712,24 @@ class Run:
     def change(self, what: What, number: int, place: Any) -> tuple[Any, Done]:
         """A read-modify-write. A comparison expects what it may well find."""
         key = place[2]
-        expected = None
         code = messages.APPEND if what == "append" else messages.INCREMENT
         value = b"%d" % self.random.randrange(1, 9)
+        expected: bytes | tuple[int, int] | None = None
         if what == "compare":
-            seen = [done.value for done in self.history if done.key == key]
-            expected = self.random.choice([None, *seen])
-            code = messages.PUT_IF_ABSENT if expected is None else messages.PUT_IF_VALUE
+            known = [done for done in self.history if done.key == key]
+            values = [None, *(done.value for done in known)]
+            versions = [done.version for done in known if done.version is not None]
+            by_version = bool(versions) and self.random.random() < 0.3
+            expected = self.random.choice(versions if by_version else values)
             value = self.new_value(number)
-        operation = operations.execute(*place, code, value, expected or b"")
+        operand = b""
+        if isinstance(expected, tuple):
+            code = messages.PUT_IF_VERSION
+            operand = b"".join(part.to_bytes(8, "big") for part in expected)
+        elif what == "compare":
+            code = messages.PUT_IF_ABSENT if expected is None else messages.PUT_IF_VALUE
+            operand = expected or b""
+        operation = operations.execute(*place, code, value, operand)
         return operation, Done(what, key, value, self.events, None, expected)
 
     def finish(self, number: int) -> None:

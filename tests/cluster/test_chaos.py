@@ -9,12 +9,31 @@ from pathlib import Path
 
 import pytest
 
+from ..chaos.clients import as_line, histories, path_of
 from ..chaos.run import CLIENTS, run
+from ..linearizability import Done
 from .test_manager import children_of
 
 pytestmark = pytest.mark.cluster
 
 SECONDS = 5
+
+
+def test_histories_in_files(tmp_path: Path) -> None:
+    """What the checker reads is what the clients wrote, whatever bytes there are."""
+    key = b"key\xff\n"
+    written = [
+        Done("put", key, b"\0\xfe", 1, 2, version=(1, 1 << 63), client=1),
+        Done("get", key, None, 3, 4, client=1),
+        Done("compare", key, b"a", 5, 6, (1, 2), True, (3, 4), client=1),
+        Done("compare", key, b"b", 7, 8, b"\xfd", False, client=1),
+        Done("append", key, b"c", 9, 10, result=2, client=1),
+        Done("increment", key, b"-1", 11, None, client=1),
+    ]
+    for done in written:
+        with path_of(tmp_path, done.start // 6, done.client).open("a") as file:
+            file.write(as_line(done) + "\n")
+    assert list(histories(tmp_path)) == [written[:3], written[3:]]
 
 
 def command_of(pid: int) -> bytes:
