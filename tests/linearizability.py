@@ -94,6 +94,7 @@ class Violation:
         stuck: of the others, the one that ended first, so the next one should have come before
             its end.
         pending: the other operations that might have been next.
+        unknown: the unknown writes that had started and are not in the prefix.
         is_proven: whether every order was tried; if not, the search was given up, which takes a
             history with many unknown writes.
     """
@@ -103,6 +104,7 @@ class Violation:
     value: bytes | None
     stuck: Done
     pending: tuple[Done, ...]
+    unknown: tuple[Done, ...]
     is_proven: bool
 
     def __str__(self) -> str:
@@ -114,6 +116,8 @@ class Violation:
         lines.append(f"  {self.stuck}")
         lines += ["nor is any of these before its end:"] * bool(self.pending)
         lines += [f"  {done}" for done in self.pending]
+        lines += ["and these, which may have happened, do not help:"] * bool(self.unknown)
+        lines += [f"  {done}" for done in self.unknown]
         return "\n".join(lines)
 
 
@@ -409,11 +413,22 @@ class _Search:
         while path is not None:
             prefix.append(path.done)
             path = path.before
-        indices, _ = self._open(place)
+        indices, first_end = self._open(place)
         indices.sort(key=lambda index: self._ends[index])
         stuck, *pending = (self._done[index] for index in indices)
+        unknown = (
+            done
+            for number, done in enumerate(self._unknown)
+            if done.start <= first_end and not place.unknown >> number & 1
+        )
         return Violation(
-            self._key, tuple(reversed(prefix)), place.state.value, stuck, tuple(pending), is_proven
+            self._key,
+            tuple(reversed(prefix)),
+            place.state.value,
+            stuck,
+            tuple(pending),
+            tuple(unknown),
+            is_proven,
         )
 
 
@@ -444,7 +459,7 @@ class _Goals:
     ) -> _Goals:
         """Those of one operation. ``values_of`` tells which values some versions have."""
         kinds = {write.what for write in unknown}
-        if kinds >= {"append", "increment"}:
+        if kinds | {done.what} >= {"append", "increment"}:
             return cls(None)  # then 0 and 5 may become 05
         size_max = -1
         todo: list[_Goal] = []
