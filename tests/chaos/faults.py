@@ -15,7 +15,7 @@ import threading
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from multiprocessing.context import SpawnProcess
 from typing import Any
 
@@ -66,7 +66,7 @@ class Faults:
         self._overlap = overlap
         self._kill_manager = kill_manager
         self._tell = tell
-        self._nodes_may_fail = True
+        self._nodes_may_fail = False
         self._settled_at = time.monotonic()
         # The nodes that were killed, or stopped for good, and their pids then.
         self._victims: dict[int, int] = {}
@@ -87,6 +87,7 @@ class Faults:
             with self._cluster.connect(timeout=10) as store:
                 self._store = store
                 self._replicas: int = store.status()["replicas"]
+                self._nodes_may_fail = self._replicas > 1
                 self._partitions = _partition_counts(store.status())
                 while not self._pause(PAUSE_S):
                     is_turn = not self.counts["kill"] or self._random.random() < 0.7
@@ -116,13 +117,15 @@ class Faults:
         now = time.monotonic()
         if is_noticed:
             self._is_stopped.clear()
-            if not status["under_replicated"]:
+            rows = self._rows()
+            copies = min(_copies(status, row) for row in rows)
+            if not status["under_replicated"] and copies >= self._replicas:
                 self._victims.clear()
                 self._settled_at = now
                 return True
             # Where nodes that died stay dead, go on for as long as there are copies enough.
             may_overlap = self._overlap or now > self._settled_at + SETTLE_S
-            if may_overlap and self._can_lose_another(status):
+            if may_overlap and copies >= 2 and self._can_lag(status, rows):
                 self._settled_at = now
                 return True
         if now > self._settled_at + SETTLE_S:
@@ -130,9 +133,8 @@ class Faults:
             self._nodes_may_fail = False
         return False
 
-    def _can_lose_another(self, status: dict[str, Any]) -> bool:
-        """Whether fewer than k-1 nodes are without some copies, and every partition has two."""
-        rows = self._rows()
+    def _can_lag(self, status: dict[str, Any], rows: Sequence[messages.Row]) -> bool:
+        """Whether fewer than k-1 nodes are without some of the copies that they had at first."""
         alive = {node["id"] for node in status["nodes"] if node["state"] == "alive"}
         now = _partition_counts(status)
         lagging = {
@@ -140,11 +142,9 @@ class Faults:
             for node, count in self._partitions.items()
             if node not in alive or now[node] < count or _is_syncing(rows, node)
         }
-        return len(lagging) < self._replicas - 1 and all(
-            sum(owner.in_sync and owner.node in alive for owner in row.owners) >= 2 for row in rows
-        )
+        return len(lagging) < self._replicas - 1
 
-    def _rows(self) -> Collection[messages.Row]:
+    def _rows(self) -> Sequence[messages.Row]:
         host, port = parse_address(self._cluster.address)
         reply = call_once("the manager", host, port, messages.GetMap(0), 10)
         assert isinstance(reply, messages.Map)
@@ -212,5 +212,13 @@ def _partition_counts(status: dict[str, Any]) -> dict[int, int]:
     return {node["id"]: node["partitions"] for node in status["nodes"]}
 
 
-def _is_syncing(rows: Collection[messages.Row], node: int) -> bool:
+def _is_syncing(rows: Sequence[messages.Row], node: int) -> bool:
     return any(owner.node == node and not owner.in_sync for row in rows for owner in row.owners)
+
+
+def _copies(status: dict[str, Any], row: messages.Row) -> int:
+    """How many copies of a partition are in sync on nodes that live."""
+    alive = {
+        (node["id"], node["incarnation"]) for node in status["nodes"] if node["state"] == "alive"
+    }
+    return sum(owner.in_sync and (owner.node, owner.incarnation) in alive for owner in row.owners)
