@@ -91,7 +91,7 @@ class Faults:
                 self._partitions = _partition_counts(store.status())
                 while not self._pause(PAUSE_S):
                     is_turn = not self.counts["kill"] or self._random.random() < 0.7
-                    if self._nodes_may_fail and self._is_settled() and is_turn:
+                    if self._nodes_may_fail and is_turn and self._is_settled():
                         self._hurt_cluster()
                     else:
                         self._stall_client()
@@ -124,8 +124,8 @@ class Faults:
                 self._settled_at = now
                 return True
             # Where nodes that died stay dead, go on for as long as there are copies enough.
-            may_overlap = self._overlap or now > self._settled_at + SETTLE_S
-            if may_overlap and copies >= 2 and self._can_lag(status, rows):
+            self._overlap |= now > self._settled_at + SETTLE_S
+            if self._overlap and copies >= 2 and self._can_lag(status, rows):
                 self._settled_at = now
                 return True
         if now > self._settled_at + SETTLE_S:
