@@ -29,9 +29,6 @@ def main() -> int:
     parser.add_argument(
         "--overlap", action="store_true", help="faults also while other nodes lack copies"
     )
-    parser.add_argument(
-        "--kill-manager", action="store_true", help="kill the manager too; no node fails after it"
-    )
     options = parser.parse_args()
     print(
         f"seed {options.seed}: make chaos SECONDS={options.seconds:g} SEED={options.seed} "
@@ -46,7 +43,6 @@ def main() -> int:
         options.nodes,
         options.replicas,
         overlap=options.overlap,
-        kill_manager=options.kill_manager,
         tell=lambda text: print(text, flush=True),
     )
     print_figures(report)

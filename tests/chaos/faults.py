@@ -1,5 +1,6 @@
-"""What befalls the cluster during a run, drawn from one seed: nodes are killed and stopped, and
-clients are stopped for a while, so that others find writes half done.
+"""What befalls the cluster during a run, drawn from one seed: nodes are killed and stopped, the
+manager is killed and started again, and clients are stopped for a while, so that others find writes
+half done.
 
 A node fails only when the cluster can stand it: with k replicas, fewer than k nodes are down or
 without some of their copies at any time, so nothing that was acknowledged may be lost. Where nodes
@@ -32,6 +33,7 @@ PAUSE_S = (0.1, 1.5)
 STALL_S = (0.05, 0.6)
 """How long a node is stopped that shall go on: less than it takes the manager to give it up."""
 CLIENT_STALL_S = (0.05, 1.0)
+MANAGER_STALL_S = (0.0, 2.0)
 
 Tell = Callable[[str], None]
 
@@ -42,8 +44,6 @@ class Faults:
     Args:
         overlap: whether nodes may also fail while others are still without copies, as long as it
             is fewer than k.
-        kill_manager: whether the manager is killed too, once: no node fails after it, for nobody
-            would notice.
         tell: is told what happens.
     """
 
@@ -54,7 +54,6 @@ class Faults:
         shared: Shared,
         seed: int,
         overlap: bool,
-        kill_manager: bool,
         tell: Tell,
     ) -> None:
         self.counts: Counter[str] = Counter()
@@ -64,7 +63,6 @@ class Faults:
         self._shared = shared
         self._random = random.Random(seed)
         self._overlap = overlap
-        self._kill_manager = kill_manager
         self._tell = tell
         self._nodes_may_fail = False
         self._settled_at = time.monotonic()
@@ -170,10 +168,8 @@ class Faults:
             if node["state"] == "alive"
         }
         self._cluster.node_pids.update(nodes)
-        if self._kill_manager and self.counts["kill"] and self._random.random() < 0.2:
-            self._say("kill manager")
-            self._nodes_may_fail = False
-            self._cluster.kill_manager()
+        if self.counts["kill"] and self._random.random() < 0.2:
+            self._hurt_manager()
             return
         node, why = self._choose(sorted(nodes))
         # A node that dies is the most frequent case, and the first.
@@ -193,6 +189,23 @@ class Faults:
         else:
             self._is_stopped.add(node)
             self._cluster.pause_node(node)
+
+    def _hurt_manager(self) -> None:
+        """Stop it for a while, or kill it, and start its successor after a while."""
+        if self._random.random() < 0.3:
+            self._say("stall manager")
+            self._cluster.pause_manager()
+            try:
+                self._pause(MANAGER_STALL_S)
+            finally:
+                self._cluster.resume_manager()
+            return
+        self._say("kill manager")
+        self._cluster.kill_manager()
+        try:
+            self._pause(MANAGER_STALL_S)
+        finally:
+            self._cluster.start()
 
     def _choose(self, nodes: list[int]) -> tuple[int, str]:
         """A node; mostly one that is the primary of a key in use."""

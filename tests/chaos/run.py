@@ -72,7 +72,6 @@ def run(
     *,
     options: Sequence[str] = (),
     overlap: bool = False,
-    kill_manager: bool = False,
     tell: Tell = print,
 ) -> Report:
     """Let clients work for some seconds while nodes fail, and check what they saw.
@@ -80,12 +79,12 @@ def run(
     Args:
         directory: where the histories are written, and the cluster's log.
         options: further options of managerd.
-        overlap, kill_manager, tell: see Faults.
+        overlap, tell: see Faults.
     """
     report = Report()
     with Cluster(nodes, replicas, options) as cluster:
         try:
-            _work(report, cluster, directory, seed, seconds, overlap, kill_manager, tell)
+            _work(report, cluster, directory, seed, seconds, overlap, tell)
         finally:
             (directory / "cluster.log").write_text(cluster.log())
     for history in histories(directory):
@@ -101,7 +100,6 @@ def _work(
     seed: int,
     seconds: float,
     overlap: bool,
-    kill_manager: bool,
     tell: Tell,
 ) -> None:
     context = multiprocessing.get_context("spawn")
@@ -118,7 +116,7 @@ def _work(
         context.Process(target=work, args=(shared, number, seed * 100 + number), daemon=True)
         for number in range(1, CLIENTS + 1)
     ]
-    faults = Faults(cluster, clients, shared, seed, overlap, kill_manager, tell)
+    faults = Faults(cluster, clients, shared, seed, overlap, tell)
     with cluster.connect(timeout=CALL_TIMEOUT_S) as reader:
         reader.get("chaos")  # it knows the map from now on, and needs no manager
         for client in clients:

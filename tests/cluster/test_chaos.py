@@ -16,7 +16,7 @@ from .test_manager import children_of
 
 pytestmark = pytest.mark.cluster
 
-SECONDS = 5
+SECONDS = 15
 
 
 def test_histories_in_files(tmp_path: Path) -> None:
