@@ -456,6 +456,7 @@ def live_primary_is_removed() -> None:
     assert [owner.node for owner in network.map.rows[PARTITION].owners] == [3]
     network.bring_back(1)
     before = users.client()
+    assert users.get(before).finish().result == b"old"  # it is committed with the next request
     network.publishes_at_once = False
     network.copy(1, PARTITION).run()
     for node in (1, 2):
@@ -482,24 +483,30 @@ def keep_acked(patch: Patch) -> None:
     patch.setattr(operations._Write, "_enter_tenure", enter)
 
 
-def carry_into_new_lists(patch: Patch) -> None:
-    """What is to be given to the backups is sent to the owners of the new list instead."""
-    write_to_backups = operations._write_to_backups
+def _give_also_in_a_new_list(source: Source, route: Route, key: bytes, entry: bytes) -> Replies:
+    """Give an entry to the backups, or, if their list is newer, to the owners in that one."""
+    replies = yield from operations._write_to_backups(source, route, key, entry)
+    for reply in replies:
+        if not isinstance(reply, operations.Lost) and reply[0] == operations.ERROR:
+            error = operations.remote_error("a storage node", reply)
+            newer = Route(error.detail.row)
+            request_id = source.next_number()
+            frame = operations._write_frame(request_id, newer, key, entry)
+            replies = yield newer.nodes, request_id, frame
+            assert operations._all_hold(replies)
+            return [ACKED] * (len(route.nodes) - 1)
+    return replies
 
-    def write(source: Source, route: Route, key: bytes, entry: bytes) -> Replies:
-        replies = yield from write_to_backups(source, route, key, entry)
-        for reply in replies:
-            if not isinstance(reply, operations.Lost) and reply[0] == operations.ERROR:
-                error = operations.remote_error("a storage node", reply)
-                carried = Route(error.detail.row)
-                request_id = source.next_number()
-                frame = operations._write_frame(request_id, carried, key, entry)
-                replies = yield carried.nodes, request_id, frame
-                assert operations._all_hold(replies)
-                return [ACKED] * (len(route.nodes) - 1)
-        return replies
 
-    patch.setattr(operations, "_write_to_backups", write)
+def carry_help(patch: Patch) -> None:
+    patch.setattr(operations, "_help", _give_also_in_a_new_list)
+
+
+def carry_results(patch: Patch) -> None:
+    def give(change: Any, route: Route) -> Replies:
+        return _give_also_in_a_new_list(change._source, route, change._key, change._executed)
+
+    patch.setattr(operations._Change, "_give_to_others", give)
 
 
 def go_on_with_more_versions(patch: Patch) -> None:
@@ -594,7 +601,7 @@ def copy_from_the_primary(patch: Patch) -> None:
         copier = next(owner for owner in row.owners if owner.node == request.node)
         replica.row = dataclasses.replace(row, owners=(_first_in_sync(row), copier))
         try:
-            return answer(replicas, request_id, request)
+            return answer(replicas, request_id, dataclasses.replace(request, row=replica.row))
         finally:
             replica.row = row
 
@@ -686,8 +693,8 @@ class Hole:
 
 HOLES: Final = (
     Hole("H1", ack_of_a_dead_primary, keep_acked, LOST),
-    Hole("H2", help_in_a_new_list, carry_into_new_lists, STALE),
-    Hole("H2", result_in_a_new_list, carry_into_new_lists, LOST),
+    Hole("H2", help_in_a_new_list, carry_help, STALE),
+    Hole("H2", result_in_a_new_list, carry_results, LOST),
     Hole("H3", stray_first_version, go_on_with_more_versions, TWICE),
     Hole("H3", second_version_out_of_order, second_versions_are_not_ordered, TWICE),
     Hole("H4", failure_on_a_pending_entry, report_failures_at_once, WRONG_NO),
