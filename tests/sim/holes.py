@@ -13,7 +13,7 @@ hole  scenario                                what is switched off
 H1    ack_of_a_dead_primary                   C3: `acked` ends with the tenure
 H2    help_in_a_new_list                      C5: what is helped is not sent again in a new list
 H2    result_in_a_new_list                    C4: nor is a result
-H3    stray_first_version                     C3: with more than one version, a new tenure is the end
+H3    stray_first_version                     C3: after a second version, a new tenure ends it
 H3    second_version_out_of_order             C3: a second version is ordered
 H4    failure_on_a_pending_entry              C4: help first, then report the failure
 H5    late_execute                            C4: FAILED after silence is OutcomeUnknown
@@ -27,7 +27,12 @@ H11   empty_process_on_an_old_port            N0: an owner is one incarnation of
 H12   label_of_another_partition              N1a: one epoch for each partition
 H13   stored_after_the_copy (test_holes.py)   N1b: check and store are one step under the lock
 H14   live_primary_is_removed                 M2: a primary that lives is never removed
+C5    read_of_a_pending_entry                 C5: help first, then return the value
+N5    late_commit_of_an_older_version         N5: only the version that COMMIT names is committed
+N6    copy_before_the_new_list                N6: the source first goes by the copier's list
 ====  ======================================  ======================================================
+
+The last three are no holes of the document's table: they show rules that it cites elsewhere.
 
 H9 is closed twice. As long as owners copy from their predecessors (N6), nobody has anything to
 report out of order; and the manager ignores such a report. Only without both, and with the first
@@ -51,10 +56,12 @@ import pytest
 
 from gtstore import copying, membership, operations, placement
 from gtstore.errors import OperationFailed, OutcomeUnknown, VersionMismatch
-from gtstore.operations import ACKED, Reply, Source, Step
+from gtstore.operations import ACKED, Lost, Reply, Source, Step
 from gtstore.placement import LABEL, Route, Routes, home_owners
+from gtstore.read_modify_write import VERSION_SIZE
 from gtstore.replica import Replica, Replicas
 from gtstore.wire import messages
+from gtstore.wire.codec import COMMIT_BODY
 from gtstore.wire.messages import APPEND, PUT_IF_ABSENT, PUT_IF_VALUE, Execute, Get, Row, Write
 
 from .network import Call, Client, Done, Fault, Network, after, is_linearizable
@@ -108,6 +115,16 @@ class Task:
     def finish(self) -> Task:
         while not self.call.is_done:
             self.step()
+        return self
+
+    def reach(self, *nodes: int) -> Task:
+        """Begin a put or a delete, and let its first round reach these owners and no others."""
+        self.step()
+        waiting = [*self.call.client.routes.find(KEY).nodes]
+        for node in nodes:
+            at = waiting.index(node)
+            del waiting[at]
+            self.call.advance(at)
         return self
 
     def _end(self) -> None:
@@ -194,14 +211,6 @@ class Users:
         self.history.append(done)
         return Task(self, client.call(operation, 5), done)
 
-    def write_to(self, nodes: Sequence[int], value: bytes, client: Client | None = None) -> Task:
-        """A put whose client is killed when it has reached these owners."""
-        put = self.put(value, client)
-        put.step()
-        for node in nodes:
-            put.call.advance([*put.call.client.routes.find(KEY).nodes].index(node))
-        return put
-
     # --- the cluster -----------------------------------------------------------------------------
 
     def kill(self, node: int) -> None:
@@ -216,20 +225,19 @@ class Users:
     # --- what they see ---------------------------------------------------------------------------
 
     @property
-    def reads(self) -> list[Done]:
-        """Reads that ended, and all writes: a read that did not end says nothing."""
-        return [done for done in self.history if done.what != "get" or done.end is not None]
-
-    def is_consistent(self) -> bool:
-        return is_linearizable(self.of_key())
-
-    def of_key(self) -> list[Done]:
-        return [done for done in self.reads if done.key == KEY]
+    def seen(self) -> list[Done]:
+        """The history of the key. A read that did not end says nothing."""
+        return [
+            done
+            for done in self.history
+            if done.key == KEY and (done.what != "get" or done.end is not None)
+        ]
 
     def expect(self, is_so: bool, symptom: str) -> None:
         """The end of a scenario."""
         if not is_so:
-            raise Wrong(symptom, self.of_key())
+            raise Wrong(symptom, self.seen)
+        assert is_linearizable(self.seen)
 
 
 # --- scenarios -----------------------------------------------------------------------------------
@@ -278,7 +286,7 @@ def stray_first_version() -> None:
     """H3: put b(1.1) is stored at B, refused by P, and gets the version 3.1. P dies. A reader sees
     b(1.1) on B; put d(2.2) succeeds; the put of b goes on."""
     users = Users()
-    users.write_to([1], b"c", users.client(ahead_s=1))
+    users.put(b"c", users.client(ahead_s=1)).reach(1)
     put = users.put(b"b").step(4)
     assert (users.held(1), users.held(2)) == (b"c", b"b")
     users.kill(1)
@@ -292,7 +300,7 @@ def second_version_out_of_order() -> None:
     """H3, three owners: the second version, b(3.1), reaches only P, or, without order, only B2; its
     client is killed. P dies, b(1.1) is read on B1, put d(2.2) succeeds, B1 dies."""
     users = Users(replicas=3)
-    users.write_to([1], b"c", users.client(ahead_s=1))
+    users.put(b"c", users.client(ahead_s=1)).reach(1)
     put = users.put(b"b").step(5)
     assert [users.held(node) for node in (1, 2, 3)] == [b"c", b"b", b"b"]
     put.call.advance(2)  # the last one of those that it is being sent to
@@ -306,7 +314,7 @@ def second_version_out_of_order() -> None:
 def failure_on_a_pending_entry() -> None:
     """H4: P has put a pending; a comparison fails because of it; P dies; get finds nothing."""
     users = Users()
-    users.write_to([1], b"a")
+    users.put(b"a").reach(1)
     compare = users.compare(b"b", None, users.client(ahead_s=1)).finish()
     assert compare.outcome == "failed"
     users.kill(1)
@@ -354,8 +362,8 @@ def _is_lost_behind_b2(users: Users) -> None:
 
 
 def result_out_of_order() -> None:
-    """H7: an append's result v(2.0) does not reach B1, and its client is killed. P dies. Put b(1.1):
-    B1 ACK, B2 SUPERSEDED. B1 dies."""
+    """H7: an append's result v(2.0) does not reach B1, and its client is killed. P dies. Put
+    b(1.1): B1 ACK, B2 SUPERSEDED. B1 dies."""
     users = Users(replicas=3)
     users.network.script(2, Write, Fault.DROP)
     users.append(b"v", users.client(ahead_s=1)).step(5)
@@ -466,6 +474,46 @@ def live_primary_is_removed() -> None:
     users.expect(users.get(before).finish().result == b"new", STALE)
 
 
+def read_of_a_pending_entry() -> None:
+    """C5: P has put a pending; a reader sees it; P dies; another reader comes."""
+    users = Users()
+    users.put(b"a").reach(1)
+    assert users.get().finish().result == b"a"
+    users.kill(1)
+    users.expect(users.get().finish().result == b"a", STALE)
+
+
+def late_commit_of_an_older_version() -> None:
+    """N5: put a is complete. Put b reaches P only, and its client is killed. Then the COMMIT of a
+    arrives. A reader sees b; P dies; another reader comes."""
+    users = Users()
+    client = users.client()
+    users.put(b"a", client).finish()
+    users.put(b"b", users.client(ahead_s=1)).reach(1)
+    users.network.deliver_owed(client.source.owed)
+    assert users.get().finish().result == b"b"
+    users.kill(1)
+    users.expect(users.get().finish().result == b"b", STALE)
+
+
+def copy_before_the_new_list() -> None:
+    """N6: the backup is back, and copies from P, which has not heard of it from the manager. A
+    client has the old list, too, and puts. P dies."""
+    users = Users()
+    network = users.network
+    users.kill(2)
+    client = users.client()
+    network.publishes_at_once = False
+    network.bring_back(2)
+    network.nodes[2].adopt()
+    network.copy(2, PARTITION).run()
+    assert all(owner.in_sync for owner in network.map.rows[PARTITION].owners)
+    assert users.put(b"a", client).finish().outcome == "done"
+    users.kill(1)
+    network.nodes[2].adopt()
+    users.expect(users.get().finish().result == b"a", LOST)
+
+
 # --- switches ------------------------------------------------------------------------------------
 
 Patch = pytest.MonkeyPatch
@@ -487,7 +535,8 @@ def _give_also_in_a_new_list(source: Source, route: Route, key: bytes, entry: by
     """Give an entry to the backups, or, if their list is newer, to the owners in that one."""
     replies = yield from operations._write_to_backups(source, route, key, entry)
     for reply in replies:
-        if not isinstance(reply, operations.Lost) and reply[0] == operations.ERROR:
+        if operations._is_error(reply, messages.STALE_EPOCH):
+            assert not isinstance(reply, Lost)
             error = operations.remote_error("a storage node", reply)
             newer = Route(error.detail.row)
             request_id = source.next_number()
@@ -662,7 +711,7 @@ def one_epoch_for_all(patch: Patch) -> None:
 
 def remove_live_primaries(patch: Patch) -> None:
     """A stand-in that is the primary goes like any other, once there is somebody else in sync."""
-    row_repaired = membership.row_repaired
+    row_repaired = placement.row_repaired
 
     def repair(row: Row, nodes: int, replicas: int, *arguments: Any) -> Row:
         repaired = row_repaired(row, nodes, replicas, *arguments)
@@ -673,6 +722,42 @@ def remove_live_primaries(patch: Patch) -> None:
         return placement._row_with(row, owners[1:], arguments[-1])
 
     patch.setattr(membership, "row_repaired", repair)
+
+
+def believe_pending_entries(patch: Patch) -> None:
+    def help_nobody(source: Source, route: Route, key: bytes, entry: bytes) -> Replies:  # noqa: ARG001
+        yield from ()
+        return [ACKED] * (len(route.nodes) - 1)
+
+    patch.setattr(operations, "_help", help_nobody)
+
+
+def commit_whatever_is_there(patch: Patch) -> None:
+    commit = Replicas.commit
+
+    def commit_it(replicas: Replicas, request_id: int, body: bytes) -> bytes:
+        partition, _, key_size = COMMIT_BODY.unpack_from(body)
+        key = body[COMMIT_BODY.size :]
+        stored = replicas[partition].entries.get(key)
+        if stored is not None:
+            body = COMMIT_BODY.pack(partition, stored[:VERSION_SIZE], key_size) + key
+        return commit(replicas, request_id, body)
+
+    patch.setattr(Replicas, "commit", commit_it)
+
+
+def copy_without_adopting(patch: Patch) -> None:
+    answer = copying.answer
+
+    def answer_and_forget(replicas: Replicas, request_id: int, request: messages.Copy) -> bytes:
+        replica = replicas[request.row.partition]
+        before = replica.row, replica.write_epoch, replica.read_epoch
+        try:
+            return answer(replicas, request_id, request)
+        finally:
+            replica.row, replica.write_epoch, replica.read_epoch = before
+
+    patch.setattr(copying, "answer", answer_and_forget)
 
 
 # --- the table -----------------------------------------------------------------------------------
@@ -708,4 +793,7 @@ HOLES: Final = (
     Hole("H11", empty_process_on_an_old_port, any_incarnation_is_mine, STALE),
     Hole("H12", label_of_another_partition, one_epoch_for_all, LOST),
     Hole("H14", live_primary_is_removed, remove_live_primaries, STALE),
+    Hole("C5", read_of_a_pending_entry, believe_pending_entries, STALE),
+    Hole("N5", late_commit_of_an_older_version, commit_whatever_is_there, STALE),
+    Hole("N6", copy_before_the_new_list, copy_without_adopting, LOST),
 )
