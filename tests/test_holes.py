@@ -30,6 +30,7 @@ from gtstore.wire.messages import ALIVE, Ack, Entry, Join, Member, Owner, Row, W
 
 from .peers import Talk
 from .sim.holes import (
+    H9_SWITCHES,
     HOLES,
     KEY,
     LOST,
@@ -38,6 +39,7 @@ from .sim.holes import (
     Hole,
     Users,
     Wrong,
+    in_sync_out_of_order,
     remove_live_primaries,
 )
 from .sim.network import Client, frame_of, is_linearizable, message_of
@@ -58,6 +60,15 @@ def test_the_rule_is_what_closes_it(hole: Hole, monkeypatch: pytest.MonkeyPatch)
     with pytest.raises(Wrong, match=hole.symptom) as caught:
         hole.scenario()
     assert not is_linearizable(caught.value.history)
+
+
+@pytest.mark.parametrize("left_on", H9_SWITCHES)
+def test_hole_9_is_closed_twice(left_on: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The prefix rule: any two of the switches still show users nothing wrong."""
+    for switch_off in H9_SWITCHES:
+        if switch_off is not left_on:
+            switch_off(monkeypatch)
+    in_sync_out_of_order()
 
 
 # --- H13: check and store are one step -----------------------------------------------------------
