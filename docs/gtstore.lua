@@ -171,7 +171,7 @@ local MESSAGES = {
     {name = "epoch", filter = "gtstore.epoch", type = "epoch", size = 8},
     {name = "partition", filter = "gtstore.partition", type = "number", size = 4},
     {name = "key", filter = "gtstore.key", type = "text", length = 2, min = 1, max = 500},
-    {name = "operation", filter = "gtstore.operation", type = "number", size = 1, names = {[1] = "append", [2] = "increment", [3] = "put if absent", [4] = "put if value", [5] = "put if version"}},
+    {name = "operation", filter = "gtstore.operation", type = "number", size = 1, names = {[1] = "append", [2] = "increment", [3] = "put if absent", [4] = "put if value", [5] = "put if version", [6] = "touch"}},
     {name = "expected", filter = "gtstore.expected", type = "bytes", length = 4, min = 0, max = 16777216},
     {name = "entry", filter = "gtstore.entry", type = "record", record = "entry"},
   }},

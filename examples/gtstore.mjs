@@ -194,7 +194,7 @@ export class Client {
   /** WRITE to these owners; ordered entries one after the other, and not past a refusal. */
   async round(row, owners, key, entry, flags, call, needsPrimary = false) {
     const ask = (node) => this.askNode(node, WRITE, [place(row, key), entry], call);
-    if (!(flags & ORDERED) || row.owners.length <= 2) return Promise.all(owners.map(ask));
+    if (!(flags & ORDERED)) return Promise.all(owners.map(ask));
     const answers = [];
     for (const node of owners) {
       answers.push(await ask(node));

@@ -56,6 +56,7 @@ from .wire.messages import (
     KEY_SIZE_MAX,
     MANAGER_PORT,
     NOT_ALLOWED,
+    TTL_MAX_S,
     VALUE_SIZE_MAX,
 )
 from .wire.stream import FrameBuffer
@@ -86,7 +87,7 @@ class Command(NamedTuple):
 def put(options: argparse.Namespace) -> int:
     value = _value(options.value)
     with _connect(options) as store:
-        result = store.put(options.key, value)
+        result = store.put(options.key, value, ttl=options.ttl)
     return _report_write(options, "stored", result)
 
 
@@ -138,9 +139,10 @@ def compare_and_put(options: argparse.Namespace) -> int:
     first = _value(options.expected)
     with _connect(options) as store:
         if options.absent:
-            result = store.compare_and_put(options.key, first, expected=None)
+            result = store.compare_and_put(options.key, first, expected=None, ttl=options.ttl)
         else:
-            result = store.compare_and_put(options.key, os.fsencode(options.new), expected=first)
+            new = os.fsencode(options.new)
+            result = store.compare_and_put(options.key, new, expected=first, ttl=options.ttl)
     return _report_write(options, "stored", result)
 
 
@@ -255,14 +257,14 @@ def tap_frames(options: argparse.Namespace) -> int:
 
 
 COMMANDS = {
-    "put": Command(put, "store a value under a key", ("KEY", "VALUE"), True),
+    "put": Command(put, "store a value under a key", ("KEY", "VALUE", "--ttl"), True),
     "get": Command(get, "print a key's latest value", ("KEY",), False),
     "append": Command(append, "add to the end of a key's value", ("KEY", "VALUE"), True),
     "incr": Command(increment, "add to a key's number, and print it", ("KEY", "N"), True),
     "cas": Command(
         compare_and_put,
         "store a value if what is stored is as expected",
-        ("KEY", "EXPECTED", "NEW", "--absent"),
+        ("KEY", "EXPECTED", "NEW", "--absent", "--ttl"),
         True,
     ),
     "delete": Command(delete, "remove a key's value", ("KEY",), True),
@@ -436,16 +438,21 @@ def _key(text: str) -> bytes:
     return key
 
 
-def _seconds(text: str) -> float:
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = math.nan
-    if not 0 < seconds <= _TIMEOUT_MAX_S:
-        raise argparse.ArgumentTypeError(
-            f"{text!r} is no number of seconds above 0 and up to {_TIMEOUT_MAX_S}"
-        )
-    return seconds
+def _seconds(longest: int) -> Callable[[str], float]:
+    """An argument type: a time above 0 and up to the longest."""
+
+    def parse(text: str) -> float:
+        try:
+            seconds = float(text)
+        except ValueError:
+            seconds = math.nan
+        if not 0 < seconds <= longest:
+            raise argparse.ArgumentTypeError(
+                f"{text!r} is no number of seconds above 0 and up to {longest}"
+            )
+        return seconds
+
+    return parse
 
 
 _GROUPS = {"frame": "make, explain and watch frames of the protocol (docs/PROTOCOL.md)"}
@@ -485,6 +492,11 @@ _ARGUMENTS: dict[str, dict[str, Any]] = {
     },
     "--listen": {"metavar": "HOST:PORT", "help": "where the tap listens (default: a free port)"},
     "--only": {"action": "store_true", "help": "do not open taps for a manager's nodes"},
+    "--ttl": {
+        "type": _seconds(TTL_MAX_S),
+        "metavar": "SECONDS",
+        "help": "after which the key has no value any more (default: it stays)",
+    },
     "--absent": {"action": "store_true", "help": "the key must have no value: KEY --absent NEW"},
 }
 
@@ -537,7 +549,7 @@ def _add_options(
     )
     target.add_argument(
         "--timeout",
-        type=_seconds,
+        type=_seconds(_TIMEOUT_MAX_S),
         default=timeout,
         metavar="SECONDS",
         help=f"time to connect, and then for the command (default: {CLIENT_TIMEOUT_S:g})",

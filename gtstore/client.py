@@ -14,7 +14,7 @@ import secrets
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import TracebackType
 from typing import Any, TypeVar, overload
 
@@ -35,7 +35,7 @@ from .placement import Routes, format_address
 from .read_modify_write import NUMBER_MAX, NUMBER_MIN
 from .session import DIRECT_TIMEOUT_MIN_S, Session, Unfinished, as_frame
 from .wire import messages
-from .wire.messages import CLIENT_TIMEOUT_S, KEY_SIZE_MAX, VALUE_SIZE_MAX
+from .wire.messages import CLIENT_TIMEOUT_S, EXPIRES, KEY_SIZE_MAX, TTL_MAX_S, VALUE_SIZE_MAX
 
 _TIMEOUT_MAX_S = 1_000_000.0
 
@@ -107,8 +107,14 @@ class Client:
 
     # --- single keys -----------------------------------------------------------------------------
 
-    def put(self, key: str | bytes, value: str | bytes) -> PutResult:
-        """Store a value under a key, on all nodes that own the key."""
+    def put(self, key: str | bytes, value: str | bytes, *, ttl: float | None = None) -> PutResult:
+        """Store a value under a key, on all nodes that own the key.
+
+        Args:
+            ttl: its time to live, in seconds from now, at most 100 years; then the key has no value
+                any more. None: it stays. The clock of the key's primary judges it, so it may end
+                earlier or later by as much as the clocks of nodes differ.
+        """
         key = _key(key)
         if value.__class__ is not bytes or len(value) > VALUE_SIZE_MAX:
             value = _value(value)
@@ -119,7 +125,11 @@ class Client:
             lane = self._new_lane()
         try:
             session, source = lane.session, lane.source
-            begun = operations.begin_put(self._routes, source, key, value)
+            if ttl is None:
+                begun = operations.begin_put(self._routes, source, key, value)
+            else:
+                value = self._expiry(lane, ttl) + value
+                begun = operations.begin_put(self._routes, source, key, value, EXPIRES)
             replies: list[Any] = []
             if self._is_direct:
                 try:
@@ -202,6 +212,7 @@ class Client:
         *,
         expected: str | bytes | _Unset | None = _UNSET,
         version: Version | None = None,
+        ttl: float | None = None,
     ) -> PutResult:
         """Store a value only if what is stored is what is expected.
 
@@ -209,6 +220,7 @@ class Client:
             expected: the value that must be there; None: the key must have no value.
             version: instead of ``expected``, the version that must be there, as ``get_entry`` and
                 the writes return it.
+            ttl: the new value's time to live, as for ``put``.
 
         Raises VersionMismatch if something else is there.
         """
@@ -216,9 +228,9 @@ class Client:
         if (version is None) == isinstance(expected, _Unset):
             raise InvalidInput("compare_and_put takes either expected or version")
         if version is not None:
-            changed = self._execute(key, messages.PUT_IF_VERSION, new, _packed(version))
+            changed = self._execute(key, messages.PUT_IF_VERSION, new, _packed(version), ttl)
         elif expected is None:
-            changed = self._execute(key, messages.PUT_IF_ABSENT, new)
+            changed = self._execute(key, messages.PUT_IF_ABSENT, new, ttl=ttl)
         else:
             old = _value(expected)  # type: ignore[arg-type]  # it is not _UNSET
             if len(old) + len(new) > VALUE_SIZE_MAX:
@@ -226,23 +238,44 @@ class Client:
                     f"the expected and the new value have more than {VALUE_SIZE_MAX} bytes "
                     "together: compare by version"
                 )
-            changed = self._execute(key, messages.PUT_IF_VALUE, new, old)
+            changed = self._execute(key, messages.PUT_IF_VALUE, new, old, ttl)
         return PutResult(changed.nodes, changed.version)
 
     def _execute(
-        self, key: str | bytes, operation: int, operand: bytes, expected: bytes = b""
+        self,
+        key: str | bytes,
+        operation: int,
+        operand: bytes,
+        expected: bytes = b"",
+        ttl: float | None = None,
     ) -> operations.Changed:
         key = _key(key)
-        return self._run(
-            lambda lane: operations.execute(
-                self._routes, lane.source, key, operation, operand, expected
+
+        def make(lane: _Lane) -> Operation[operations.Changed]:
+            expiry = b"" if ttl is None else self._expiry(lane, ttl)
+            return operations.execute(
+                self._routes,
+                lane.source,
+                key,
+                operation,
+                expiry + operand,
+                expected,
+                EXPIRES if expiry else 0,
             )
-        )
+
+        return self._run(make)
+
+    def _expiry(self, lane: _Lane, ttl: float) -> bytes:
+        """When what is put now expires, as it stands in an entry."""
+        return operations.expiry_after(self._routes, lane.source, _ttl_us(ttl))
 
     # --- many keys -------------------------------------------------------------------------------
 
-    def put_many(self, items: Mapping[Key, str | bytes]) -> dict[Key, PutResult]:
-        """Store many values, in parallel over the nodes. Each key is stored on its own.
+    def put_many(
+        self, items: Mapping[Key, str | bytes], *, ttl: float | None = None
+    ) -> dict[Key, PutResult]:
+        """Store many values, in parallel over the nodes. Each key is stored on its own; ``ttl`` is
+        the time to live of all of them, as for ``put``.
 
         Raises BatchFailed if some keys failed; its ``results`` and ``errors`` say which.
         """
@@ -252,14 +285,16 @@ class Client:
         checked = {_key(key): _value(value) for key, value in items.items()}
         if len(checked) < len(items):
             raise InvalidInput("put_many: a key is given twice, as str and as bytes")
-        return self._run_batch(
-            started,
-            list(items),
-            lambda lane: (
-                operations.put(self._routes, lane.source, key, value)
+
+        def make(lane: _Lane) -> Iterator[Operation[PutResult]]:
+            expiry = b"" if ttl is None else self._expiry(lane, ttl)
+            flags = EXPIRES if expiry else 0
+            return (
+                operations.put(self._routes, lane.source, key, expiry + value, flags)
                 for key, value in checked.items()
-            ),
-        )
+            )
+
+        return self._run_batch(started, list(items), make)
 
     @overload
     def get_many(self, keys: Iterable[Key]) -> dict[Key, bytes | None]: ...
@@ -424,6 +459,13 @@ def _timeout(timeout: Any) -> float:
     raise InvalidInput(
         f"timeout={timeout!r}: it is a number of seconds, from 0 to {_TIMEOUT_MAX_S:g}"
     )
+
+
+def _ttl_us(ttl: Any) -> int:
+    """A time to live in microseconds."""
+    if isinstance(ttl, int | float) and 0 < ttl <= TTL_MAX_S:
+        return max(1, round(ttl * 1e6))
+    raise InvalidInput(f"ttl={ttl!r}: it is a number of seconds, more than 0, up to {TTL_MAX_S:,}")
 
 
 def _key(key: str | bytes) -> bytes:

@@ -28,7 +28,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
 
-from .connection import call_once
+from .connection import call_once, describe
 from .errors import (
     ClusterError,
     ConnectionLost,
@@ -47,10 +47,12 @@ from .placement import (
     format_address,
     partition_count,
 )
-from .server import FrameServer, Gathered, on_control_message, on_message
+from .server import FrameServer, Gathered, Handler, on_control_message, on_message
 from .session import Session
+from .state_file import Process, SavedState, StateFile
 from .wire import messages
 from .wire.codec import decode, encode, head_word, reply_frame
+from .wire.fields import TOKEN_SIZE
 
 logger = logging.getLogger("gtstore.manager")
 
@@ -107,7 +109,7 @@ class Manager:
         self._options = options
         self._is_interrupted = is_interrupted
         self._cluster_id = secrets.randbits(32) or 1  # 0 means that there is none
-        self._token = secrets.token_bytes(16)
+        self._token = secrets.token_bytes(TOKEN_SIZE)
         self._is_stopping = threading.Event()
         # Held while a process is started: none registers, and the cluster is not stopped, before
         # the process is known here.
@@ -120,54 +122,49 @@ class Manager:
         self._looks: dict[int, Gathered[None]] = {}  # one for each of these
         self._registered: dict[int, messages.Member] = {}  # the newest of each node
         self._membership: Membership | None = None
-        self._published = _NOTHING_PUBLISHED
+        self._published = _NOTHING_PUBLISHED  # also guarded by _saving
         self._pushed_epoch = 0  # of the last map that was published and pushed
         self._is_publish_due = False
+        self._saving = threading.Lock()  # what is published is what was saved
         # The publisher's own:
         self._push_session = Session(self._locate)
         self._adopted: dict[int, tuple[int, int]] = {}  # node -> its incarnation, its map's epoch
         self._probe_session = Session(self._locate)  # the prober's own
-        self._server = self._make_server()
-        self._nursery = Nursery()
-
-    def _make_server(self) -> FrameServer:
-        handlers = {
-            **on_message(self.on_ping),
-            **on_message(self.on_cluster_info),
-            messages.GetMap.kind: self.get_map,
-            **on_message(self.on_key_nodes),
-            **on_message(self.on_next_primary),
-            **on_control_message(self.on_register, self._token),
-            **on_control_message(self.on_in_sync, self._token),
-        }
+        self._handlers: dict[int, Handler] = {}
         try:
-            return FrameServer(
-                self._options.host,
-                self._options.port,
-                handlers,
-                frame_timeout_ms=self._options.frame_timeout_ms,
+            # The port is also what keeps a second manager away from the state file.
+            self._server = FrameServer(
+                options.host,
+                options.port,
+                self._handlers,
+                frame_timeout_ms=options.frame_timeout_ms,
             )
         except ClusterError as error:
-            holder = describe_holders(self._options.host, [self._options.port])
+            holder = describe_holders(options.host, [options.port])
             raise ClusterError(holder or str(error)) from error
+        self._state_file = StateFile(options.host, self._server.port)
+        self._nursery = Nursery()
 
     # --- start and stop --------------------------------------------------------------------------
 
     def start(self) -> str:
-        """Start the nodes, give them their first map, and return the ready line.
+        """Start the nodes and give them their first map, or take over those of a manager that was
+        killed (M4); return the ready line.
 
-        Raises ClusterError, with nothing left running, if that cannot be done.
+        Raises ClusterError if that cannot be done; nothing that was started here is left running.
         """
         try:
-            self._check_node_ports()
-            self._server.start()
-            for node in range(1, self._options.nodes + 1):
-                process = self._spawn(node, 1)
-                name = f"keeper of node {node}"
-                threading.Thread(
-                    target=self._keep, args=(node, process), name=name, daemon=True
-                ).start()
-            self._await_nodes()
+            saved = self._state_file.read()
+            adopted = self._find_running(saved) if saved else {}
+            if saved and adopted:
+                self._check_shape(saved, adopted)
+                self._take_over(saved, adopted)
+            else:
+                self._check_node_ports()
+                self._serve()
+                for node in range(1, self._options.nodes + 1):
+                    self._start_keeper(partial(self._keep, node, self._spawn(node, 1)), node)
+                self._await_nodes()
         except BaseException:
             self.stop()
             raise
@@ -201,6 +198,88 @@ class Manager:
         self._nursery.close()
         self._server.drain()
         self._probe_session.abort()
+        if processes:
+            self._state_file.remove()
+
+    def _serve(self) -> None:
+        self._handlers |= {
+            **on_message(self.on_ping),
+            **on_message(self.on_cluster_info),
+            messages.GetMap.kind: self.get_map,
+            **on_message(self.on_key_nodes),
+            **on_message(self.on_next_primary),
+            **on_control_message(self.on_register, self._token),
+            **on_control_message(self.on_in_sync, self._token),
+        }
+        self._server.start()
+
+    # --- the successor of a killed manager (M4) --------------------------------------------------
+
+    def _find_running(self, saved: SavedState) -> dict[int, NodeProcess]:
+        """The node processes of the saved state that still run."""
+        found = {}
+        for known in saved.processes:
+            process = self._nursery.adopt(known.pid, known.incarnation, known.started)
+            if process is not None:
+                found[known.node] = process
+        return found
+
+    def _check_shape(self, saved: SavedState, running: dict[int, NodeProcess]) -> None:
+        shape = (saved.nodes, saved.replicas, saved.hash_code)
+        options = self._options
+        if shape == (options.nodes, options.replicas, options.hash_code):
+            return
+        pids = " ".join(str(process.pid) for process in running.values())
+        raise ClusterError(
+            f"the nodes of a manager that was killed still run on this port: {saved.nodes} nodes, "
+            f"{saved.replicas} replicas, --hash {messages.HASHES[saved.hash_code]}; start it with "
+            f"these, or stop them with: kill {pids}"
+        )
+
+    def _take_over(self, saved: SavedState, running: dict[int, NodeProcess]) -> None:
+        """Go on where the last manager was: the nodes that run are members; for the others it is as
+        if they had died now."""
+        self._cluster_id, self._token = saved.cluster_id, saved.token
+        members = {member.node: member for member in saved.members}
+        for node, process in list(running.items()):
+            member = members[node]
+            if member.state == messages.DEAD or member.incarnation != process.incarnation:
+                # It was being started, and nobody knows how far it got.
+                process.send_signal(signal.SIGKILL)
+        with self._changed:
+            self._processes = dict(running)
+            self._registered = dict(members)
+            self._membership = Membership(
+                members.values(),
+                saved.map,
+                self._options.replicas,
+                self._options.probe_interval_ms / 1000,
+                messages.PROBE_MISSES_MAX,
+                self._options.respawns,
+            )
+            self._published = _Published(saved.map, members)
+        for node, process in running.items():
+            self._looks[node] = Gathered(partial(self._look_at, node, process))
+        numbers = _ranges(sorted(running))
+        logger.warning("took over the cluster of a manager that is gone: nodes %s run", numbers)
+        for known in saved.processes:
+            node = known.node
+            if node in running:
+                self._start_keeper(partial(self._keep, node, running[node]), node)
+            else:
+                self._start_keeper(self._keeper_of_dead(node, known.incarnation), node)
+        self._serve()
+        self._publish(_PUBLISH_TIMEOUT_S)
+
+    def _keeper_of_dead(self, node: int, incarnation: int) -> Callable[[], None]:
+        """Tell of an end that nobody saw; return what the node's keeper does."""
+        assert self._membership is not None
+        how = "its process ended while there was no manager"
+        event = partial(self._membership.exited, node, how, time.monotonic())
+        actions = self._apply(event)
+        return lambda: self._keep(node, self._succeed(node, incarnation, actions))
+
+    # --- the nodes' ports ------------------------------------------------------------------------
 
     def _check_node_ports(self) -> None:
         """Say who holds a port before any process is started in vain."""
@@ -249,29 +328,38 @@ class Manager:
             with self._changed:
                 self._processes[node] = process
             self._looks[node] = Gathered(partial(self._look_at, node, process))
+            # Before it may register, so that a successor of this manager knows of it.
+            self._save(self._published)
         return process
 
-    def _keep(self, node: int, process: NodeProcess) -> None:
+    def _start_keeper(self, keep: Callable[[], None], node: int) -> None:
+        threading.Thread(target=keep, name=f"keeper of node {node}", daemon=True).start()
+
+    def _keep(self, node: int, process: NodeProcess | None) -> None:
         """A node's keeper: wait for the end of its process, tell of it, start the next one."""
-        while True:
-            code = process.wait()
+        while process is not None:
+            how = _describe_exit(process.wait())
             with self._changed:
                 self._changed.notify_all()
                 membership = self._membership
             if membership is None or self._is_stopping.is_set():
                 return
-            how = _describe_exit(code)
             actions = self._apply(partial(membership.exited, node, how, time.monotonic()))
-            pauses = [action.pause_s for action in actions if isinstance(action, Start)]
-            if not pauses:
-                return
-            # M2: a successor is started once the map without the dead one is known.
-            self._await_published(membership.map.epoch)
-            following = self._start_again(node, process.incarnation + 1, pauses[0])
-            if following is None:
-                return
-            process = following
-            membership.started(node, time.monotonic())
+            process = self._succeed(node, process.incarnation, actions)
+
+    def _succeed(self, node: int, incarnation: int, actions: list[Action]) -> NodeProcess | None:
+        """Start the successor of a dead process, if that is to be done; None if not."""
+        pauses = [action.pause_s for action in actions if isinstance(action, Start)]
+        if not pauses:
+            return None
+        # M2: it is started once the map without the dead one is known.
+        assert self._membership is not None
+        self._await_published(self._membership.map.epoch)
+        process = self._start_again(node, incarnation + 1, pauses[0])
+        if process is not None:
+            with self._changed:
+                self._membership.started(node, time.monotonic())
+        return process
 
     def _start_again(self, node: int, incarnation: int, pause_s: float) -> NodeProcess | None:
         """The node's next process; None if the cluster is stopped instead."""
@@ -356,9 +444,11 @@ class Manager:
                 self._is_publish_due = False
             try:
                 self._publish(_PUBLISH_TIMEOUT_S)
-            except Exception:
-                # For example too many open files. The prober sees who is behind, and asks again.
-                logger.exception("the newest map could not be given to all nodes")
+            except Exception:  # for example too many open files
+                logger.exception("the newest map could not be published yet")
+                self._is_stopping.wait(_PUBLISH_TIMEOUT_S)
+                with self._changed:
+                    self._is_publish_due = True
 
     def _publish(self, timeout_s: float) -> list[int]:
         """Make the newest map known, and push it to every living node that does not hold it yet.
@@ -367,8 +457,7 @@ class Manager:
         with self._changed:
             assert self._membership is not None
             published = _Published(self._membership.map, dict(self._membership.members))
-            self._published = published
-            self._changed.notify_all()
+        self._save(published)
         held = {}
         for node, member in published.members.items():
             incarnation, epoch = self._adopted.get(node, (0, 0))
@@ -399,6 +488,40 @@ class Manager:
             self._pushed_epoch = published.map.epoch
             self._changed.notify_all()
         return late
+
+    def _save(self, published: _Published) -> None:
+        """Leave this to a successor (M4), then make it known: M2's order. If it cannot be written
+        there must be no older file either, or a successor would use its epochs again; without a
+        file it does not begin."""
+        if not published.map.epoch:
+            return  # nobody needs a successor before there is a first map
+        with self._saving:
+            with self._changed:
+                processes = [
+                    Process(node, process.incarnation, process.pid, process.started)
+                    for node, process in sorted(self._processes.items())
+                ]
+            members = tuple(published.members.values())
+            options = self._options
+            state = SavedState(
+                self._cluster_id,
+                options.nodes,
+                options.replicas,
+                options.hash_code,
+                self._token,
+                published.map,
+                members,
+                tuple(processes),
+            )
+            try:
+                self._state_file.write(state)
+            except OSError as error:
+                path = self._state_file.path
+                logger.error("cannot write %s: %s: it is removed", path, describe(error))
+                self._state_file.remove()
+            with self._changed:
+                self._published = published
+                self._changed.notify_all()
 
     def _await_published(self, epoch: int) -> None:
         """Wait until this map, or a newer one, was made known and pushed; not for ever."""

@@ -222,6 +222,8 @@ class Membership:
         self._starting.pop(node, None)
         actions: list[Action] = [Report(f"node {node} is dead: {how}")]
         if self.members[node].state != DEAD:
+            if now > self._alive_since[node] + _SETTLED_S:
+                self._early_deaths[node] = 0
             actions += self._enter(node, EXITED)
             self.map = self.map.without(node)
             lost = sum(
@@ -233,7 +235,7 @@ class Membership:
                 actions.append(Report(text))
             actions += self._begin_anew()
         if self._respawns:
-            pause_s = self._respawn_pause_s(node, now)
+            pause_s = self._respawn_pause_s(node)
             if pause_s < STAND_IN_AFTER_S:
                 self._awaited[node] = now + STAND_IN_AFTER_S
             actions.append(Start(node, pause_s))
@@ -275,13 +277,11 @@ class Membership:
                 self._repair([join.partition])
         return [Publish()] if self.map is not before else []
 
-    def _respawn_pause_s(self, node: int, now: float) -> float:
+    def _respawn_pause_s(self, node: int) -> float:
         """0, 1, 2, 4 .. seconds, longer each time while it keeps dying soon after its start."""
-        if now > self._alive_since[node] + _SETTLED_S:
-            self._early_deaths[node] = 0
         deaths = self._early_deaths[node]
         self._early_deaths[node] += 1
-        return float(min(2 ** (deaths - 1), RESPAWN_PAUSE_MAX_S)) if deaths else 0.0
+        return float(min(2 ** min(deaths - 1, 10), RESPAWN_PAUSE_MAX_S)) if deaths else 0.0
 
     # --- the next map ----------------------------------------------------------------------------
 
@@ -317,9 +317,7 @@ class Membership:
         def change(row: Row, epoch: int) -> Row:
             owners = [o.node for o in row.owners if living.get(o.node) == o.incarnation]
             if owners and row.owners[0].node == owners[0]:
-                return row  # the usual case: its primary lives
-            if any(owner.in_sync for owner in row.owners if owner.node in owners):
-                return row
+                return row  # its primary lives; a dead one stays only if it was the last in sync
             home = home_owners(row.partition, nodes, self._replicas)
             heirs = owners or [node for node in home if node in living]
             if not heirs:

@@ -44,6 +44,7 @@ class NodeProcess:
     """
 
     def __init__(self, pid: int, incarnation: int, nursery: Nursery) -> None:
+        """Raises ProcessLookupError if there is none with this number."""
         self.pid = pid
         self.incarnation = incarnation
         self.exited = threading.Event()
@@ -51,6 +52,7 @@ class NodeProcess:
         self.exit_code: int | None = None
         self._nursery = nursery
         self._pidfd = os.pidfd_open(pid)
+        self.started = start_time(pid)
 
     def send_signal(self, number: signal.Signals) -> None:
         """Send a signal to this process and no other; nothing happens if it has ended."""
@@ -68,15 +70,31 @@ class NodeProcess:
             return 0.0  # it has ended, and was reaped
         return (int(user) + int(system)) / _TICKS_A_SECOND
 
-    def wait(self) -> int | None:
-        """Wait for its end, set ``exited``, and return its exit code; None if nobody knows it."""
+    def has_ended(self) -> bool:
+        """Also if nobody has reaped it yet."""
+        return self._await_end(0)
+
+    def _await_end(self, timeout_ms: int | None) -> bool:
         poll = select.poll()  # select.select takes no file number above 1023
         poll.register(self._pidfd, select.POLLIN)
-        poll.poll()
+        return bool(poll.poll(timeout_ms))
+
+    def wait(self) -> int | None:
+        """Wait for its end, set ``exited``, and return its exit code; None if nobody knows it."""
+        self._await_end(None)
         self.exited.set()
         self.exit_code = self._nursery.reap(self.pid)
         self.is_reaped = True
         return self.exit_code
+
+
+def start_time(pid: int) -> int:
+    """When a process was started, in the kernel's ticks since the machine was; 0 if it is gone."""
+    try:
+        with open(f"/proc/{pid}/stat") as file:
+            return int(file.read().rpartition(")")[2].split()[19])
+    except OSError:
+        return 0
 
 
 class Nursery:
@@ -111,6 +129,15 @@ class Nursery:
         if answer is None:
             raise ClusterError("the process that starts storage nodes does not answer")
         return NodeProcess(answer["pid"], incarnation, self)
+
+    def adopt(self, pid: int, incarnation: int, started: int) -> NodeProcess | None:
+        """Take over a node that another manager has started (M4); None if it is gone."""
+        try:
+            process = NodeProcess(pid, incarnation, self)
+        except ProcessLookupError:
+            return None
+        is_it = process.started == started and started and not process.has_ended()
+        return process if is_it else None
 
     def reap(self, pid: int) -> int | None:
         answer = self._ask({"reap": pid})

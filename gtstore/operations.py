@@ -102,6 +102,7 @@ _TIME_MAX: Final = 1 << 63
 _KIND_AT: Final = 2  # in a frame
 _REPLY_FLAGS_AT: Final = HEADER_SIZE + _FLAGS_AT
 _REPLY_VALUE_AT: Final = HEADER_SIZE + ENTRY_HEAD_SIZE
+_REPLY_EXPIRING_VALUE_AT: Final = _REPLY_VALUE_AT + 8
 _ACK_WORD: Final = head_word(ACK)
 _GET_WORD: Final = head_word(GET)
 _WRITE_WORD: Final = head_word(WRITE)
@@ -363,6 +364,7 @@ def put(
 ) -> Operation[PutResult]:
     """Store a value on all owners of the key at once (C3). A delete is a put of a tombstone.
 
+    With the flag EXPIRES ``value`` begins with the expiry (``expiry_after``), as in an entry.
     ``begun`` is the first round, if it was made already; then the first step yields it again.
 
     Raises:
@@ -387,6 +389,15 @@ def put(
 def delete(routes: Routes, source: Source, key: bytes) -> Operation[PutResult]:
     """Remove a key's value; see put."""
     return put(routes, source, key, b"", TOMBSTONE)
+
+
+def expiry_after(routes: Routes, source: Source, ttl_us: int) -> bytes:
+    """When a value expires that is put now and lives so long, as it stands in an entry (C8).
+
+    Only the manager corrects the clock here: what was learned from versions is other clients' lead,
+    and the primary, which will judge, has no part in it.
+    """
+    return (source.local_us() + routes.clock_offset_us + ttl_us).to_bytes(8, "big")
 
 
 def _write_frame(
@@ -523,9 +534,7 @@ class _Write:
         request_id = self._source.next_number()
         frame = _write_frame(request_id, route, self._key, self._entry())
         return (
-            yield from send_in_order(
-                self._flags, route, route.nodes, request_id, frame, not self._acked
-            )
+            yield from send_in_order(self._flags, route.nodes, request_id, frame, not self._acked)
         )
 
     def _unfinished(self, route: Route, error: GTStoreError) -> GTStoreError:
@@ -573,19 +582,18 @@ def _time_above(
 
 def send_in_order(
     flags: int,
-    route: Route,
     nodes: tuple[int, ...],
     request_id: int,
     frame: bytes,
     needs_primary: bool = False,
 ) -> Generator[Step, Sequence[Reply], Sequence[Reply]]:
-    """Send a WRITE to these nodes of a route by rule C2: at once, or, if the entry is ordered and
-    the list has more than two owners, one after the other, each answered before the next is sent.
+    """Send a WRITE to these owners by rule C2: to all at once, or, if the entry is ordered, to one
+    after the other in the order of the list, each answered before the next is sent.
 
     The list of replies ends with the first one that is neither ACK nor SUPERSEDED; if the primary's
     own ACK is still needed, also with a SUPERSEDED of the primary.
     """
-    if not flags & ORDERED or len(route.nodes) <= 2:
+    if not flags & ORDERED:
         return (yield nodes, request_id, frame)
     replies: list[Reply] = []
     for node in nodes:
@@ -611,12 +619,14 @@ def execute(
     operation: int,
     operand: bytes,
     expected: bytes = b"",
+    flags: int = 0,
 ) -> Operation[Changed]:
     """Have the key's primary compute a new entry from the one that it holds, then give the result
     to the other owners (C4).
 
     Args:
         operation: messages.APPEND, ...; ``operand`` and ``expected`` are those of EXECUTE.
+        flags: 0, or EXPIRES for a comparison: then ``operand`` begins with the expiry, as for put.
 
     Raises:
         VersionMismatch: the comparison failed; nothing was changed.
@@ -626,7 +636,7 @@ def execute(
     try:
         if not routes.cluster_id:
             yield from initialize(routes, source)
-        change = _Change(routes, source, key, operation, operand, expected)
+        change = _Change(routes, source, key, operation, operand, expected, flags)
         return (yield from change.settle())
     except DeadlineExceeded as error:
         raise OperationFailed(f"the change of {shown(key)} did not happen: {error}") from error
@@ -648,6 +658,7 @@ class _Change:
         operation: int,
         operand: bytes,
         expected: bytes,
+        flags: int,
     ) -> None:
         self._routes = routes
         self._source = source
@@ -655,6 +666,7 @@ class _Change:
         self._operation = operation
         self._operand = operand
         self._expected = expected
+        self._flags = flags
         self._counter, self._time = source.next_version(routes.clock_offset_us)
         self._client = source.client
         self._versions = 1
@@ -700,7 +712,8 @@ class _Change:
             raise self._unfinished(route, error) from error
 
     def _ask_primary(self, route: Route) -> Generator[Step, Sequence[Reply], Sequence[Reply]]:
-        entry = ENTRY_HEAD.pack(self._time, self._client, self._counter, 0) + self._operand
+        head = ENTRY_HEAD.pack(self._time, self._client, self._counter, self._flags)
+        entry = head + self._operand
         request = messages.Execute(
             route.epoch, route.partition, self._key, self._operation, self._expected, entry
         )
@@ -799,14 +812,16 @@ def begin_get(routes: Routes, source: Source, key: bytes) -> Begun:
 
 def plain_value(begun: Begun, reply: bytes) -> bytes | None:
     """The value in a get's first reply, a whole frame, if there is nothing more to do: the entry is
-    complete, and it is no tombstone and does not expire. Otherwise None: ``get`` goes on."""
+    complete, and it is no tombstone. Otherwise None: ``get`` goes on."""
     if reply[_KIND_AT] != ENTRY:
         return None
     if len(reply) < _REPLY_VALUE_AT:
         return None
     flags = reply[_REPLY_FLAGS_AT] & _UNPLAIN
     if flags != COMMITTED and (flags or len(begun[0].nodes) > 1):
-        return None
+        if flags != COMMITTED | EXPIRES or len(reply) < _REPLY_EXPIRING_VALUE_AT:
+            return None
+        return reply[_REPLY_EXPIRING_VALUE_AT:]
     return reply[_REPLY_VALUE_AT:]
 
 
@@ -814,6 +829,9 @@ def get(
     routes: Routes, source: Source, key: bytes, begun: Begun | None = None
 ) -> Operation[StoredEntry | None]:
     """Read a key's latest value from its primary (C5). ``begun``: see put.
+
+    Nothing here looks at an expiry: in the place of an entry that has expired, the primary answers
+    with a pending tombstone (C8), which is completed as any other pending entry.
 
     Raises:
         Unavailable: no owner of the key is alive.
@@ -883,7 +901,7 @@ def _write_to_backups(
         return []
     request_id = source.next_number()
     frame = _write_frame(request_id, route, key, entry)
-    return (yield from send_in_order(entry[_FLAGS_AT], route, backups, request_id, frame))
+    return (yield from send_in_order(entry[_FLAGS_AT], backups, request_id, frame))
 
 
 # --- failures ------------------------------------------------------------------------------------

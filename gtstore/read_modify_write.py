@@ -1,4 +1,5 @@
-"""What EXECUTE makes of a stored entry: append, increment, compare and put (rule N4).
+"""What EXECUTE makes of a stored entry: append, increment, compare and put, touch (rule N4); and
+what the primary makes of one that has expired (C8).
 
 Pure functions of the stored entry and the request. Whether the request may be evaluated at all, and
 storing the result, is replica.py's.
@@ -19,11 +20,13 @@ from .wire.messages import (
     INCREMENT,
     NOT_A_NUMBER,
     NUMBER_OVERFLOW,
+    ORDERED,
     PUT_IF_ABSENT,
     PUT_IF_VALUE,
     PUT_IF_VERSION,
     RESULT_TOO_LONG,
     TOMBSTONE,
+    TOUCH,
     VALUE_SIZE_MAX,
 )
 
@@ -66,8 +69,31 @@ def take_apart(entry: bytes | None) -> Stored:
     return Stored(version, entry[ENTRY_HEAD_SIZE:value_at], entry[value_at:])
 
 
-Evaluate: TypeAlias = Callable[[Stored, bytes, bytes], bytes]
-"""(what is stored, what is expected, the operand) -> the new value. Raises Failure."""
+def has_expired(entry: bytes, now_us: int) -> bool:
+    """Whether an entry's time is over. Only the primary may ask, with its own clock (C8)."""
+    if not entry[FLAGS_AT] & EXPIRES:
+        return False
+    return int.from_bytes(entry[ENTRY_HEAD_SIZE : ENTRY_HEAD_SIZE + 8], "big") <= now_us
+
+
+def tombstone_of(entry: bytes) -> bytes:
+    """What its primary puts in the place of an entry that has expired (C8): a tombstone, with the
+    version next to the entry's own. So nothing is ever between the two: a write that the tombstone
+    refuses would have been refused by the entry. And every node makes the same tombstone of it, so
+    that also a version that two primaries made has one content.
+
+    (Next to it is a version of another client, whose number nobody draws but once in 2^64. Where a
+    floor is higher than the entry (N7), the version must be next to the floor: a backup refuses
+    what is at or below its own, and floors never rise along the list.)
+    """
+    version = int.from_bytes(entry[:VERSION_SIZE], "big") + 1
+    counter = entry[VERSION_SIZE:FLAGS_AT]
+    return version.to_bytes(VERSION_SIZE, "big") + counter + bytes((ORDERED | TOMBSTONE,))
+
+
+Evaluate: TypeAlias = Callable[[Stored, bytes, bytes], bytes | None]
+"""(what is stored, what is expected, the operand) -> the new value; None: a tombstone. Raises
+Failure."""
 
 
 def _append(stored: Stored, expected: bytes, operand: bytes) -> bytes:  # noqa: ARG001
@@ -103,6 +129,12 @@ def _put_if_version(stored: Stored, expected: bytes, operand: bytes) -> bytes:
     return _put_if(stored.version == expected, operand)
 
 
+def _touch(stored: Stored, expected: bytes, operand: bytes) -> bytes | None:
+    if expected or operand:
+        raise malformed("a touch expects nothing and has no value")
+    return stored.value
+
+
 def _put_if(is_so: bool, operand: bytes) -> bytes:
     if not is_so:
         raise Failure(COMPARISON_FAILED)
@@ -115,10 +147,11 @@ EVALUATE: Final[Mapping[int, Evaluate]] = {
     PUT_IF_ABSENT: _put_if_absent,
     PUT_IF_VALUE: _put_if_value,
     PUT_IF_VERSION: _put_if_version,
+    TOUCH: _touch,
 }
 
-KEEPS_EXPIRY: Final = frozenset((APPEND, INCREMENT))
-"""These change a value that goes on living; the others put a new one, with an expiry of its own."""
+KEEPS_EXPIRY: Final = frozenset((APPEND, INCREMENT, TOUCH))
+"""With these the value goes on living; the others put a new one, with an expiry of its own."""
 
 
 def number_of(text: bytes) -> int | None:

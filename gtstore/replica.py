@@ -26,7 +26,9 @@ from .read_modify_write import (
     KEEPS_EXPIRY,
     VERSION_SIZE,
     Failure,
+    has_expired,
     take_apart,
+    tombstone_of,
 )
 from .wire import messages
 from .wire.codec import (
@@ -177,6 +179,9 @@ class Replicas:
         entry = replica.entries.get(key)
         if entry is None:
             return self._not_found(request_id, partition, key)
+        # The flag first: what does not expire costs neither a call nor a look at the clock.
+        if entry[FLAGS_AT] & EXPIRES and has_expired(entry, self._now_us()):
+            entry = self._expire(replica, key, entry)
         return reply_frame(_ENTRY, request_id, entry)
 
     def _get_unusual(self, request_id: int, body: bytes) -> bytes:
@@ -291,15 +296,20 @@ class Replicas:
         is_known = partition < self._partitions
         if not is_known or request.epoch != self._replicas[partition].read_epoch:
             return self.refuse(request_id, partition, request.epoch)
-        stored = self._replicas[partition].entries.get(key)
+        replica = self._replicas[partition]
+        stored = replica.entries.get(key)
         if stored is None:
             if self._hash(key) % self._partitions != partition:
                 return self._wrong_partition(request_id, key)
-        # N4, in its order: equal rid, answer as before; not the higher version; evaluate.
-        elif request.entry[8:20] == stored[8:20]:
-            return reply_frame(_EXECUTED, request_id, stored)
-        elif request.entry[:VERSION_SIZE] <= stored[:VERSION_SIZE]:
-            return pack_words(_SUPERSEDED, request_id, VERSION_SIZE) + stored[:VERSION_SIZE]
+        else:
+            # N4, in its order: equal rid, answer as before, though it may have expired meanwhile;
+            # not the higher version; evaluate, and what has expired counts as nil (C8).
+            if request.entry[8:20] == stored[8:20]:
+                return reply_frame(_EXECUTED, request_id, stored)
+            if has_expired(stored, self._now_us()):
+                stored = self._expire(replica, key, stored)
+            if request.entry[:VERSION_SIZE] <= stored[:VERSION_SIZE]:
+                return pack_words(_SUPERSEDED, request_id, VERSION_SIZE) + stored[:VERSION_SIZE]
         old, new = take_apart(stored), take_apart(request.entry)
         assert new.value is not None
         try:
@@ -307,14 +317,28 @@ class Replicas:
         except Failure as failure:
             return _failed(request_id, failure.reason, stored)
         expiry = old.expiry if request.operation in KEEPS_EXPIRY else new.expiry
-        head = request.entry[:FLAGS_AT]
-        result = head + bytes((ORDERED | (EXPIRES if expiry else 0),)) + expiry + value
+        flags = ORDERED | (EXPIRES if expiry else 0) | (TOMBSTONE if value is None else 0)
+        result = request.entry[:FLAGS_AT] + bytes((flags,)) + expiry + (value or b"")
         # What may be stored, and whether there is room for it, is the same as for a WRITE.
         fixed = WRITE_BODY.pack(request.epoch, partition, len(key))
         reply = self.write(request_id, fixed + key + result)
         if len(reply) > messages.HEADER_SIZE:
             return reply  # an ERROR
         return reply_frame(_EXECUTED, request_id, result)
+
+    def _expire(self, replica: Replica, key: bytes, entry: bytes) -> bytes:
+        """C8: put a tombstone in the place of an entry whose time is over by our clock; return it.
+
+        It is as if a client had this node EXECUTE "expire, if the version is still that one", and
+        then stopped: the tombstone is pending, and whoever is answered with it completes it as any
+        other pending entry (C5, C4) before it says that the key has no value. So the next primary
+        has it too, and the key cannot come back with another clock.
+        """
+        tombstone = tombstone_of(entry)
+        self.size -= len(entry) - len(tombstone)
+        self._tombstones += not entry[FLAGS_AT] & TOMBSTONE
+        replica.entries[key] = tombstone
+        return tombstone
 
     # --- the map ---------------------------------------------------------------------------------
 

@@ -25,13 +25,12 @@ from .placement import format_address
 from .wire import messages
 from .wire.codec import decode, encode
 from .wire.explain import explain, summarize
-from .wire.fields import fields_of
+from .wire.fields import TOKEN_SIZE, fields_of
 from .wire.stream import HEADER_SIZE, RECEIVE_SIZE, FrameBuffer
 
 Show = Callable[[str], None]
 
 _CONNECT_TIMEOUT_S: Final = 5.0
-_TOKEN_SIZE: Final = 16
 _REWRITTEN: Final = (messages.Cluster.kind, messages.Owners.kind)
 
 
@@ -222,5 +221,5 @@ def _without_token(frame: bytes) -> bytes:
     cls = messages.MESSAGES.get(frame[2])
     fields = fields_of(cls) if cls else ()
     if fields and fields[0].wire_type.name == "token":
-        return frame[:HEADER_SIZE] + bytes(_TOKEN_SIZE) + frame[HEADER_SIZE + _TOKEN_SIZE :]
+        return frame[:HEADER_SIZE] + bytes(TOKEN_SIZE) + frame[HEADER_SIZE + TOKEN_SIZE :]
     return frame

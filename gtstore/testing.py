@@ -64,13 +64,19 @@ class Cluster:
             "--port", str(port), "--node-port", str(node_port), *options,
         ]  # fmt: skip
         self._process: subprocess.Popen[str] | None = None
-        self._log = tempfile.TemporaryFile("w+")  # noqa: SIM115  # closed in stop
+        self._log = tempfile.TemporaryFile("a+")  # noqa: SIM115  # closed in stop
         self.ready_line = ""
         self.address = ""
         self.node_pids: dict[int, int] = {}
+        self._doomed: dict[int, int] = {}  # nodes that were killed or stopped, and their processes
 
     def start(self) -> Cluster:
-        """Start the cluster and wait until it is ready. Raises ClusterError, with its log."""
+        """Start the cluster, or the successor of a killed manager, and wait until it is ready.
+
+        Raises ClusterError, with its log.
+        """
+        if self._process is not None and self._process.stdout is not None:
+            self._process.stdout.close()
         self._process = subprocess.Popen(
             self._command, stdout=subprocess.PIPE, stderr=self._log, text=True
         )
@@ -83,6 +89,9 @@ class Cluster:
             self.stop()
             raise ClusterError(f"the cluster did not start: {log}")
         self.address = match[1]
+        # A successor must listen where the killed one did.
+        at = self._command.index("--port") + 1
+        self._command[at] = self.address.rpartition(":")[2]
         self._learn_pids()
         return self
 
@@ -134,11 +143,17 @@ class Cluster:
     def wait_in_sync(self, timeout_s: float = 60.0) -> None:
         """Wait until every partition has all its copies again."""
         with self.connect() as client:
-            wait_until(
-                lambda: not client.status()["under_replicated"],
-                "all copies of all partitions",
-                timeout_s,
-            )
+
+            def is_in_sync() -> bool:
+                status = client.status()
+                # The manager may not have noticed yet what was done to a node.
+                is_noticed = all(
+                    self._doomed.get(node["id"]) != node["pid"] or node["state"] == "dead"
+                    for node in status["nodes"]
+                )
+                return is_noticed and not status["under_replicated"]
+
+            wait_until(is_in_sync, "all copies of all partitions", timeout_s)
 
     def log(self) -> str:
         """What manager and nodes have written to standard error."""
@@ -152,26 +167,37 @@ class Cluster:
     def kill_node(self, node: int) -> None:
         """SIGKILL a node; that process is gone when this returns. Unless the cluster has the option
         --no-respawn, its manager starts the node again."""
-        pid = self._pid_of(node)
+        pid = self._doomed[node] = self._pid_of(node)
         self._signal(pid, signal.SIGKILL)
         wait_until(lambda: not _is_running(pid), f"the end of node {node}")
 
     def pause_node(self, node: int) -> None:
         """SIGSTOP a node: it is there, and answers nothing from the return of this call on."""
-        pid = self._pid_of(node)
+        pid = self._doomed[node] = self._pid_of(node)
         self._signal(pid, signal.SIGSTOP)
         wait_until(lambda: _state(pid) in "TZ", f"the stop of node {node}")
 
     def resume_node(self, node: int) -> None:
         """SIGCONT a node."""
+        self._doomed.pop(node, None)
         self._signal(self.node_pids[node], signal.SIGCONT)
 
     def kill_manager(self) -> None:
-        """SIGKILL the manager; the nodes go on."""
+        """SIGKILL the manager; the nodes go on. ``start`` then starts another one, which takes them
+        over."""
         assert self._process is not None
         self._learn_pids()
         self._process.kill()
         self._process.wait()
+
+    def pause_manager(self) -> None:
+        """SIGSTOP the manager."""
+        os.kill(self.manager_pid, signal.SIGSTOP)
+        wait_until(lambda: _state(self.manager_pid) in "TZ", "the stop of the manager")
+
+    def resume_manager(self) -> None:
+        """SIGCONT the manager."""
+        os.kill(self.manager_pid, signal.SIGCONT)
 
     def _learn_pids(self) -> None:
         self.node_pids = {node["id"]: node["pid"] for node in self.status()["nodes"]}

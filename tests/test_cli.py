@@ -128,6 +128,24 @@ def test_append_incr_cas(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.usefixtures("manager")
+def test_ttl(capsys: pytest.CaptureFixture[str]) -> None:
+    """It prints the same; a value that lives a microsecond is gone by the time of the get."""
+    for ttl, code in (("100", 0), ("0.000001", 1)):
+        assert cli.main(["put", "short", "value", "--ttl", ttl]) == 0
+        assert capsys.readouterr() == ("key short stored at storage nodes: 1 2 3\n", "")
+        assert cli.main(["get", "short"]) == code
+        capsys.readouterr()
+        assert cli.main(["cas", "short", "value", "new", "--ttl", ttl]) == code
+        capsys.readouterr()
+    for ttl in ("0.000001", "100"):
+        assert cli.main(["cas", "short", "--absent", "value", "--ttl", ttl]) == 0
+    assert cli.main(["cas", "short", "--absent", "value"]) == 1
+    capsys.readouterr()
+    assert cli.main(["get", "short"]) == 0
+    assert capsys.readouterr().out == "value"
+
+
+@pytest.mark.usefixtures("manager")
 def test_json(capsys: pytest.CaptureFixture[str]) -> None:
     """One object a command, with the contract's names."""
 
@@ -335,6 +353,8 @@ def test_no_owner_left() -> None:
         (("get", "key1", "--timeout", "nan"), "'nan' is no number of seconds"),
         (("get", "key1", "--timeout", "soon"), "'soon' is no number of seconds"),
         (("get", "key1", "--js"), "unrecognized arguments: --js"),
+        (("put", "key1", "value", "--ttl", "0"), "'0' is no number of seconds above 0"),
+        (("cas", "key1", "a", "b", "--ttl", "4e9"), "'4e9' is no number of seconds above 0"),
         (("incr", "key1", "x"), "'x' is no whole number"),
         (("incr", "key1", "9223372036854775808"), "is no whole number from -9223372036854775808"),
     ],

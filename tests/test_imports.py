@@ -38,7 +38,7 @@ LAYERS = (
     ("gtstore.connection", "gtstore.allocator"),
     ("gtstore.session", "gtstore.server", "gtstore.tap"),
     # What the daemons share: how processes are started, and their command lines and logs.
-    ("gtstore.nursery", "gtstore.command_line"),
+    ("gtstore.nursery", "gtstore.command_line", "gtstore.state_file"),
     ("gtstore.manager", "gtstore.storage", "gtstore.client"),
     # The public names.
     ("gtstore",),

@@ -1,7 +1,8 @@
-"""Who is alive, who is to be killed, and which map holds: rules M1, M2 and M5."""
+"""Who is alive, who is to be killed or started, and which map holds: rules M1, M2, M5 and M7."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Collection
 
 import pytest
@@ -12,6 +13,8 @@ from gtstore.membership import (
     ANSWERED,
     EXITED,
     MISSED,
+    RETURNED,
+    STAND_IN_AFTER_S,
     TRANSITIONS,
     Action,
     Fence,
@@ -19,25 +22,42 @@ from gtstore.membership import (
     Probe,
     Publish,
     Report,
+    Start,
 )
 from gtstore.placement import PartitionMap
-from gtstore.wire.messages import ALIVE, DEAD, LEFT, STATES, SUSPECT, Member, Row
+from gtstore.wire.messages import (
+    ALIVE,
+    DEAD,
+    LEFT,
+    START_TIMEOUT_S,
+    STATES,
+    SUSPECT,
+    Join,
+    Member,
+    Row,
+)
 
 quick = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 INTERVAL_S = 0.25
 MISSES_MAX = 4
+NOW = 1000.0
 
 
-def cluster(nodes: int, replicas: int) -> Membership:
+def member(node: int, incarnation: int = 1) -> Member:
+    return Member(node, ALIVE, incarnation, 100 * incarnation + node, 10000 + node, "127.0.0.1")
+
+
+def cluster(nodes: int, replicas: int, respawns: bool = True) -> Membership:
     """A new cluster with every node alive."""
     numbers = range(1, nodes + 1)
     return Membership(
-        [Member(node, ALIVE, 1, 100 + node, 10000 + node, "127.0.0.1") for node in numbers],
+        [member(node) for node in numbers],
         PartitionMap.first(1, nodes, replicas, dict.fromkeys(numbers, 1)),
         replicas,
         INTERVAL_S,
         MISSES_MAX,
+        respawns,
     )
 
 
@@ -81,7 +101,7 @@ def enter(membership: Membership, state: int) -> None:
     if state == SUSPECT:
         membership.missed(1, "no answer")
     if state == DEAD:
-        membership.exited(1, "killed")
+        membership.exited(1, "killed", NOW)
     assert state_of(membership, 1) == state
 
 
@@ -90,7 +110,9 @@ def tell(membership: Membership, event: str) -> list[Action]:
         return membership.answered(1)
     if event == MISSED:
         return membership.missed(1, "no answer")
-    return membership.exited(1, "killed")
+    if event == RETURNED:
+        return membership.returned(member(1, 2), NOW)
+    return membership.exited(1, "killed", NOW)
 
 
 @pytest.mark.parametrize(
@@ -113,12 +135,15 @@ def test_the_table_is_whole() -> None:
     """Every state of a member has a row for each event; only a second end has none."""
     pairs = {(s, e) for s in (ALIVE, SUSPECT, DEAD) for e in (ANSWERED, MISSED, EXITED)}
     assert pairs - set(TRANSITIONS) == {(DEAD, EXITED)}
+    assert {state for state, event in TRANSITIONS if event == RETURNED} == {DEAD}
     assert LEFT not in TRANSITIONS.values(), "no member leaves in this version"
 
 
-def test_dead_stays_dead() -> None:
-    """No row leads out of death: a process that ended answers nobody any more (M2)."""
-    assert all(after == DEAD for (before, _), after in TRANSITIONS.items() if before == DEAD)
+def test_only_a_new_process_leads_out_of_death() -> None:
+    """A process that ended answers nobody any more (M2)."""
+    assert [event for (before, event), after in TRANSITIONS.items() if before == DEAD != after] == [
+        RETURNED
+    ]
 
 
 def test_silence_is_never_death() -> None:
@@ -207,7 +232,7 @@ def test_two_silent_neighbours_are_not_both_killed(first: int, second: int) -> N
         killed += fences(membership.missed(first, "no answer"))
         killed += fences(membership.missed(second, "no answer"))
     assert killed == [first]
-    membership.exited(first, "killed")
+    membership.exited(first, "killed", NOW)
     assert fences(miss(membership, second, 3 * MISSES_MAX)) == []
 
 
@@ -227,7 +252,7 @@ def test_a_silent_last_copy_that_answers_is_alive_again() -> None:
 def test_a_late_probe_of_a_dead_node_is_nothing() -> None:
     """It may have been under way when the process ended."""
     membership = cluster(3, 2)
-    membership.exited(1, "killed")
+    membership.exited(1, "killed", NOW)
     assert miss(membership, 1, 2 * MISSES_MAX) == []
     assert membership.answered(1) == []
 
@@ -239,27 +264,18 @@ def test_an_exit_changes_the_map_then_publishes_it() -> None:
     """The dead node is in no row any more, and everybody is told (M2)."""
     membership = cluster(3, 2)
     before = membership.map
-    actions = membership.exited(2, "killed by signal 9")
-    assert actions == [Report("node 2 is dead: killed by signal 9"), Publish(2)]
+    actions = membership.exited(2, "killed by signal 9", NOW)
+    assert actions == [Report("node 2 is dead: killed by signal 9"), Publish(), Start(2, 0.0)]
     assert membership.map.epoch == before.epoch + 1
     assert all(owner.node != 2 for row in membership.map.rows for owner in row.owners)
     assert state_of(membership, 2) == DEAD
 
 
-def test_a_second_exit_is_ignored() -> None:
-    """Two who saw the same end make one change."""
-    membership = cluster(3, 2)
-    membership.exited(2, "killed")
-    epoch = membership.map.epoch
-    assert membership.exited(2, "killed") == []
-    assert membership.map.epoch == epoch
-
-
 def test_partitions_without_a_living_owner_are_reported() -> None:
     """The last owner stays in its rows, dead, and somebody must be told (M5)."""
     membership = cluster(3, 2)
-    assert "Unavailable" not in texts(membership.exited(1, "killed"))
-    actions = membership.exited(2, "killed")
+    assert "Unavailable" not in texts(membership.exited(1, "killed", NOW))
+    actions = membership.exited(2, "killed", NOW)
     # Nodes 1 and 2 were the owners of every third partition, of 192.
     assert "64 partitions have lost their last owner" in texts(actions)
     lost = [row.partition for row in membership.map.rows if row.owners[0].node == 2]
@@ -271,14 +287,14 @@ def test_alive_owners() -> None:
     """A suspect owner counts, a dead one does not."""
     membership = cluster(3, 1)
     miss(membership, 1, 1)
-    membership.exited(2, "killed")
+    membership.exited(2, "killed", NOW)
     assert [membership.alive_owners(partition) for partition in range(3)] == [1, 0, 1]
 
 
 def test_a_dead_neighbour_makes_its_partner_the_last_copy() -> None:
     """A process that ended by itself counts as little as one that is being killed (M1)."""
     membership = cluster(2, 2)
-    membership.exited(1, "crashed")
+    membership.exited(1, "crashed", NOW)
     assert fences(miss(membership, 2, 2 * MISSES_MAX)) == []
 
 
@@ -307,7 +323,7 @@ def test_the_dead_are_not_probed() -> None:
     """Suspects are."""
     membership = cluster(3, 2)
     miss(membership, 1, 1)
-    membership.exited(2, "killed")
+    membership.exited(2, "killed", NOW)
     assert probes(membership.tick(0.0)) == [1, 3]
 
 
@@ -332,26 +348,244 @@ def test_after_a_stop_of_the_manager_itself_probes_start_anew() -> None:
     assert fences(miss(membership, 1, 1)) == [1]
 
 
+# --- nodes that return ---------------------------------------------------------------------------
+
+
+def nodes_of(membership: Membership, partition: int) -> list[tuple[int, int]]:
+    """A partition's owners, and whether each is in sync."""
+    return [(o.node, o.in_sync) for o in membership.map.rows[partition].owners]
+
+
+def sync(membership: Membership, node: int, partition: int) -> None:
+    """The node reports that it has copied the partition."""
+    for owner in membership.map.rows[partition].owners:
+        if owner.node == node:
+            membership.synced(node, [Join(partition, owner.join_epoch)])
+
+
+def test_a_node_returns() -> None:
+    """It joins behind the others, as syncing, under its new incarnation, and is in sync when it
+    says so; the primary stays who it is (M7)."""
+    membership = cluster(3, 2)
+    membership.exited(1, "killed", NOW)
+    assert [nodes_of(membership, p) for p in range(3)] == [[(2, 1)], [(2, 1), (3, 1)], [(3, 1)]]
+    assert membership.returned(member(1, 2), NOW + 0.1) == [
+        Report("node 1 is alive again"), Publish(),
+    ]  # fmt: skip
+    assert [nodes_of(membership, p) for p in range(3)] == [
+        [(2, 1), (1, 0)], [(2, 1), (3, 1)], [(3, 1), (1, 0)],
+    ]  # fmt: skip
+    row = membership.map.rows[0]
+    assert (row.list_epoch, row.owners[1].join_epoch) == (membership.map.epoch,) * 2
+    assert row.owners[1].incarnation == 2
+    before = membership.map
+    assert membership.synced(1, [Join(0, row.owners[1].join_epoch)]) == [Publish()]
+    assert nodes_of(membership, 0) == [(2, 1), (1, 1)]
+    assert membership.map.rows[0].list_epoch == row.list_epoch, "who is written to is the same"
+    assert membership.map.rows_since(before.epoch) == (membership.map.rows[0],)
+
+
+def test_reports_of_other_joins_change_nothing() -> None:
+    """N6: neither of an older one, nor of a node that is not next, nor of no partition."""
+    membership = cluster(3, 2)
+    membership.exited(1, "killed", NOW)
+    old = membership.map.epoch
+    membership.returned(member(1, 2), NOW)
+    before = membership.map
+    new = membership.map.rows[0].owners[1].join_epoch
+    joins = [Join(0, old), Join(1, new), Join(99_999, new)]
+    assert membership.synced(1, joins) == []
+    assert membership.synced(3, [Join(0, new)]) == []
+    assert membership.map is before
+
+
+def test_only_the_first_syncing_owner_becomes_in_sync() -> None:
+    """H9: those in sync are in front, so a death never makes a syncing one the primary."""
+    membership = cluster(4, 3)
+    for node in (2, 3):
+        membership.exited(node, "killed", NOW)
+    for node in (3, 2):
+        membership.returned(member(node, 2), NOW)
+    assert nodes_of(membership, 0) == [(1, 1), (3, 0), (2, 0)]
+    sync(membership, 2, 0)
+    assert nodes_of(membership, 0) == [(1, 1), (3, 0), (2, 0)]
+    sync(membership, 3, 0)
+    sync(membership, 2, 0)
+    assert nodes_of(membership, 0) == [(1, 1), (3, 1), (2, 1)]
+
+
+def test_a_stand_in_comes_late_and_goes() -> None:
+    """M7: the place of a node that stays away is taken; when it is back and in sync, the stand-in
+    goes, whatever it is by then, unless it is the primary."""
+    membership = cluster(5, 3)
+    membership.tick(NOW)
+    membership.exited(2, "killed", NOW)
+    assert membership.tick(NOW + STAND_IN_AFTER_S - 0.01)[-1] == Probe(5)
+    assert nodes_of(membership, 0) == [(1, 1), (3, 1)]
+    assert membership.tick(NOW + STAND_IN_AFTER_S + 0.5)[-1] == Publish()
+    assert nodes_of(membership, 0) == [(1, 1), (3, 1), (4, 0)]
+    # Back while the stand-in still copies: it goes at once.
+    membership.returned(member(2, 2), NOW + 3)
+    assert nodes_of(membership, 0) == [(1, 1), (3, 1), (2, 0)]
+    # Back when it is in sync: it goes once it is not needed.
+    membership = cluster(5, 3)
+    membership.tick(NOW)
+    membership.exited(2, "killed", NOW)
+    membership.tick(NOW + 5)
+    sync(membership, 4, 0)
+    membership.returned(member(2, 2), NOW + 10)
+    assert nodes_of(membership, 0) == [(1, 1), (3, 1), (4, 1), (2, 0)]
+    sync(membership, 2, 0)
+    assert nodes_of(membership, 0) == [(1, 1), (3, 1), (2, 1)]
+
+
+def test_a_stand_in_that_is_the_primary_stays() -> None:
+    """M2: no living primary is removed."""
+    membership = cluster(3, 2, respawns=False)
+    membership.exited(1, "killed", NOW)
+    assert nodes_of(membership, 0) == [(2, 1), (3, 0)]
+    sync(membership, 3, 0)
+    membership.exited(2, "killed", NOW)
+    assert nodes_of(membership, 0) == [(3, 1)]
+    for node in (1, 2):
+        membership.returned(member(node, 2), NOW)
+        sync(membership, node, 0)
+    assert nodes_of(membership, 0) == [(3, 1), (1, 1)]
+
+
+def test_without_respawn_stand_ins_come_at_once() -> None:
+    """Nobody is awaited, and nobody is started."""
+    membership = cluster(4, 2, respawns=False)
+    actions = membership.exited(2, "killed", NOW)
+    assert not [action for action in actions if isinstance(action, Start)]
+    assert nodes_of(membership, 0) == [(1, 1), (3, 0)]
+    assert nodes_of(membership, 1) == [(3, 1), (4, 0)]
+
+
+def test_lists_have_no_more_than_one_owner_too_many() -> None:
+    """Two that return replace two stand-ins one after the other."""
+    membership = cluster(6, 3, respawns=False)
+    for node in (2, 3):
+        membership.exited(node, "killed", NOW)
+        sync(membership, 4, 0)
+        sync(membership, 5, 0)
+    assert nodes_of(membership, 0) == [(1, 1), (4, 1), (5, 1)]
+    for node in (3, 2):
+        membership.returned(member(node, 2), NOW)
+    assert nodes_of(membership, 0) == [(1, 1), (4, 1), (5, 1), (3, 0)]
+    sync(membership, 3, 0)
+    assert nodes_of(membership, 0) == [(1, 1), (4, 1), (3, 1), (2, 0)]
+    sync(membership, 2, 0)
+    assert nodes_of(membership, 0) == [(1, 1), (3, 1), (2, 1)]
+
+
+def test_what_keeps_dying_is_started_later_each_time() -> None:
+    """0, 1, 2, 4 .. 30 s; anew after it has lived for a while. One that is away for long is not
+    awaited: others stand in at once."""
+    membership = cluster(4, 2)
+    now, pauses = NOW, []
+    for incarnation in range(2, 10):
+        pauses.append(membership.exited(1, "crashed", now)[-1])
+        now += 0.2
+        membership.returned(member(1, incarnation), now)
+        now += 0.2
+    assert pauses == [Start(1, float(pause)) for pause in (0, 1, 2, 4, 8, 16, 30, 30)]
+    now += 100
+    assert membership.exited(1, "crashed", now)[-1] == Start(1, 0.0)
+    assert nodes_of(membership, 0) == [(2, 1)]
+    membership.returned(member(1, 10), now)
+    membership.exited(1, "crashed", now)
+    membership.returned(member(1, 11), now)
+    membership.exited(1, "crashed", now)  # the pause is 2 s now
+    assert nodes_of(membership, 0) == [(2, 1), (3, 0)]
+
+
+def test_a_start_that_comes_to_nothing() -> None:
+    """A process that does not register is killed once, and the next one is started."""
+    membership = cluster(3, 2)
+    membership.tick(NOW)
+    membership.exited(1, "killed", NOW)
+    membership.started(1, NOW)
+    assert fences(membership.tick(NOW + START_TIMEOUT_S)) == []
+    assert fences(membership.tick(NOW + START_TIMEOUT_S + 1)) == [1]
+    assert fences(membership.tick(NOW + START_TIMEOUT_S + 2)) == []
+    actions = membership.exited(1, "killed", NOW + 62)
+    assert actions == [Report("node 1 is dead: killed"), Publish(), Start(1, 1.0)]
+    membership.started(1, NOW + 63)
+    membership.returned(member(1, 3), NOW + 64)
+    assert fences(miss(membership, 1, MISSES_MAX)) == [1], "it can be killed again"
+
+
+def test_all_copies_are_gone() -> None:
+    """M5: the partition is Unavailable, and begins anew, empty, with the first home owner that
+    returns, under a new join_epoch; it is said."""
+    membership = cluster(2, 2)
+    membership.exited(1, "killed", NOW)
+    epoch = membership.map.epoch
+    actions = membership.exited(2, "killed", NOW)
+    assert "128 partitions have lost their last owner: they are Unavailable" in texts(actions)
+    actions = membership.returned(member(1, 2), NOW)
+    text = "all copies of 128 partitions are gone, and they begin anew, empty: 0 1 2"
+    assert text in texts(actions)
+    assert nodes_of(membership, 0) == [(1, 1)]
+    row = membership.map.rows[0]
+    assert row.primary_epoch == row.owners[0].join_epoch > epoch
+    membership.returned(member(2, 2), NOW)
+    assert nodes_of(membership, 0) == [(1, 1), (2, 0)]
+
+
+def test_the_last_copy_dies_while_others_copy_it() -> None:
+    """M5: what they have is not everything, so they begin anew too, and discard it."""
+    membership = cluster(3, 3)
+    membership.exited(2, "killed", NOW)
+    membership.returned(member(2, 2), NOW)
+    membership.exited(3, "killed", NOW)
+    join_epoch = membership.map.rows[0].owners[1].join_epoch
+    assert nodes_of(membership, 0) == [(1, 1), (2, 0)]
+    actions = membership.exited(1, "killed", NOW)
+    assert "begin anew" in texts(actions)
+    assert nodes_of(membership, 0) == [(2, 1)]
+    assert membership.map.rows[0].owners[0].join_epoch > join_epoch
+
+
+def test_the_last_copy_is_a_dead_stand_in() -> None:
+    """M5: home owners that live take the partition over."""
+    membership = cluster(3, 1, respawns=False)
+    membership.map = PartitionMap(
+        membership.map.epoch, [replace_owner(row, 2) for row in membership.map.rows]
+    )
+    membership.exited(2, "killed", NOW)
+    assert nodes_of(membership, 0) == [(1, 1)]
+    assert nodes_of(membership, 1) == [(2, 1)], "its home owner is dead"
+
+
+def replace_owner(row: Row, node: int) -> Row:
+    return dataclasses.replace(row, owners=(dataclasses.replace(row.owners[0], node=node),))
+
+
 # --- any events in any order ---------------------------------------------------------------------
 
 
 @st.composite
-def histories(draw: st.DrawFn) -> tuple[int, int, list[tuple[str, int]]]:
-    """nodes, replicas and events; misses are common, so that nodes do get killed."""
-    nodes = draw(st.integers(1, 4))
-    replicas = draw(st.integers(1, nodes))
-    events = st.sampled_from([MISSED] * 8 + [ANSWERED, EXITED, "tick", "late tick"])
+def histories(draw: st.DrawFn) -> tuple[int, int, bool, list[tuple[str, int]]]:
+    """nodes, replicas, respawns and events; misses are common, so that nodes do get killed."""
+    nodes = draw(st.integers(1, 5))
+    replicas = draw(st.integers(1, min(3, nodes)))
+    events = [MISSED] * 6 + [ANSWERED, EXITED, RETURNED, RETURNED, "tick", "late tick"]
+    events += ["synced"] * 6
     numbers = st.integers(1, nodes)
-    return nodes, replicas, draw(st.lists(st.tuples(events, numbers), max_size=60))
+    steps = st.lists(st.tuples(st.sampled_from(events), numbers), max_size=80)
+    return nodes, replicas, draw(st.booleans()), draw(steps)
 
 
 @quick
 @given(histories())
-def test_whatever_happens(history: tuple[int, int, list[tuple[str, int]]]) -> None:
-    """The dead stay dead, epochs never fall, each row keeps an in-sync owner, and nobody is killed
-    who is the last copy of something, given those who are being killed already."""
-    nodes, replicas, events = history
-    membership = cluster(nodes, replicas)
+def test_whatever_happens(history: tuple[int, int, bool, list[tuple[str, int]]]) -> None:
+    """Epochs never fall, each row keeps an in-sync owner in front, no living primary is removed
+    (H14), and nobody is killed who is the last copy of something, given those who are being killed
+    already."""
+    nodes, replicas, respawns, events = history
+    membership = cluster(nodes, replicas, respawns)
     now = 0.0
     fenced: set[int] = set()
     dead: set[int] = set()
@@ -360,17 +594,25 @@ def test_whatever_happens(history: tuple[int, int, list[tuple[str, int]]]) -> No
         actions: list[Action] = []
         match event:
             case "tick" | "late tick":
-                now += INTERVAL_S * (1 if event == "tick" else 5)
+                now += INTERVAL_S * (1 if event == "tick" else 12)
                 actions = membership.tick(now)
                 assert set(probes(actions)) == set(membership.members) - dead
             case "answered":
                 actions = membership.answered(node)
             case "missed":
                 actions = membership.missed(node, "no answer")
-            case "exited":
-                actions = membership.exited(node, "killed")
-                assert (Publish(node) in actions) == (node not in dead)
+            case "exited" if node not in dead:
+                actions = membership.exited(node, "killed", now)
+                assert Publish() in actions
                 dead.add(node)
+                fenced.discard(node)
+            case "returned" if node in dead:
+                incarnation = membership.members[node].incarnation + 1
+                actions = membership.returned(member(node, incarnation), now)
+                dead.discard(node)
+            case "synced":
+                for partition in range(nodes):
+                    sync(membership, node, partition)
         for killed in fences(actions):
             assert killed not in fenced | dead
             assert not is_last_copy(before.rows, killed, fenced)
@@ -378,7 +620,45 @@ def test_whatever_happens(history: tuple[int, int, list[tuple[str, int]]]) -> No
         assert {n for n, m in membership.members.items() if m.state == DEAD} == dead
         assert membership.map.epoch >= before.epoch
         assert (membership.map is before) == (membership.map.rows == before.rows)
-        assert all(any(owner.in_sync for owner in row.owners) for row in membership.map.rows)
+        for old, row in zip(before.rows, membership.map.rows, strict=True):
+            flags = [owner.in_sync for owner in row.owners]
+            assert flags[0] == 1
+            assert flags == sorted(flags, reverse=True)
+            assert len(row.owners) <= replicas + 1
+            assert len({owner.node for owner in row.owners}) == len(row.owners)
+            primary = old.owners[0]
+            if primary.node not in dead and primary.incarnation == (
+                membership.members[primary.node].incarnation
+            ):
+                assert row.owners[0] == primary, "no living primary is removed"
+                assert row.primary_epoch == old.primary_epoch
+            if [o.node for o in old.owners] != [o.node for o in row.owners]:
+                assert row.list_epoch > old.list_epoch
+
+
+@quick
+@given(st.integers(2, 6), st.integers(1, 3), st.lists(st.integers(1, 6), max_size=8))
+def test_all_copies_come_back(nodes: int, replicas: int, deaths: list[int]) -> None:
+    """Once everybody is back and copies, every partition has k copies in sync again, in lists of k
+    owners."""
+    replicas = min(nodes, replicas)
+    membership = cluster(nodes, replicas)
+    now = NOW
+    for number in deaths:
+        node = (number - 1) % nodes + 1
+        if state_of(membership, node) != DEAD:
+            membership.exited(node, "killed", now)
+        now += 1.5
+        membership.tick(now)
+    for node, known in list(membership.members.items()):
+        if known.state == DEAD:
+            membership.returned(member(node, known.incarnation + 1), now)
+    for _ in range(3 * replicas):
+        for row in membership.map.rows[: 2 * nodes]:
+            for owner in row.owners:
+                sync(membership, owner.node, row.partition)
+    for row in membership.map.rows[: 2 * nodes]:
+        assert [owner.in_sync for owner in row.owners] == [1] * replicas
 
 
 @quick
@@ -391,5 +671,5 @@ def test_silence_alone_never_loses_a_partition(
     for number in silent:
         node = (number - 1) % nodes + 1
         for killed in fences(membership.missed(node, "no answer")):
-            membership.exited(killed, "killed")
+            membership.exited(killed, "killed", NOW)
     assert all(membership.alive_owners(p) > 0 for p in range(len(membership.map.rows)))

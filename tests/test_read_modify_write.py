@@ -1,4 +1,5 @@
-"""EXECUTE at a node: rule N4, and what append, increment and the comparisons make of an entry."""
+"""EXECUTE at a node: rule N4, and what append, increment, the comparisons and touch make of an
+entry; and what the primary makes of one that has expired (C8)."""
 
 from __future__ import annotations
 
@@ -9,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gtstore.errors import RemoteProtocolError
-from gtstore.read_modify_write import NUMBER_MAX, NUMBER_MIN, number_of
+from gtstore.read_modify_write import NUMBER_MAX, NUMBER_MIN, number_of, tombstone_of
 from gtstore.replica import Replicas
 from gtstore.wire import messages
 from gtstore.wire.codec import LongReply, decode, decode_entry, encode, encode_record
@@ -26,6 +27,7 @@ from gtstore.wire.messages import (
     PUT_IF_VALUE,
     PUT_IF_VERSION,
     TOMBSTONE,
+    TOUCH,
     VALUE_SIZE_MAX,
     Ack,
     Entry,
@@ -44,6 +46,7 @@ from .test_replica import (
     backup,
     code_of,
     commit,
+    committed,
     entry,
     get,
     held,
@@ -94,6 +97,12 @@ def holding(value: bytes | None, flags: int = 0, expiry: int | None = None) -> R
 def result(reply: Any) -> Entry:
     assert isinstance(reply, Executed), reply
     return decode_entry(reply.entry)
+
+
+def get_entry(replicas: Replicas) -> bytes:
+    reply = get(replicas)
+    assert isinstance(reply, messages.EntryReply)
+    return reply.entry
 
 
 def reason(reply: Any) -> int:
@@ -229,12 +238,138 @@ def test_a_deleted_key_is_absent() -> None:
 
 def test_append_and_increment_keep_the_expiry() -> None:
     """The value lives on; what is put anew has its own."""
+    later = NOW_US + 1
     for operation in (APPEND, INCREMENT):
-        made = result(execute(holding(b"1", expiry=99), operation, b"1"))
-        assert (made.flags, made.expiry) == (ORDERED | EXPIRES, 99)
-    assert result(execute(holding(b"1", expiry=99), PUT_IF_VALUE, b"2", b"1")).expiry is None
+        made = result(execute(holding(b"1", expiry=later), operation, b"1"))
+        assert (made.flags, made.expiry) == (ORDERED | EXPIRES, later)
+    assert result(execute(holding(b"1", expiry=later), PUT_IF_VALUE, b"2", b"1")).expiry is None
     made = result(execute(holding(None), PUT_IF_ABSENT, b"2", flags=EXPIRES, expiry=5))
     assert (made.flags, made.expiry, made.value) == (ORDERED | EXPIRES, 5, b"2")
+
+
+TOMBSTONE_OF_IT = entry(STORED_TIME, client=2, flags=ORDERED | TOMBSTONE)
+"""Of the entries that holding makes: their client is 1."""
+
+
+def test_a_get_of_an_expired_entry_stores_a_tombstone() -> None:
+    """C8: from the moment on that the expiry names, by the primary's clock. The tombstone is
+    pending, ordered, and next to the entry; the same one is returned from then on."""
+    assert held(holding(b"1", expiry=NOW_US + 1)) == get_entry(holding(b"1", expiry=NOW_US + 1))
+    for flags in (0, ORDERED):
+        replicas = holding(b"1", flags, expiry=NOW_US)
+        commit(replicas, entry(STORED_TIME))
+        assert replicas.count == 1
+        assert get_entry(replicas) == TOMBSTONE_OF_IT
+        assert held(replicas) == TOMBSTONE_OF_IT
+        assert (replicas.count, replicas.size) == (0, len(KEY) + len(TOMBSTONE_OF_IT))
+        commit(replicas, TOMBSTONE_OF_IT)
+        assert get_entry(replicas) == committed(TOMBSTONE_OF_IT)
+
+
+def test_a_tombstone_may_expire_too() -> None:
+    replicas = holding(b"", TOMBSTONE, expiry=NOW_US)
+    assert get_entry(replicas) == TOMBSTONE_OF_IT
+    assert (replicas.count, replicas.size) == (0, len(KEY) + len(TOMBSTONE_OF_IT))
+
+
+def test_nothing_is_between_an_entry_and_its_tombstone() -> None:
+    """Also where the client's number is the highest; and only what is at most the entry is refused
+    by the tombstone (C8)."""
+    highest = 2**64 - 1
+    data = entry(NOW_US, client=highest, counter=9, flags=EXPIRES, expiry=1)
+    assert decode_entry(tombstone_of(data)) == Entry(
+        NOW_US + 1, 0, 9, ORDERED | TOMBSTONE, None, b""
+    )
+    replicas = holding(b"1", expiry=NOW_US)
+    get_entry(replicas)
+    assert write(replicas, entry(STORED_TIME, client=0)) == Superseded(TOMBSTONE_OF_IT[:16])
+    assert write(replicas, entry(STORED_TIME, client=3)) == Ack()
+
+
+def test_only_the_primary_judges() -> None:
+    """C8: neither a backup nor a GET with epoch 0."""
+    for replicas in (backup(), primary()):
+        data = entry(flags=EXPIRES, expiry=1)
+        write(replicas, data)
+        assert held(replicas) == data
+        assert held(replicas) == data
+    assert code_of(get(backup())) == messages.STALE_EPOCH
+
+
+@pytest.mark.parametrize(
+    ("operation", "operand", "value"),
+    [(APPEND, b"1", b"1"), (INCREMENT, b"1", b"1"), (PUT_IF_ABSENT, b"2", b"2")],
+)
+def test_what_has_expired_counts_as_nil(operation: int, operand: bytes, value: bytes) -> None:
+    """C8: the result is computed from nothing, and has no expiry of the old value."""
+    replicas = holding(b"41", expiry=NOW_US)
+    made = result(execute(replicas, operation, operand))
+    assert made == Entry(NEW_TIME, 7, 1, ORDERED, None, value)
+    assert held(replicas) == encode_record(made)
+    assert (replicas.count, replicas.size) == (1, len(KEY) + len(encode_record(made)))
+
+
+@pytest.mark.parametrize(
+    ("operation", "expected"), [(PUT_IF_VALUE, b"1"), (PUT_IF_VERSION, VERSION)]
+)
+def test_a_comparison_with_what_has_expired_fails(operation: int, expected: bytes) -> None:
+    """C8: with the pending tombstone, which the client completes before it reports that (C4)."""
+    replicas = holding(b"1", expiry=NOW_US)
+    reply = execute(replicas, operation, b"2", expected)
+    assert reason(reply) == messages.COMPARISON_FAILED
+    assert reply.entry == held(replicas) == TOMBSTONE_OF_IT
+    again = execute(replicas, PUT_IF_VERSION, b"2", TOMBSTONE_OF_IT[:16], counter=2)
+    assert result(again).value == b"2"
+
+
+def test_the_same_operation_again_after_its_result_has_expired() -> None:
+    """N4: it was done, and says so. Its entry is completed; the next reader finds it expired."""
+    replicas = holding(None)
+    first = execute(replicas, PUT_IF_ABSENT, b"2", flags=EXPIRES, expiry=NOW_US)
+    assert execute(replicas, PUT_IF_ABSENT, b"2", flags=EXPIRES, expiry=NOW_US) == first
+    gone = get_entry(replicas)
+    assert decode_entry(gone).flags == ORDERED | TOMBSTONE
+    late = execute(replicas, PUT_IF_ABSENT, b"2", flags=EXPIRES, expiry=NOW_US)
+    assert late == Superseded(gone[:16])
+
+
+def test_an_expired_value_gives_its_memory_back() -> None:
+    """What is put in its place must fit, as ever; the tombstone always does."""
+    full = primary(memory_max=1000)
+    write(full, entry(STORED_TIME, flags=EXPIRES, expiry=NOW_US, value=bytes(800)))
+    assert code_of(execute(full, APPEND, bytes(900))) == messages.NO_SPACE
+    assert held(full) == TOMBSTONE_OF_IT
+    assert result(execute(full, APPEND, bytes(800))).value == bytes(800)
+
+
+# --- touch ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("flags", [0, ORDERED, TOMBSTONE, ORDERED | TOMBSTONE])
+@pytest.mark.parametrize("expiry", [None, NOW_US + 1])
+def test_touch_stores_the_same_under_a_new_version(flags: int, expiry: int | None) -> None:
+    """C6: the value, or that there is none; its expiry stays."""
+    value = b"" if flags & TOMBSTONE else b"value"
+    replicas = holding(value, flags, expiry)
+    made = result(execute(replicas, TOUCH, b""))
+    flags = ORDERED | flags & TOMBSTONE
+    if flags & TOMBSTONE:
+        expiry = None
+    elif expiry is not None:
+        flags |= EXPIRES
+    assert made == Entry(NEW_TIME, 7, 1, flags, expiry, value)
+    assert held(replicas) == encode_record(made)
+    assert replicas.count == (not flags & TOMBSTONE)
+
+
+@pytest.mark.parametrize(("value", "expiry"), [(None, None), (b"value", NOW_US)])
+def test_touch_of_nothing_stores_a_tombstone(value: bytes | None, expiry: int | None) -> None:
+    """C6, C8: under a new version, too, so that what only a backup holds is below it."""
+    replicas = holding(value, expiry=expiry)
+    made = result(execute(replicas, TOUCH, b""))
+    assert made == Entry(NEW_TIME, 7, 1, ORDERED | TOMBSTONE, None, b"")
+    assert held(replicas) == encode_record(made)
+    assert (replicas.count, replicas.size) == (0, len(KEY) + len(encode_record(made)))
 
 
 # --- N4 ------------------------------------------------------------------------------------------
@@ -295,6 +430,8 @@ def test_the_same_limits_as_for_a_write() -> None:
         {"operation": INCREMENT, "operand": b""},
         {"operation": INCREMENT, "operand": b"9" * 30},
         {"operation": PUT_IF_VERSION, "expected": b"short"},
+        {"operation": TOUCH},
+        {"operation": TOUCH, "operand": b"", "expected": b"a"},
     ],
 )
 def test_malformed(change: dict[str, Any]) -> None:

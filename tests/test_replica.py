@@ -390,7 +390,7 @@ def test_get_returns_the_entry_as_it_is() -> None:
         data = entry(NOW_US + number, flags=flags)
         assert write(replicas, data) == Ack()
         assert get(replicas) == EntryReply(data)
-    data = entry(NOW_US + 9, flags=EXPIRES, expiry=NOW_US)  # only the client judges it
+    data = entry(NOW_US + 9, flags=EXPIRES, expiry=NOW_US + 1)  # not yet
     assert write(replicas, data) == Ack()
     assert get(replicas) == EntryReply(data)
 

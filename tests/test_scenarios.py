@@ -54,7 +54,8 @@ def row_of(given: dict[str, Any]) -> messages.Row:
 
 def entry_of(given: dict[str, Any]) -> Entry:
     flags = given["flags"]
-    return Entry(given["version"], 9, 1, flags, None, bytes.fromhex(given["value"]))
+    value = bytes.fromhex(given["value"])
+    return Entry(given["version"], 9, 1, flags, given.get("expiry"), value)
 
 
 def frame_of(data: bytes) -> Reply:

@@ -18,7 +18,7 @@ import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
-from typing import Annotated, Any, Protocol, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Final, Protocol, get_args, get_origin, get_type_hints
 
 from ..errors import LocalProtocolError, RemoteProtocolError
 
@@ -281,6 +281,7 @@ U64 = Annotated[int, _U64]
 Epoch = Annotated[int, Integer("epoch", "Q")]
 Time = Annotated[int, Integer("time", "Q")]
 Version = Annotated[bytes, Fixed("version", 16)]
-Token = Annotated[bytes, Fixed("token", 16)]
+TOKEN_SIZE: Final = 16
+Token = Annotated[bytes, Fixed("token", TOKEN_SIZE)]
 Text = Annotated[str, Characters("text", _U16, 1000)]
 OptionalTime = Annotated[int | None, IfFlag(8, Integer("time", "Q"))]

@@ -68,6 +68,7 @@ COPY_SIZE: Final = 64 * KIB
 MANAGER_PORT: Final = 9001
 NODE_PORT: Final = 10001
 CLIENT_TIMEOUT_S: Final = 5.0
+TTL_MAX_S: Final = 100 * 365 * 24 * 60 * 60
 
 
 @dataclass(frozen=True)
@@ -135,6 +136,11 @@ LIMITS: Final = (
         "nodes' ports", f"{NODE_PORT}, {NODE_PORT + 1}, ...", "`--node-port` gives the first one"
     ),
     Limit("a client's deadline", f"{CLIENT_TIMEOUT_S:g} s", "for the whole call"),
+    Limit(
+        "a put's time to live",
+        f"more than 0, up to {TTL_MAX_S:,} s (100 years)",
+        "in the Python client; nodes take any expiry",
+    ),
 )
 
 # --- field values --------------------------------------------------------------------------------
@@ -169,12 +175,14 @@ INCREMENT: Final = 2
 PUT_IF_ABSENT: Final = 3
 PUT_IF_VALUE: Final = 4
 PUT_IF_VERSION: Final = 5
+TOUCH: Final = 6
 OPERATIONS: Final = {
     APPEND: "append",
     INCREMENT: "increment",
     PUT_IF_ABSENT: "put if absent",
     PUT_IF_VALUE: "put if value",
     PUT_IF_VERSION: "put if version",
+    TOUCH: "touch",
 }
 
 COMPARISON_FAILED: Final = 1
@@ -210,7 +218,7 @@ class Entry:
     client: Annotated[U64, "of the version: the random number of the client that wrote it"]
     counter: Annotated[U32, "which of that client's operations wrote it"]
     flags: Annotated[U8, "1 committed, 2 ordered, 4 tombstone, 8 expires; other bits are zero"]
-    expiry: Annotated[OptionalTime, "when it expires"]
+    expiry: Annotated[OptionalTime, "when it expires, by the clock of the primary"]
     value: Annotated[bytes, Rest("bytes"), "the value; empty for a tombstone"]
 
 
@@ -462,7 +470,8 @@ class Get(Message):
 @message(0x90, NODE, CLIENT)
 class EntryReply(Message):
     """The entry that is stored under the key; it may be a tombstone, and then the key has no value.
-    An entry that is not committed must be helped (section 10) before its value is believed.
+    An entry that is not committed must be helped (section 10) before its value is believed. In the
+    place of an entry that has expired, the primary stores a tombstone, and answers with that.
     """
 
     entry: Annotated[EntryBytes, "what is stored"]
@@ -528,7 +537,7 @@ class Commit(Message):
 )  # fmt: skip
 class Execute(Message):
     """Have the key's primary compute a new entry from the one that it holds, and store it: append,
-    increment, compare and put. The result then has to be written to the other owners
+    increment, compare and put, touch. The result then has to be written to the other owners
     (section 10.9); an EXECUTE with the client and counter of the stored entry is answered as
     before.
     """
@@ -537,7 +546,7 @@ class Execute(Message):
     partition: Annotated[U32, "the key's partition"]
     key: Annotated[Key, "the key"]
     operation: Annotated[
-        U8, "1 append, 2 increment, 3 put if absent, 4 put if value, 5 put if version"
+        U8, "1 append, 2 increment, 3 put if absent, 4 put if value, 5 put if version, 6 touch"
     ]
     expected: Annotated[
         Value, "for 4 the value, for 5 the version (16 bytes) that must be stored; otherwise empty"
@@ -545,7 +554,7 @@ class Execute(Message):
     entry: Annotated[
         EntryBytes,
         "version, counter and flags of the result, without ordered and committed; as value what to "
-        "append, what to add (decimal digits, perhaps with a sign), or what to put",
+        "append, what to add (decimal digits, perhaps with a sign), or what to put; none for 6",
     ]
 
 

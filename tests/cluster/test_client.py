@@ -266,6 +266,72 @@ def test_timeouts_are_checked() -> None:
             gtstore.connect(timeout=timeout)
 
 
+def test_values_that_expire(cluster: Cluster) -> None:
+    """C8: seconds after the put, also of many keys and of comparisons; a value that has no time to
+    live stays, and a put without one takes it away."""
+    with cluster.connect() as store:
+        begin = time.monotonic()
+        first = store.put("short", b"value", ttl=1)
+        assert len(first.nodes) == 3
+        assert store.get("short") == b"value"
+        wait_until(lambda: store.get("short") is None, "the value expires")
+        # Not much sooner: all clocks are this machine's, and the client's correction of its own is
+        # wrong by what the manager's answer took.
+        assert time.monotonic() - begin > 0.5
+        assert store.get_entry("short") is None
+        assert store.append("short", b"again") == 5
+        assert store.get_many(["short"]) == {"short": b"again"}
+
+        store.put("kept", b"1", ttl=0.000001)
+        store.put("kept", b"2")
+        store.put_many({"many 1": b"1", "many 2": b"2"}, ttl=0.000001)
+        store.put_many({"many 3": b"3"}, ttl=100)
+        wanted = {"kept": b"2", "many 1": None, "many 2": None, "many 3": b"3"}
+        assert store.get_many(wanted) == wanted
+
+        store.compare_and_put("lock", b"one", expected=None, ttl=0.000001)
+        two = store.compare_and_put("lock", b"two", expected=None, ttl=100)
+        with pytest.raises(gtstore.VersionMismatch):
+            store.compare_and_put("lock", b"three", expected=None)
+        store.compare_and_put("lock", b"three", version=two.version, ttl=100)
+        store.compare_and_put("lock", b"four", expected=b"three", ttl=0.000001)
+        with pytest.raises(gtstore.VersionMismatch, match="lock has no value") as caught:
+            store.compare_and_put("lock", b"five", expected=b"four")
+        assert caught.value.is_absent
+
+
+def test_an_expired_value_stays_away_when_its_primary_is_killed() -> None:
+    """C8: once it was read as gone, and also where nobody read it."""
+    with Cluster(3, 2) as cluster, cluster.connect() as store:
+        keys = [f"key{i}" for i in range(10)]
+        store.put_many(dict.fromkeys(keys, b"value"), ttl=0.000001)
+        assert store.get_many(keys[:5]) == dict.fromkeys(keys[:5])
+        cluster.kill_node(1)
+        assert store.get_many(keys) == dict.fromkeys(keys)
+
+
+@pytest.mark.parametrize(
+    "ttl", [0, -1, float("nan"), float("inf"), 3_153_600_001, 10**400, "1", b"1", [1]]
+)
+def test_times_to_live_that_are_none(cluster: Cluster, ttl: object) -> None:
+    with cluster.connect() as store:
+        for call in (
+            lambda: store.put("key", b"value", ttl=ttl),  # type: ignore[arg-type]
+            lambda: store.put_many({"key": b"value"}, ttl=ttl),  # type: ignore[arg-type]
+            lambda: store.compare_and_put(
+                "key",
+                b"value",
+                expected=None,
+                ttl=ttl,  # type: ignore[arg-type]
+            ),
+        ):
+            with pytest.raises(gtstore.InvalidInput, match="it is a number of seconds"):
+                call()
+        assert store.get("key") is None
+        store.put("other", b"value", ttl=3_153_600_000)
+        assert store.get("other") == b"value"
+
+
 def test_append_increment_and_compare(cluster: Cluster) -> None:
     """Over real processes, with what is refused before anything is sent."""
     with cluster.connect() as store:

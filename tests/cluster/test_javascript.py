@@ -97,6 +97,17 @@ def test_2_five_nodes() -> None:
             assert client.get(key) == f"value-of-{key}".encode()
 
 
+def test_values_that_expire() -> None:
+    """A client that knows nothing of expiry is right: it completes the primary's tombstone."""
+    with Cluster(5, 3) as cluster, JavaScript(cluster) as javascript, cluster.connect() as client:
+        client.put("key1", "value1", ttl=100)
+        assert javascript.get("key1") == "value1"
+        client.put("key1", "value1", ttl=0.000001)
+        gone = once(cluster, "get", "key1")
+        assert (gone.returncode, gone.stdout) == (1, "")
+        assert client.get("key1") is None
+
+
 def test_2_crc16() -> None:
     """The other hash function places keys where the Python client looks for them."""
     with (

@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 
 import pytest
@@ -16,6 +17,7 @@ import pytest
 import gtstore
 from gtstore.connection import call_once
 from gtstore.manager import describe_holders
+from gtstore.state_file import StateFile
 from gtstore.testing import Cluster, wait_until
 from gtstore.wire import messages
 
@@ -128,13 +130,92 @@ def test_stopping_while_starting(number: signal.Signals) -> None:
         wait_until(lambda: is_gone(children), "the end of all processes")
 
 
-def test_killed_manager_and_its_successor() -> None:
-    """SIGKILL of the manager: the nodes go on, and a manager that is started on the same ports says
-    which processes hold them and how to stop them, and leaves them alone (exit 2)."""
+def test_a_killed_manager_and_its_successor() -> None:
+    """M4: the nodes go on; the next manager on the same port takes them over, and starts those that
+    died meanwhile. Epochs go on, and no node is started twice."""
+    with Cluster(3, 2) as cluster, cluster.connect() as store:
+        for i in range(100):
+            store.put(f"key{i}", b"%d" % i)
+        cluster.kill_node(3)
+        cluster.wait_in_sync()
+        before = store.status()
+        cluster.kill_manager()
+        assert store.get("key1") == b"1"
+        cluster.kill_node(2)
+        cluster.start()
+        cluster.wait_in_sync()
+        after = store.status()
+        assert after["cluster"] == before["cluster"]
+        assert after["epoch"] > before["epoch"]
+        assert [node["incarnation"] for node in after["nodes"]] == [1, 2, 2]
+        for node in (0, 2):
+            assert after["nodes"][node]["pid"] == before["nodes"][node]["pid"]
+        for i in range(100):
+            assert store.get(f"key{i}") == b"%d" % i
+            store.put(f"key{i}", b"again")
+        assert "took over the cluster of a manager that is gone: nodes 1 3 run" in cluster.log()
+        # And once more, with nothing else happening.
+        cluster.kill_manager()
+        cluster.start()
+        assert store.status()["epoch"] == after["epoch"]
+        assert store.get("key1") == b"again"
+        cluster.kill_node(1)
+        cluster.wait_in_sync()
+    wait_until(lambda: is_gone(list(cluster.node_pids.values())), "the end of all processes")
+
+
+def test_a_successor_of_another_shape() -> None:
+    """One line, exit 2; the nodes are left alone, and the right one still takes over."""
+    with Cluster(3, 2) as cluster:
+        port = cluster.address.rpartition(":")[2]
+        cluster.kill_manager()
+        done = managerd("4", "2", "--port", port, "--node-port", "0")
+        assert (done.returncode, done.stdout) == (2, "")
+        assert done.stderr.count("\n") == 1
+        assert "3 nodes, 2 replicas, --hash additive; start it with these" in done.stderr
+        cluster.start()
+        with cluster.connect() as store:
+            assert [node["incarnation"] for node in store.status()["nodes"]] == [1, 1, 1]
+
+
+def test_a_damaged_state_file() -> None:
+    """It is named; nothing is guessed (M4)."""
+    with Cluster(1, 1) as cluster:
+        port = cluster.address.rpartition(":")[2]
+        path = StateFile("127.0.0.1", int(port)).path
+        assert path.stat().st_mode & 0o777 == 0o600
+        cluster.kill_manager()
+        text = path.read_text()
+        path.write_text(text[:1000])
+        done = managerd("1", "1", "--port", port, "--node-port", "0")
+        assert (done.returncode, done.stdout) == (2, "")
+        assert str(path) in done.stderr
+        assert done.stderr.count("\n") == 1
+        path.write_text(text)
+        cluster.start()
+    assert not path.exists()
+
+
+def test_a_manager_that_was_stopped_kills_nobody() -> None:
+    """M1: its own pause is no silence of the nodes."""
+    options = ["--probe-interval-ms", "50"]
+    with Cluster(3, 2, options) as cluster, cluster.connect() as store:
+        before = store.status()
+        cluster.pause_manager()
+        time.sleep(1.0)  # what is tested is that nothing comes of the time
+        cluster.resume_manager()
+        wait_until(lambda: "probes start anew" in cluster.log(), "the manager's own finding")
+        assert store.status()["nodes"] == before["nodes"]
+
+
+def test_without_a_state_file_nothing_is_guessed() -> None:
+    """A manager that finds nodes of a killed one but not its file says which processes they are and
+    how to stop them, and leaves them alone (exit 2)."""
     first = free_ports(4)
     with Cluster(3, 2, port=first, node_port=first + 1) as cluster, cluster.connect() as store:
         store.put("key", b"value")
         cluster.kill_manager()
+        StateFile("127.0.0.1", first).remove()
         pids = list(cluster.node_pids.values())
         arguments = ["--port", str(first), "--node-port", str(first + 1)]
         done = managerd("3", "2", *arguments)

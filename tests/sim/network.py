@@ -88,7 +88,7 @@ class Node:
             network.node_count,
             HASH,
             MemoryEngine(),
-            lambda: network.now_us,
+            self.clock_us,
         )
 
     def handle(self, frame: bytes) -> bytes:
@@ -110,6 +110,9 @@ class Node:
         except RemoteProtocolError as error:
             return error_frame(request_id, error.error_code, str(error), error.detail)
 
+    def clock_us(self) -> int:
+        return self.network.now_us + self.network.skews_us.get(self.number, 0)
+
     def adopt(self) -> None:
         """Go by the manager's map."""
         newest = self.network.map
@@ -129,7 +132,7 @@ class Node:
             self.incarnation,
             1000 + self.number,
             replicas.epoch,
-            self.network.now_us,
+            self.clock_us(),
             replicas.count,
             replicas.size,
         )
@@ -149,6 +152,8 @@ class Network:
     ) -> None:
         self.random = random.Random(seed)
         self.now_us = START_US
+        self.skews_us: dict[int, int] = {}
+        """How far nodes' clocks are ahead of the manager's, by their numbers."""
         self.choose: Callable[[int, Message], Fault | Action] = no_fault
         """What becomes of a request for which nothing is scripted."""
         self.publishes_at_once = True
@@ -521,8 +526,11 @@ class Client:
         operand: bytes,
         expected: bytes = b"",
         timeout_s: float | None = 5,
+        flags: int = 0,
     ) -> operations.Changed:
-        change = operations.execute(self.routes, self.source, key, operation, operand, expected)
+        change = operations.execute(
+            self.routes, self.source, key, operation, operand, expected, flags
+        )
         return self.run(change, timeout_s)
 
     def append(self, key: bytes, value: bytes, timeout_s: float | None = 5) -> bytes:

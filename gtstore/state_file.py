@@ -1,0 +1,167 @@
+"""What a manager leaves for its successor: rule M4 of docs/REPLICATION.md.
+
+A manager that was killed, and is started again on the same port, goes on where the last one was: it
+finds here the cluster's identity and shape, the newest map that anybody has seen, and which
+processes the nodes are. The file is written before a map is made known, so no epoch is ever used
+twice. It is in the user's runtime directory, readable to the user alone, since it has the control
+token; it is removed when the cluster is stopped, and of no use once no node runs any more.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from .errors import ClusterError, RemoteProtocolError
+from .placement import PartitionMap, partition_count
+from .wire import messages
+from .wire.codec import decode, encode
+from .wire.fields import TOKEN_SIZE
+from .wire.messages import HASHES, NODES_MAX, REPLICAS_MAX, Member
+
+_FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Process:
+    """A node's newest process: its number, when it was started (so that another one with the same
+    number is not taken for it), and as which incarnation."""
+
+    node: int
+    incarnation: int
+    pid: int
+    started: int
+
+
+@dataclass(frozen=True)
+class SavedState:
+    """All that a successor has to know."""
+
+    cluster_id: int
+    nodes: int
+    replicas: int
+    hash_code: int
+    token: bytes
+    map: PartitionMap
+    members: tuple[Member, ...]
+    processes: tuple[Process, ...]
+
+
+def to_text(state: SavedState) -> str:
+    """The file's content: a JSON object. The map is the body of MAP (PROTOCOL.md section 7)."""
+    body = encode(messages.Map(state.map.epoch, state.map.rows))[messages.HEADER_SIZE :]
+    return json.dumps(
+        {
+            "format": _FORMAT,
+            "cluster": state.cluster_id,
+            "nodes": state.nodes,
+            "replicas": state.replicas,
+            "hash": HASHES[state.hash_code],
+            "token": state.token.hex(),
+            "members": [asdict(member) for member in state.members],
+            "processes": [asdict(process) for process in state.processes],
+            "map": body.hex(),
+        }
+    )
+
+
+def from_text(text: str) -> SavedState:
+    """Raises ValueError, with a reason, if that is no state, or none that fits together."""
+    try:
+        form = json.loads(text)
+        if form["format"] != _FORMAT:
+            raise ValueError(f"its format is {form['format']!r}, not {_FORMAT}")
+        body = decode(messages.Map.kind, bytes.fromhex(form["map"]))
+        assert isinstance(body, messages.Map)
+        state = SavedState(
+            form["cluster"],
+            form["nodes"],
+            form["replicas"],
+            next(code for code, name in HASHES.items() if name == form["hash"]),
+            bytes.fromhex(form["token"]),
+            # Who holds an older map gets all rows: which of them changed since is not kept.
+            PartitionMap(body.epoch, body.rows, [body.epoch] * len(body.rows)),
+            tuple(Member(**member) for member in form["members"]),
+            tuple(Process(**process) for process in form["processes"]),
+        )
+    except (KeyError, TypeError, StopIteration, AttributeError, RemoteProtocolError) as error:
+        raise ValueError(f"{type(error).__name__}: {error}") from error
+    _check(state)
+    return state
+
+
+def _check(state: SavedState) -> None:
+    numbers: list[Any] = list(range(1, state.nodes + 1)) if _is_count(state.nodes) else []
+    if not (
+        numbers
+        and 0 < state.replicas <= min(REPLICAS_MAX, state.nodes)
+        and len(state.token) == TOKEN_SIZE
+        and [row.partition for row in state.map.rows] == list(range(partition_count(state.nodes)))
+        and [member.node for member in state.members] == numbers
+        and [process.node for process in state.processes] == numbers
+    ):
+        raise ValueError("its parts do not fit together")
+
+
+def _is_count(nodes: Any) -> bool:
+    return isinstance(nodes, int) and 0 < nodes <= NODES_MAX
+
+
+class StateFile:
+    """The file of the manager that listens on this address."""
+
+    def __init__(self, host: str, port: int) -> None:
+        self.path = _runtime_directory() / f"manager-{host.replace(':', '_')}-{port}.json"
+
+    def read(self) -> SavedState | None:
+        """What is there, or None. Raises ClusterError if it cannot be understood."""
+        try:
+            return from_text(self.path.read_text(encoding="ascii"))
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError) as error:
+            raise ClusterError(
+                f"the manager's state file {self.path} cannot be read ({error}); if no storage "
+                "node of that cluster runs any more, remove it"
+            ) from error
+
+    def write(self, state: SavedState) -> None:
+        """Replace what is there, at once. Raises OSError."""
+        # mkstemp gives the mode 600.
+        number, name = tempfile.mkstemp(dir=self.path.parent, prefix=".manager-")
+        try:
+            with open(number, "w", encoding="ascii") as file:
+                file.write(to_text(state))
+            os.replace(name, self.path)
+        except BaseException:
+            os.unlink(name)
+            raise
+
+    def remove(self) -> None:
+        """The cluster has ended."""
+        self.path.unlink(missing_ok=True)
+
+
+def _runtime_directory() -> Path:
+    """The user's own directory for what lives as long as processes do.
+
+    Raises ClusterError if it belongs to somebody else.
+    """
+    base = os.environ.get("XDG_RUNTIME_DIR")
+    if base and os.path.isdir(base):
+        path = Path(base) / "gtstore"
+    else:
+        path = Path(tempfile.gettempdir()) / f"gtstore-{os.getuid()}"
+    try:
+        path.mkdir(mode=0o700, exist_ok=True)
+        status = path.lstat()
+    except OSError as error:
+        raise ClusterError(f"cannot make the directory {path}: {error.strerror}") from error
+    # In a directory that everybody may write to, somebody else may have been faster.
+    if status.st_uid != os.getuid() or status.st_mode & 0o022 or not path.is_dir():
+        raise ClusterError(f"{path} is not a directory of this user alone")
+    return path

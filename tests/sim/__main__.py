@@ -1,0 +1,30 @@
+"""Many simulated runs, one seed after the other."""
+
+from __future__ import annotations
+
+import argparse
+import time
+
+from gtstore import copying, placement
+
+from .run import run_many
+
+
+def main() -> None:
+    """Run, and print how many there were of what."""
+    parser = argparse.ArgumentParser(prog="python -m tests.sim", description=__doc__)
+    parser.add_argument("--runs", type=int, default=20_000)
+    parser.add_argument("--seed", type=int, default=0, help="the first run's")
+    options = parser.parse_args()
+    vars(placement)["PARTITIONS_PER_NODE"] = 1
+    vars(copying)["COPY_SIZE"] = 40
+    started = time.monotonic()
+    outcomes = run_many(range(options.seed, options.seed + options.runs))
+    took_s = time.monotonic() - started
+    counts = ", ".join(f"{count} {what}" for what, count in outcomes.items())
+    print(f"{options.runs} runs from seed {options.seed} in {took_s:.0f} s, all linearizable:")
+    print(counts)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,326 @@
+"""A run of the simulated cluster at random, all of it drawn from one seed.
+
+Clients put, delete, get, append, increment and compare a few keys at once, step by step, while
+requests are lost or late, nodes die, return and copy, stand-ins join, and maps spread slowly. The
+invariants of docs/REPLICATION.md are checked after every step, and in the end that each key's
+history is linearizable.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+from collections import Counter
+from collections.abc import Iterable
+from typing import Any
+
+from gtstore import copying, operations
+from gtstore.errors import DeadlineExceeded, OperationFailed, OutcomeUnknown, VersionMismatch
+from gtstore.replica import Replica
+from gtstore.wire import messages
+from gtstore.wire.messages import ALIVE, COMMITTED, DEAD, ORDERED, Entry
+
+from .network import Call, Client, Done, Fault, Network, Node, is_linearizable
+
+EVENTS_MAX = 700
+SECOND_US = 1_000_000
+FAULTS = (Fault.REFUSE, Fault.DROP, Fault.DROP_REPLY, Fault.LATE)
+
+
+def run_many(seeds: Iterable[int]) -> Counter[str]:
+    """Run them all, and count what happened. Prints the seed of the first run that fails."""
+    outcomes: Counter[str] = Counter()
+    for seed in seeds:
+        run = Run(seed)
+        try:
+            run.run()
+        except BaseException:
+            print(f"seed {seed}; again: python -m tests.sim --seed {seed} --runs 1")
+            raise
+        outcomes["complete"] += sum(done.end is not None for done in run.history)
+        outcomes["unknown"] += sum(done.end is None for done in run.history)
+        outcomes["failed"] += len(run.failed)
+        members = run.network.membership.members.values()
+        assert all(member.state == ALIVE for member in members)
+        outcomes["returned"] += sum(member.incarnation - 1 for member in members)
+        outcomes["copied"] += run.copied
+    return outcomes
+
+
+class Run:
+    """One run. The cluster has one partition a node (placement.PARTITIONS_PER_NODE is 1), and a
+    batch of a copy has few entries (copying.COPY_SIZE)."""
+
+    def __init__(self, seed: int) -> None:
+        self.random = random.Random(seed)
+        replicas = self.random.randint(2, 3)
+        self.network = Network(self.random.randint(replicas, 5), replicas, seed)
+        self.network.publishes_at_once = False
+        # The first two are of the same partition, the third one is of the next.
+        self.keys = (b"key1", b"1yek", b"key2")[: self.random.randint(1, 3)]
+        self.kills = self.random.randint(0, 6)
+        self.fault_rate = self.random.choice((0.0, 0.05, 0.2, 0.4))
+        self.network.choose = self.choose
+        self.clients: list[Client] = []
+        for number in range(self.random.randint(2, 3)):
+            shared = self.clients[0].routes if number and self.random.random() < 0.3 else None
+            client = Client(self.network, routes=shared, seed=seed * 10 + number).know()
+            client.skew_us = self.random.choice((0, 0, 50, 500, 5000, 10 * SECOND_US))
+            client.pays = self.random.random() < 0.5
+            self.clients.append(client)
+        self.left = dict.fromkeys(range(len(self.clients)), self.random.randint(2, 5))
+        self.calls: dict[int, tuple[Call[Any], Done]] = {}
+        self.history: list[Done] = []
+        self.failed: set[bytes] = set()
+        self.events = 0
+        self.copied = 0  # partitions
+        self.copies: dict[Replica, tuple[Node, Call[int]]] = {}
+        # Replica, its join_epoch and key: the highest version.
+        self.holds: dict[tuple[int, int, int, bytes], tuple[int, int]] = {}
+        self.complete: dict[bytes, tuple[int, int]] = {}
+        self.checked: Any = None
+
+    def choose(self, peer: int, request: Any) -> Fault:  # noqa: ARG002
+        return self.random.choice(FAULTS) if self.random.random() < self.fault_rate else Fault.NONE
+
+    def run(self) -> None:
+        while (self.calls or any(self.left.values())) and self.events < EVENTS_MAX:
+            self.event()
+            self.check()
+        # All is well from now on: what is under way ends, by itself.
+        self.fault_rate = 0
+        self.heal()
+        while self.copy():
+            self.events += 1
+            self.check()
+        for number, (call, _) in list(self.calls.items()):
+            while not call.is_done:
+                self.events += 1
+                call.advance()
+                self.check()
+            self.finish(number)
+        reader = Client(self.network, seed=99).know()
+        for key in self.keys:
+            for _ in range(2):
+                start = self.events = self.events + 1
+                value = reader.get(key, timeout_s=None)
+                self.events += 1
+                self.history.append(Done("get", key, value, start, self.events))
+                self.check()
+            assert is_linearizable([done for done in self.history if done.key == key]), key
+        assert not self.failed & {done.value for done in self.history if done.what == "get"}
+
+    def event(self) -> None:
+        """Something happens: mostly to a client, now and then to the cluster."""
+        self.events += 1
+        network = self.network
+        draw = self.random.random()
+        if draw < 0.015 and self.kills:
+            self.kill(self.random.choice(list(network.nodes)))
+        elif draw < 0.03:
+            self.see_to_the_dead()
+        elif draw < 0.033:
+            network.now_us += 3 * SECOND_US
+            network.tick()
+        elif draw < 0.08:
+            node = self.random.choice(list(network.nodes.values()))
+            node.fetches = self.random.random() < 0.5
+            if node.is_alive:
+                node.adopt()
+        elif draw < 0.15 and network.late:
+            network.deliver_late(self.random.randrange(len(network.late)))
+        elif draw < 0.18:
+            source = self.random.choice(self.clients).source
+            source.owe_now()
+            owed = source.owed
+            if self.random.random() < 0.5:
+                network.deliver_owed(owed)
+            owed.clear()
+        elif draw < 0.4 and self.copy():
+            pass
+        else:
+            self.advance(self.random.randrange(len(self.clients)))
+
+    def kill(self, number: int) -> None:
+        """Kill a node, unless it is the last living one in sync of some partition."""
+        network = self.network
+        dead = {n for n, node in network.nodes.items() if not node.is_alive}
+        if number not in dead and not network.map.is_last_in_sync(number, dead):
+            network.kill(number)
+            self.kills -= 1
+
+    def see_to_the_dead(self) -> None:
+        """The manager finds out about one of the dead, or has one started again."""
+        dead = [number for number, node in self.network.nodes.items() if not node.is_alive]
+        if dead:
+            number = self.random.choice(dead)
+            is_noticed = self.network.membership.members[number].state == DEAD
+            if is_noticed or self.random.random() < 0.3:
+                self.network.bring_back(number)
+            else:
+                self.network.notice(number)
+
+    def copy(self) -> bool:
+        """A step of some copying; say whether there was anything to do."""
+        network = self.network
+        for replica, (node, call) in list(self.copies.items()):
+            if call.is_done or not node.is_alive:
+                assert call.error is None
+                self.copied += call.is_done
+                del self.copies[replica]
+        for number, node in network.nodes.items():
+            if node.is_alive:
+                for partition in copying.pending(node.replicas):
+                    if node.replicas[partition] not in self.copies:
+                        call = network.copy(number, partition)
+                        self.copies[node.replicas[partition]] = node, call
+        if self.copies:
+            self.random.choice(list(self.copies.values()))[1].advance()
+        return bool(self.copies)
+
+    def advance(self, number: int) -> None:
+        if number in self.calls:
+            call = self.calls[number][0]
+            call.advance(self.random.randrange(10))
+            if call.is_done:
+                self.finish(number)
+            elif self.random.random() < 0.003:
+                call.expire()
+        elif self.left[number]:
+            self.left[number] -= 1
+            self.start(number)
+
+    def start(self, number: int) -> None:
+        client = self.clients[number]
+        key = self.random.choice(self.keys)
+        place = (client.routes, client.source, key)
+        draw = self.random.random()
+        if draw < 0.25:
+            value = self.new_value(number)
+            operation: Any = operations.put(*place, value)
+            done = Done("put", key, value, self.events, None)
+        elif draw < 0.3:
+            operation = operations.delete(*place)
+            done = Done("put", key, None, self.events, None)
+        elif draw < 0.6:
+            what = self.random.choice(("append", "increment", "compare"))
+            operation, done = self.change(what, number, place)
+        else:
+            operation = operations.get(*place)
+            done = Done("get", key, None, self.events, None)
+        self.calls[number] = (client.call(operation), done)
+
+    def new_value(self, number: int) -> bytes:
+        """Digits, so that whatever is stored can be incremented; every value is another one."""
+        return b"%d%d0000" % (number + 1, self.left[number])
+
+    def change(self, what: str, number: int, place: Any) -> tuple[Any, Done]:
+        """A read-modify-write. A comparison expects what it may well find."""
+        key = place[2]
+        expected = None
+        code = messages.APPEND if what == "append" else messages.INCREMENT
+        value = b"%d" % self.random.randrange(1, 9)
+        if what == "compare":
+            seen = [done.value for done in self.history if done.key == key]
+            expected = self.random.choice([None, *seen])
+            code = messages.PUT_IF_ABSENT if expected is None else messages.PUT_IF_VALUE
+            value = self.new_value(number)
+        operation = operations.execute(*place, code, value, expected or b"")
+        return operation, Done(what, key, value, self.events, None, expected)
+
+    def finish(self, number: int) -> None:
+        call, done = self.calls.pop(number)
+        if isinstance(call.error, VersionMismatch):
+            done.end, done.result = self.events, False
+            self.history.append(done)
+            return
+        if call.error is None:
+            done.end = self.events
+            result = call.result
+            if done.what == "get":
+                done.value = None if result is None else result.value
+            elif done.what == "compare":
+                done.result = True
+            elif done.what != "put":
+                done.result = result.value
+            if result is not None:
+                version = (result.version.time, result.version.client)
+                self.complete[done.key] = max(version, self.complete.get(done.key, version))
+            self.history.append(done)
+        elif done.what == "get":
+            assert isinstance(call.error, DeadlineExceeded)
+        elif isinstance(call.error, OutcomeUnknown):
+            self.history.append(done)
+        else:
+            assert isinstance(call.error, OperationFailed)
+            if done.what in ("put", "compare") and done.value is not None:
+                self.failed.add(done.value)
+
+    def heal(self) -> None:
+        """Everybody lives and knows the newest map, and nothing is late."""
+        network = self.network
+        network.deliver_late()
+        for number, node in list(network.nodes.items()):
+            if not node.is_alive:
+                network.bring_back(number)
+        network.publishes_at_once = True
+        network.publish(network.map)
+        for node in network.nodes.values():
+            node.fetches = True
+
+    def check(self) -> None:
+        """The invariants 1 to 5, and the order of owners, if something may have changed."""
+        network = self.network
+        state = len(network.seen), len(self.history), network.map.epoch
+        if state == self.checked:
+            return
+        self.checked = state
+        for key in self.keys:
+            self.check_key(key)
+        for row in network.map.rows:
+            flags = [owner.in_sync for owner in row.owners]
+            assert flags == sorted(flags, reverse=True), "those in sync are in front"
+            assert len(row.owners) <= network.replica_count + 1
+
+    def check_key(self, key: bytes) -> None:
+        network = self.network
+        row = network.row_of(key)
+        contents: dict[tuple[int, int], Entry] = {}
+        versions: list[tuple[int, int]] = []  # of the living in-sync owners, in order
+        before: list[tuple[int, int]] = []  # of the owners so far, in order
+        for owner in row.owners:
+            node = network.nodes[owner.node]
+            if not node.is_alive or node.incarnation != owner.incarnation:
+                continue
+            if node.replicas[row.partition].join_epoch != owner.join_epoch:
+                assert not owner.in_sync, "an owner in sync knows of it"
+                continue
+            entry = node.held(key)
+            version = (0, 0) if entry is None else (entry.time, entry.client)
+            place = owner.node, owner.incarnation, owner.join_epoch, key
+            assert version >= self.holds.get(place, (0, 0)), "invariant 1"
+            self.holds[place] = version
+            if entry is not None:
+                # Only the living count: what a dead primary computed may be computed anew.
+                plain = dataclasses.replace(entry, flags=entry.flags & ~COMMITTED)
+                assert contents.setdefault(version, plain) == plain, "invariant 2"
+                if entry.flags & ORDERED:
+                    assert all(other >= version for other in before), "invariant 3"
+            before.append(version)
+            if owner.in_sync:
+                versions.append(version)
+        for version in self.committed(row, key):
+            assert all(other >= version for other in versions), "invariant 5"
+        complete = self.complete.get(key, (0, 0))
+        assert all(version >= complete for version in versions), "invariant 4"
+
+    def committed(self, row: messages.Row, key: bytes) -> list[tuple[int, int]]:
+        """The versions that are marked committed on an owner that lives."""
+        found = []
+        for owner in row.owners:
+            node = self.network.nodes[owner.node]
+            if node.is_alive and node.replicas[row.partition].join_epoch == owner.join_epoch:
+                entry = node.held(key)
+                if entry is not None and entry.flags & COMMITTED:
+                    found.append((entry.time, entry.client))
+        return found

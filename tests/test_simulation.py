@@ -1,0 +1,23 @@
+"""The shipped replica.py, operations.py, membership.py and copying.py, simulated at random."""
+
+from __future__ import annotations
+
+import pytest
+
+from gtstore import copying, placement
+
+from .sim.run import run_many
+
+RUNS = 1000
+
+
+def test_at_random(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Linearizable for each key, and the invariants hold after each event, whatever happens."""
+    monkeypatch.setattr(placement, "PARTITIONS_PER_NODE", 1)
+    monkeypatch.setattr(copying, "COPY_SIZE", 40)
+    outcomes = run_many(range(RUNS))
+    # The runs are worth something: most operations end well, and the rare ends occur too.
+    assert outcomes["complete"] > 5 * RUNS
+    assert outcomes["unknown"] > RUNS // 20
+    assert outcomes["returned"] > RUNS // 2
+    assert outcomes["copied"] > RUNS // 2
