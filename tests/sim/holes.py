@@ -62,7 +62,16 @@ from gtstore.read_modify_write import VERSION_SIZE
 from gtstore.replica import Replica, Replicas
 from gtstore.wire import messages
 from gtstore.wire.codec import COMMIT_BODY
-from gtstore.wire.messages import APPEND, PUT_IF_ABSENT, PUT_IF_VALUE, Execute, Get, Row, Write
+from gtstore.wire.messages import (
+    APPEND,
+    ORDERED,
+    PUT_IF_ABSENT,
+    PUT_IF_VALUE,
+    Execute,
+    Get,
+    Row,
+    Write,
+)
 
 from .network import Call, Client, Done, Fault, Network, after, is_linearizable
 
@@ -570,15 +579,10 @@ def go_on_with_more_versions(patch: Patch) -> None:
 
 
 def no_order(patch: Patch) -> None:
-    def send_at_once(
-        flags: int,  # noqa: ARG001
-        route: Route,  # noqa: ARG001
-        nodes: tuple[int, ...],
-        request_id: int,
-        frame: bytes,
-        needs_primary: bool = False,  # noqa: ARG001
-    ) -> Replies:
-        return (yield nodes, request_id, frame)
+    send_in_order = operations.send_in_order
+
+    def send_at_once(flags: int, *arguments: Any) -> Replies:
+        return send_in_order(flags & ~ORDERED, *arguments)
 
     patch.setattr(operations, "send_in_order", send_at_once)
 
