@@ -33,7 +33,7 @@ endef
 export CHECK_WHEEL
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-long fuzz demo bench format clean
+.PHONY: help run test test-long fuzz chaos demo bench format clean
 
 help: ## show these lines
 	@awk -F ': .*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -58,6 +58,10 @@ test-long: test ## the same, then the tests ROUNDS times more, for what goes wro
 
 fuzz: $(VENV)/installed-dev ## damaged frames against a running cluster, for SECONDS; SEED repeats a run
 	$(BIN)/python -m tests.fuzz --seconds $(SECONDS) $(if $(SEED),--seed $(SEED))
+
+chaos: $(VENV)/installed-dev ## clients at work while nodes are killed, for SECONDS (SEED, NODES, REPLICAS, OVERLAP=1)
+	$(BIN)/python -m tests.chaos --seconds $(SECONDS) --nodes $(NODES) --replicas $(REPLICAS) \
+		$(if $(SEED),--seed $(SEED)) $(if $(OVERLAP),--overlap)
 
 demo: $(VENV)/installed ## show step by step how the store outlives two of seven nodes
 	@$(BIN)/python examples/fail_over.py

@@ -64,14 +64,12 @@ from gtstore.wire.messages import (
 
 from .sim.network import (
     Client,
-    Done,
     Fault,
     Network,
     after,
     answer,
     answer_raw,
     frames_of,
-    is_linearizable,
     message_of,
     refuse,
 )
@@ -1577,26 +1575,3 @@ def test_shown() -> None:
     """On one line, whatever its bytes are."""
     assert operations.shown(b"key\xff\xc3\xa4") == "key\\xff\xe4"
     assert operations.shown(b"a\nb\x1b[2J") == "a\\nb\\x1b[2J"
-
-
-# --- histories ------------------------------------------------------------------------------------
-
-
-def test_the_check_of_histories() -> None:
-    """It finds a lost update, a stale read and a write that takes effect twice."""
-
-    def check(*steps: tuple[str, bytes | None, int, int | None]) -> bool:
-        return is_linearizable([Done(what, KEY, value, a, b) for what, value, a, b in steps])
-
-    assert check()
-    assert check(("put", b"a", 1, 2), ("get", b"a", 3, 4))
-    assert not check(("put", b"a", 1, 2), ("get", None, 3, 4))
-    assert check(("put", b"a", 1, 4), ("get", None, 2, 3))
-    assert check(("put", b"a", 1, None), ("get", None, 2, 3), ("get", b"a", 4, 5))
-    assert not check(("put", b"a", 1, None), ("get", b"a", 2, 3), ("get", None, 4, 5))
-    assert not check(
-        ("put", b"a", 1, 2),
-        ("put", b"b", 3, 4),
-        ("get", b"b", 5, 6),
-        ("get", b"a", 7, 8),
-    )

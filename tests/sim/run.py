@@ -20,7 +20,8 @@ from gtstore.replica import Replica
 from gtstore.wire import messages
 from gtstore.wire.messages import ALIVE, COMMITTED, DEAD, ORDERED, Entry
 
-from .network import Call, Client, Done, Fault, Network, Node, is_linearizable
+from ..linearizability import Done, What, violations
+from .network import Call, Client, Fault, Network, Node
 
 EVENTS_MAX = 700
 SECOND_US = 1_000_000
@@ -107,7 +108,7 @@ class Run:
                 self.events += 1
                 self.history.append(Done("get", key, value, start, self.events))
                 self.check()
-            assert is_linearizable([done for done in self.history if done.key == key]), key
+        self.check_history()
         assert not self.failed & {done.value for done in self.history if done.what == "get"}
 
     def event(self) -> None:
@@ -201,37 +202,48 @@ class Run:
             done = Done("put", key, value, self.events, None)
         elif draw < 0.3:
             operation = operations.delete(*place)
-            done = Done("put", key, None, self.events, None)
+            done = Done("delete", key, None, self.events, None)
         elif draw < 0.6:
-            what = self.random.choice(("append", "increment", "compare"))
+            whats: tuple[What, ...] = ("append", "increment", "compare")
+            what = self.random.choice(whats)
             operation, done = self.change(what, number, place)
         else:
             operation = operations.get(*place)
             done = Done("get", key, None, self.events, None)
+        done.client = number + 1
         self.calls[number] = (client.call(operation), done)
 
     def new_value(self, number: int) -> bytes:
         """Digits, so that whatever is stored can be incremented; every value is another one."""
         return b"%d%d0000" % (number + 1, self.left[number])
 
-    def change(self, what: str, number: int, place: Any) -> tuple[Any, Done]:
+    def change(self, what: What, number: int, place: Any) -> tuple[Any, Done]:
         """A read-modify-write. A comparison expects what it may well find."""
         key = place[2]
-        expected = None
         code = messages.APPEND if what == "append" else messages.INCREMENT
         value = b"%d" % self.random.randrange(1, 9)
+        expected: bytes | tuple[int, int] | None = None
         if what == "compare":
-            seen = [done.value for done in self.history if done.key == key]
-            expected = self.random.choice([None, *seen])
-            code = messages.PUT_IF_ABSENT if expected is None else messages.PUT_IF_VALUE
+            known = [done for done in self.history if done.key == key]
+            values = [None, *(done.value for done in known)]
+            versions = [done.version for done in known if done.version is not None]
+            by_version = bool(versions) and self.random.random() < 0.3
+            expected = self.random.choice(versions if by_version else values)
             value = self.new_value(number)
-        operation = operations.execute(*place, code, value, expected or b"")
+        operand = b""
+        if isinstance(expected, tuple):
+            code = messages.PUT_IF_VERSION
+            operand = b"".join(part.to_bytes(8, "big") for part in expected)
+        elif what == "compare":
+            code = messages.PUT_IF_ABSENT if expected is None else messages.PUT_IF_VALUE
+            operand = expected or b""
+        operation = operations.execute(*place, code, value, operand)
         return operation, Done(what, key, value, self.events, None, expected)
 
     def finish(self, number: int) -> None:
         call, done = self.calls.pop(number)
         if isinstance(call.error, VersionMismatch):
-            done.end, done.result = self.events, False
+            done.end, done.result, done.version = self.events, False, call.error.version
             self.history.append(done)
             return
         if call.error is None:
@@ -241,9 +253,12 @@ class Run:
                 done.value = None if result is None else result.value
             elif done.what == "compare":
                 done.result = True
-            elif done.what != "put":
+            elif done.what == "append":
                 done.result = result.value
+            elif done.what == "increment":
+                done.result = int(result.value)
             if result is not None:
+                done.version = result.version
                 version = (result.version.time, result.version.client)
                 self.complete[done.key] = max(version, self.complete.get(done.key, version))
             self.history.append(done)
@@ -253,7 +268,8 @@ class Run:
             self.history.append(done)
         else:
             assert isinstance(call.error, OperationFailed)
-            if done.what in ("put", "compare") and done.value is not None:
+            if done.what in ("put", "compare"):
+                assert done.value is not None
                 self.failed.add(done.value)
 
     def heal(self) -> None:
@@ -267,6 +283,10 @@ class Run:
         network.publish(network.map)
         for node in network.nodes.values():
             node.fetches = True
+
+    def check_history(self) -> None:
+        """Each key's operations are linearizable."""
+        assert not (found := violations(self.history)), "\n".join(map(str, found))
 
     def check(self) -> None:
         """The invariants 1 to 5, and the order of owners, if something may have changed."""

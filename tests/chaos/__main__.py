@@ -1,0 +1,85 @@
+"""``python -m tests.chaos [--seconds N] [--seed N] ...``: clients and faults for as long as one
+likes.
+
+The seed draws what the clients do and which faults there are; when things happen depends on the
+machine, so the same seed does not give the same history.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import shutil
+import sys
+import tempfile
+from collections import Counter
+from pathlib import Path
+
+from .run import Report, run
+
+UNKNOWN_SHARE_MAX = 0.01
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.chaos")
+    parser.add_argument("--seconds", type=float, default=60)
+    parser.add_argument("--seed", type=int, default=random.SystemRandom().getrandbits(32))
+    parser.add_argument("--nodes", type=int, default=5)
+    parser.add_argument("--replicas", type=int, default=3)
+    parser.add_argument(
+        "--overlap", action="store_true", help="faults also while other nodes lack copies"
+    )
+    parser.add_argument(
+        "--kill-manager", action="store_true", help="kill the manager too; no node fails after it"
+    )
+    options = parser.parse_args()
+    print(
+        f"seed {options.seed}: make chaos SECONDS={options.seconds:g} SEED={options.seed} "
+        f"NODES={options.nodes} REPLICAS={options.replicas}{' OVERLAP=1' * options.overlap}",
+        flush=True,
+    )
+    directory = Path(tempfile.mkdtemp(prefix="gtstore-chaos-"))
+    report = run(
+        directory,
+        options.seed,
+        options.seconds,
+        options.nodes,
+        options.replicas,
+        overlap=options.overlap,
+        kill_manager=options.kill_manager,
+        tell=lambda text: print(text, flush=True),
+    )
+    print_figures(report)
+    if report.is_good:
+        shutil.rmtree(directory)
+        return 0
+    print(f"the histories and the cluster's log are kept in {directory}", file=sys.stderr)
+    return 1
+
+
+def print_figures(report: Report) -> None:
+    operations = report.counts.total()
+    print(
+        f"{operations} operations in {report.seconds:.1f} s, "
+        f"{operations / max(report.seconds, 1e-9):.0f} a second: {_listed(report.counts)}"
+    )
+    share = f"{report.unknown} of {report.writes} writes, {report.unknown_share:.3%}"
+    verdict = "" if report.unknown_share < UNKNOWN_SHARE_MAX else ": TOO MANY"
+    print(f"outcome unknown: {share}{verdict}")
+    print(f"reads that failed: {report.failed_reads}; did not happen: {_listed(report.failed)}")
+    print(f"faults: {_listed(report.faults)}")
+    print(f"longest operation: {report.longest_s:.3f} s")
+    for error in report.errors:
+        print(f"FAILED: {error}", file=sys.stderr)
+    for violation in report.violations:
+        print(f"VIOLATED: {violation}", file=sys.stderr)
+    if report.is_good:
+        print(f"linearizable: all of {report.checked} operations")
+
+
+def _listed(counts: Counter[str]) -> str:
+    return ", ".join(f"{name} {count}" for name, count in sorted(counts.items())) or "none"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

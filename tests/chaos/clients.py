@@ -1,0 +1,340 @@
+"""A client process: it works on a few keys at once with all others, and writes down what it saw.
+
+All processes move on to fresh keys together, by a count of their operations: a write whose outcome
+is unknown stays open for ever, and a key that has too many of them tells little. The keys of some
+rounds make a block. A block is checked on its own, so that not all of a long run must be in memory
+at once; its older keys are still read now and then, and must be what they were.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import signal
+import time
+import traceback
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from multiprocessing.sharedctypes import Synchronized
+from multiprocessing.synchronize import Barrier, Event
+from pathlib import Path
+from typing import Any, Literal, TextIO, TypeAlias
+
+import gtstore
+
+from ..linearizability import Done, Version, What
+
+ROUND = 2000
+"""Operations of all clients on the keys of a round."""
+BLOCK_ROUNDS = 20
+OLD_KEYS = 0.03
+"""How often a client reads a key of an earlier round instead."""
+PADDING_MAX = 20
+START_TIMEOUT_S = 60.0
+CALL_TIMEOUT_S = 20.0
+
+KeyKind: TypeAlias = Literal["register", "list", "number", "mixed"]
+
+KEY_KINDS: tuple[KeyKind, ...] = ("register", "register", "list", "number", "mixed")
+"""The keys of a round."""
+
+WEIGHTS: dict[KeyKind, dict[What, int]] = {
+    "register": {"get": 40, "put": 25, "delete": 5, "compare": 30},
+    "list": {"get": 40, "append": 60},
+    "number": {"get": 40, "increment": 60},
+    "mixed": {"get": 40, "put": 15, "delete": 10, "append": 20, "compare": 15},
+}
+
+
+def keys_of(number: int) -> list[tuple[bytes, KeyKind]]:
+    """The keys of a round."""
+    return [(b"chaos/%d/%d" % (number, i), kind) for i, kind in enumerate(KEY_KINDS)]
+
+
+@dataclass(frozen=True)
+class Shared:
+    """What parent and clients have in common.
+
+    Attributes:
+        tickets: how many operations were begun.
+        is_over: set when the time is up, or when somebody failed.
+    """
+
+    address: str
+    directory: Path
+    started_ns: int
+    tickets: Synchronized[int]
+    at_start: Barrier
+    is_over: Event
+
+    def now(self) -> int:
+        """Nanoseconds since the start: the same clock in all processes of this machine."""
+        return time.monotonic_ns() - self.started_ns
+
+
+# --- histories in files --------------------------------------------------------------------------
+
+
+def as_line(done: Done) -> str:
+    """One line of JSON; bytes are latin-1."""
+    return json.dumps(
+        [
+            done.what,
+            done.key.decode("latin-1"),
+            None if done.value is None else done.value.decode("latin-1"),
+            done.start,
+            done.end,
+            done.expected.decode("latin-1") if isinstance(done.expected, bytes) else done.expected,
+            done.result,
+            done.version,
+            done.client,
+        ]
+    )
+
+
+def from_line(line: str) -> Done:
+    what, key, value, start, end, expected, result, version, client = json.loads(line)
+    if isinstance(expected, str):
+        expected = expected.encode("latin-1")
+    elif expected is not None:
+        expected = tuple(expected)
+    return Done(
+        what,
+        key.encode("latin-1"),
+        None if value is None else value.encode("latin-1"),
+        start,
+        end,
+        expected,
+        result,
+        None if version is None else tuple(version),
+        client,
+    )
+
+
+def path_of(directory: Path, block: int, client: int) -> Path:
+    return directory / f"history-{block}-{client}.jsonl"
+
+
+def histories(directory: Path) -> Iterator[list[Done]]:
+    """What all clients saw, block by block."""
+    blocks = {int(path.name.split("-")[1]) for path in directory.glob("history-*.jsonl")}
+    for block in sorted(blocks):
+        history = []
+        for path in directory.glob(f"history-{block}-*.jsonl"):
+            with path.open() as file:
+                history += [from_line(line) for line in file]
+        yield history
+
+
+# --- the work ------------------------------------------------------------------------------------
+
+
+class Recorder:
+    """Calls the store, and writes down each call that may have had an effect or saw something."""
+
+    def __init__(self, shared: Shared, number: int) -> None:
+        self._shared = shared
+        self._number = number
+        self._block = -1
+        self._file: TextIO | None = None
+        self.counts: Counter[str] = Counter()
+        self.unknown = 0
+        self.failed: Counter[str] = Counter()
+        """Calls that surely did nothing, by kind and exception."""
+        self.longest_ns = 0
+
+    def call(self, block: int, done: Done, work: Callable[[Done], None]) -> bool:
+        """Do one operation. ``work`` does it and enters its results in ``done``. Returns whether
+        anything came of it."""
+        done.client = self._number
+        done.start = self._shared.now()
+        is_over = True
+        try:
+            work(done)
+        except gtstore.OutcomeUnknown:
+            self.unknown += 1
+            is_over = False
+        except gtstore.VersionMismatch as error:
+            done.result = False
+            done.version = _pair(error.version)
+        except (
+            gtstore.OperationFailed,
+            gtstore.ConnectError,
+            gtstore.DeadlineExceeded,
+            gtstore.ConnectionLost,
+        ) as error:
+            # Of a write, all of these say that it did not happen, but for a lost connection.
+            if isinstance(error, gtstore.ConnectionLost) and done.what != "get":
+                raise
+            self.failed[f"{done.what} {type(error).__name__}"] += 1
+            return False
+        finally:
+            end = self._shared.now()
+            self.counts[done.what] += 1
+            self.longest_ns = max(self.longest_ns, end - done.start)
+        done.end = end if is_over else None
+        self._write(block, done)
+        return is_over
+
+    def _write(self, block: int, done: Done) -> None:
+        if block != self._block or self._file is None:
+            self.close()
+            self._block = block
+            self._file = path_of(self._shared.directory, block, self._number).open("a")
+        self._file.write(as_line(done) + "\n")
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+    def report(self) -> dict[str, Any]:
+        return {
+            "counts": self.counts,
+            "unknown": self.unknown,
+            "failed": self.failed,
+            "longest_ns": self.longest_ns,
+        }
+
+
+class Worker:
+    """One client. Each of its writes has a value of its own."""
+
+    def __init__(self, shared: Shared, number: int, seed: int, store: gtstore.Client) -> None:
+        self.recorder = Recorder(shared, number)
+        self._shared = shared
+        self._number = number
+        self._random = random.Random(seed)
+        self._store = store
+        self._writes = 0
+        self._round = -1
+        # What this client saw last of each key of the round: value and version.
+        self._seen: dict[bytes, tuple[bytes | None, Version | None]] = {}
+
+    def step(self) -> None:
+        """One operation."""
+        with self._shared.tickets.get_lock():
+            ticket = self._shared.tickets.value
+            self._shared.tickets.value += 1
+        number = ticket // ROUND
+        if number != self._round:
+            self._round = number
+            self._seen.clear()
+        block = number // BLOCK_ROUNDS
+        oldest = block * BLOCK_ROUNDS
+        if number > oldest and self._random.random() < OLD_KEYS:
+            key, _ = self._random.choice(keys_of(self._random.randrange(oldest, number)))
+            self.recorder.call(block, Done("get", key, None, 0, None), self._get)
+            return
+        key, kind = self._random.choice(keys_of(number))
+        weights = WEIGHTS[kind]
+        (what,) = self._random.choices(list(weights), list(weights.values()))
+        done = Done(what, key, None, 0, None)
+        works: dict[What, Callable[[Done], None]] = {
+            "get": self._get,
+            "put": self._put,
+            "delete": self._delete,
+            "append": self._append,
+            "increment": self._increment,
+            "compare": self._compare,
+        }
+        if what == "increment":
+            # Of two sums of such numbers hardly any are equal, so a result tells what is in it.
+            done.value = b"%d" % self._random.randrange(1, 1 << 40)
+        elif what not in ("get", "delete"):
+            done.value = self._new_value()
+        if what == "compare":
+            value, version = self._seen.get(key, (None, None))
+            done.expected = value if version is None or self._random.random() < 0.5 else version
+        if self.recorder.call(block, done, works[what]):
+            self._remember(done)
+
+    def _new_value(self) -> bytes:
+        self._writes += 1
+        padding = b"." * self._random.randint(0, PADDING_MAX)
+        return b"<%d.%d%s>" % (self._number, self._writes, padding)
+
+    def _remember(self, done: Done) -> None:
+        if done.what in ("get", "put") or (done.what == "compare" and done.result):
+            self._seen[done.key] = done.value, done.version
+        elif done.what == "delete":
+            self._seen[done.key] = None, done.version
+
+    def _get(self, done: Done) -> None:
+        if self._random.random() < 0.7:
+            done.value = self._store.get(done.key)
+            return
+        entry = self._store.get_entry(done.key)
+        if entry is not None:
+            done.value, done.version = entry.value, _pair(entry.version)
+
+    def _put(self, done: Done) -> None:
+        assert done.value is not None
+        done.version = _pair(self._store.put(done.key, done.value).version)
+
+    def _delete(self, done: Done) -> None:
+        done.version = _pair(self._store.delete(done.key).version)
+
+    def _append(self, done: Done) -> None:
+        assert done.value is not None
+        done.result = self._store.append(done.key, done.value)
+
+    def _increment(self, done: Done) -> None:
+        assert done.value is not None
+        done.result = self._store.increment(done.key, int(done.value))
+
+    def _compare(self, done: Done) -> None:
+        assert done.value is not None
+        if isinstance(done.expected, tuple):
+            version = gtstore.Version(*done.expected)
+            result = self._store.compare_and_put(done.key, done.value, version=version)
+        else:
+            result = self._store.compare_and_put(done.key, done.value, expected=done.expected)
+        done.result, done.version = True, _pair(result.version)
+
+
+def _pair(version: gtstore.Version | None) -> Version | None:
+    return None if version is None else (version.time, version.client)
+
+
+def read_all(shared: Shared, store: gtstore.Client) -> None:
+    """Read every key of the last block, twice: as client 0."""
+    recorder = Recorder(shared, 0)
+
+    def get(done: Done) -> None:
+        done.value = store.get(done.key)
+
+    last = shared.tickets.value // ROUND
+    block = last // BLOCK_ROUNDS
+    for number in range(block * BLOCK_ROUNDS, last + 1):
+        for key, _ in keys_of(number):
+            for _ in range(2):
+                recorder.call(block, Done("get", key, None, 0, None), get)
+    recorder.close()
+    if recorder.failed:
+        raise AssertionError(f"in the end, keys could not be read: {dict(recorder.failed)}")
+
+
+def report_path(directory: Path, number: int) -> Path:
+    return directory / f"client-{number}.json"
+
+
+def work(shared: Shared, number: int, seed: int) -> None:
+    """The whole life of a client process. What it has to say is in its file in the end."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent has it too, and ends the run
+    report: dict[str, Any] = {}
+    try:
+        with gtstore.connect(shared.address, CALL_TIMEOUT_S) as store:
+            worker = Worker(shared, number, seed, store)
+            shared.at_start.wait(START_TIMEOUT_S)
+            try:
+                while not shared.is_over.is_set():
+                    worker.step()
+            finally:
+                worker.recorder.close()
+                report = worker.recorder.report()
+    except BaseException:
+        shared.is_over.set()
+        report["error"] = traceback.format_exc()
+    report_path(shared.directory, number).write_text(json.dumps(report))

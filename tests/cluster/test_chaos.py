@@ -1,0 +1,59 @@
+"""Clients at work while nodes are killed and stopped: what they saw is linearizable (see
+tests/chaos)."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from pathlib import Path
+
+import pytest
+
+from ..chaos.clients import as_line, histories, path_of
+from ..chaos.run import CLIENTS, run
+from ..linearizability import Done
+from .test_manager import children_of
+
+pytestmark = pytest.mark.cluster
+
+SECONDS = 5
+
+
+def test_histories_in_files(tmp_path: Path) -> None:
+    """What the checker reads is what the clients wrote, whatever bytes there are."""
+    key = b"key\xff\n"
+    written = [
+        Done("put", key, b"\0\xfe", 1, 2, version=(1, 1 << 63), client=1),
+        Done("get", key, None, 3, 4, client=1),
+        Done("compare", key, b"a", 5, 6, (1, 2), True, (3, 4), client=1),
+        Done("compare", key, b"b", 7, 8, b"\xfd", False, client=1),
+        Done("append", key, b"c", 9, 10, result=2, client=1),
+        Done("increment", key, b"-1", 11, None, client=1),
+    ]
+    for done in written:
+        with path_of(tmp_path, done.start // 6, done.client).open("a") as file:
+            file.write(as_line(done) + "\n")
+    assert list(histories(tmp_path)) == [written[:3], written[3:]]
+
+
+def command_of(pid: int) -> bytes:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return b""
+
+
+@pytest.mark.parametrize(("nodes", "replicas"), [(4, 2), (5, 3)])
+def test_histories_are_linearizable(nodes: int, replicas: int, tmp_path: Path) -> None:
+    """Nothing that was acknowledged is lost or done twice, few outcomes are unknown, and no process
+    is left behind."""
+    report = run(tmp_path, replicas, SECONDS, nodes, replicas, overlap=True)
+    assert report.errors == []
+    assert not report.violations, "\n".join(map(str, report.violations))
+    assert report.unknown_share < 0.01
+    # It was worth something.
+    assert report.faults["kill"] > 0
+    assert report.checked > 100 * CLIENTS
+    assert multiprocessing.active_children() == []
+    commands = [command_of(pid) for pid in children_of(os.getpid())]
+    assert not [c for c in commands if b"gtstore" in c or b"spawn_main" in c]
