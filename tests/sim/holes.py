@@ -73,7 +73,8 @@ from gtstore.wire.messages import (
     Write,
 )
 
-from .network import Call, Client, Done, Fault, Network, after, is_linearizable
+from ..linearizability import Done, violations
+from .network import Call, Client, Fault, Network, after
 
 KEY: Final = b"key1"
 """Of three nodes, its owners are 1, 2 and 3, in this order."""
@@ -149,12 +150,14 @@ class Task:
                 self.outcome = "failed"
                 done.end = self.users.next_moment()
                 done.result = False
+                done.version = self.call.error.version
             case OperationFailed():
                 self.outcome = "failed"
                 self.users.history.remove(done)
             case error:
                 raise error
         if self.outcome == "done":
+            done.version = None if self.result is None else self.result.version
             if done.what == "get":
                 self.result = done.value = None if self.result is None else self.result.value
             elif done.what == "append":
@@ -242,11 +245,15 @@ class Users:
             if done.key == KEY and (done.what != "get" or done.end is not None)
         ]
 
+    def check(self) -> None:
+        """What they have seen so far fits together."""
+        assert not (found := violations(self.seen)), "\n".join(map(str, found))
+
     def expect(self, is_so: bool, symptom: str) -> None:
         """The end of a scenario."""
         if not is_so:
             raise Wrong(symptom, self.seen)
-        assert is_linearizable(self.seen)
+        self.check()
 
 
 # --- scenarios -----------------------------------------------------------------------------------
