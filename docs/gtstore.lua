@@ -199,10 +199,11 @@ local MESSAGES = {
   [0xa1] = {name = "COPIED", fields = {
     {name = "join_epoch", filter = "gtstore.join_epoch", type = "epoch", size = 8},
     {name = "is_last", filter = "gtstore.is_last", type = "number", size = 1},
+    {name = "floor", filter = "gtstore.floor", type = "version", size = 16},
     {name = "entries", filter = "gtstore.entries", type = "array", length = 4, record = "keyedentry"},
   }},
   [0xff] = {name = "ERROR", fields = {
-    {name = "code", filter = "gtstore.code", type = "number", size = 2, names = {[1] = "BAD_MAGIC", [2] = "UNSUPPORTED_VERSION", [3] = "FRAME_TOO_LONG", [4] = "UNKNOWN_KIND", [5] = "UNKNOWN_FLAGS", [6] = "MALFORMED", [7] = "FRAME_TIMEOUT", [8] = "NOT_ALLOWED", [9] = "BUSY", [10] = "VALUE_TOO_LONG", [11] = "NOT_READY", [12] = "STALE_EPOCH", [13] = "BEHIND", [14] = "WRONG_PARTITION", [15] = "TOO_FAR", [16] = "NO_SPACE", [17] = "UNAVAILABLE", [18] = "INTERNAL"}},
+    {name = "code", filter = "gtstore.code", type = "number", size = 2, names = {[1] = "BAD_MAGIC", [2] = "UNSUPPORTED_VERSION", [3] = "FRAME_TOO_LONG", [4] = "UNKNOWN_KIND", [5] = "UNKNOWN_FLAGS", [6] = "MALFORMED", [7] = "FRAME_TIMEOUT", [8] = "NOT_ALLOWED", [9] = "BUSY", [10] = "VALUE_TOO_LONG", [11] = "NOT_READY", [12] = "STALE_EPOCH", [13] = "BEHIND", [14] = "WRONG_PARTITION", [15] = "TOO_FAR", [16] = "NO_SPACE", [17] = "UNAVAILABLE", [18] = "INTERNAL", [19] = "TOO_OLD"}},
     {name = "message", filter = "gtstore.message", type = "text", length = 2, min = 0, max = 1000},
     {name = "detail", filter = "gtstore.detail", type = "detail"},
   }},
@@ -253,6 +254,9 @@ local ERRORS = {
     {name = "alive", filter = "gtstore.error.alive", type = "number", size = 2},
   }},
   [18] = {name = "INTERNAL", fields = {
+  }},
+  [19] = {name = "TOO_OLD", fields = {
+    {name = "version", filter = "gtstore.error.version", type = "version", size = 16},
   }},
 }
 

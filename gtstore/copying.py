@@ -18,13 +18,14 @@ from contextlib import AbstractContextManager
 from typing import Final, NamedTuple
 
 from .operations import MANAGER, Lost, Operation, Pause, Reply, Step
-from .replica import Replicas
+from .read_modify_write import VERSION_SIZE
+from .replica import Replica, Replicas
 from .wire import messages
 from .wire.codec import HEADER_WORDS, encode, head_word
 from .wire.fields import malformed
 from .wire.messages import COPY_SIZE, ENTRY_HEAD_SIZE, KEY_SIZE_MAX, Copied, Copy, Join, Noted, Row
 
-_COPIED_HEAD: Final = struct.Struct(">QBI")  # a test holds it against Copied's fields
+_COPIED_HEAD: Final = struct.Struct(">QB16sI")  # a test holds it against Copied's fields
 _KEY_SIZE: Final = struct.Struct(">H")
 _ENTRY_SIZE: Final = struct.Struct(">I")
 _COPIED: Final = head_word(Copied.kind)
@@ -74,7 +75,7 @@ def answer(replicas: Replicas, request_id: int, request: Copy) -> bytes:
         replica.scan = None
     body_size = _COPIED_HEAD.size + size
     header = HEADER_WORDS.pack(_COPIED, request_id, body_size)
-    head = _COPIED_HEAD.pack(join_epoch, is_last, len(parts) // 4)
+    head = _COPIED_HEAD.pack(join_epoch, is_last, replica.floor * is_last, len(parts) // 4)
     return b"".join((header, head, *parts))
 
 
@@ -112,7 +113,7 @@ def copy(
     token: bytes,
     next_number: Callable[[], int],
 ) -> Operation[int]:
-    """Copy one partition and report it; return how many entries came.
+    """Copy one partition and report it; return how many entries came from the source.
 
     It ends early when there is nothing to copy any more; what came so far is kept as long as the
     join lasts, and does no harm.
@@ -121,7 +122,7 @@ def copy(
         lock: guards the replicas; taken around each look at them, never while waiting.
         next_number: a new request id.
     """
-    count = 0
+    received: set[bytes] = set()
     after = b""
     previous: tuple[int, int, int] | None = None
     attempt = 0
@@ -129,9 +130,10 @@ def copy(
         with lock:
             source = _source_of(replicas, partition)
         if source is None:
-            return count
+            return len(received)
         if source[:3] != previous:
             previous, after = source[:3], b""  # another source: begin again
+            received.clear()
         request = Copy(token, replicas.node, source.row, after)
         request_id = next_number()
         (reply,) = yield (source.node,), request_id, encode(request, request_id)
@@ -142,22 +144,26 @@ def copy(
             continue
         attempt = 0
         with lock:
-            came, after, is_last = _take_batch(replicas, partition, source, after, reply[3])
-        count += came
+            after, is_last = _take_batch(replicas, partition, source, after, reply[3], received)
         if is_last:
             yield from _report(
                 token, replicas.node, Join(partition, source.join_epoch), next_number
             )
-            return count
+            return len(received)
 
 
 def _take_batch(
-    replicas: Replicas, partition: int, source: _Source, after: bytes, body: bytes
-) -> tuple[int, bytes, bool]:
-    """Store one batch; return how many entries it had, its last key, and whether it was the last
-    one. A batch of another join is ignored."""
+    replicas: Replicas,
+    partition: int,
+    source: _Source,
+    after: bytes,
+    body: bytes,
+    received: set[bytes],
+) -> tuple[bytes, bool]:
+    """Store one batch, and add its keys to those that were received; return its last key, and
+    whether it was the last one. A batch of another join is ignored."""
     try:
-        join_epoch, is_last, count = _COPIED_HEAD.unpack_from(body)
+        join_epoch, is_last, floor, count = _COPIED_HEAD.unpack_from(body)
         at = _COPIED_HEAD.size
         entries = []
         key = after
@@ -180,10 +186,23 @@ def _take_batch(
         raise malformed("COPIED that does not go on")
     replica = replicas[partition]
     if not replica.join_epoch == source.join_epoch == join_epoch:
-        return 0, b"", False
+        return b"", False
     for key, entry in entries:
         replicas.merge(replica, key, entry)
-    return count, key, bool(is_last)
+        received.add(key)
+    if is_last:
+        _take_floor(replicas, replica, floor, received)
+    return key, bool(is_last)
+
+
+def _take_floor(replicas: Replicas, replica: Replica, floor: bytes, received: set[bytes]) -> None:
+    """N7: late writes of keys whose tombstones the source has dropped may have come here: they go
+    too."""
+    for key in list(replica.entries):
+        entry = replica.entries.get(key)
+        if key not in received and entry is not None and entry[:VERSION_SIZE] <= floor:
+            replicas.drop(replica, key)
+    replica.floor = max(replica.floor, floor)
 
 
 def _report(

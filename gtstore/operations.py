@@ -424,13 +424,57 @@ def _owe_commit(source: Source, route: Route, key: bytes, entry: bytes) -> None:
     source.owe(nodes, fixed + key)
 
 
-class _Write:
+class _Mutation:
+    """What a put and a read-modify-write under way have in common.
+
+    ``touched`` says that some owner holds the write, or may. While it is False every request is
+    known to have done nothing, and the write is as if it had not begun.
+    """
+
+    def __init__(self, routes: Routes, source: Source, key: bytes, what: str) -> None:
+        self._routes = routes
+        self._source = source
+        self._key = key
+        self._what = f"the {what} of {shown(key)}"
+        self._time = 0
+        self._client = source.client
+        self._touched = False
+        self._is_clock_right = False  # the manager was asked for it since this began
+
+    def _begin_again(self, replies: Sequence[Reply]) -> Generator[Step, Sequence[Reply], None]:
+        """Look for refusals that sending again does not mend. Where nobody holds the write, it may
+        begin again under a version that is not too far ahead (N9) or too old (N7).
+
+        Raises OperationFailed if that does not help, or there is no space: at once, not at the
+        deadline.
+        """
+        for reply in replies:
+            if not _is_error(reply, messages.NO_SPACE, messages.TOO_FAR, messages.TOO_OLD):
+                continue
+            assert not isinstance(reply, Lost)
+            code = _error_code(reply)
+            if code == messages.TOO_FAR:
+                self._source.forget()
+            if self._touched:
+                continue
+            above = 0
+            if code == messages.TOO_OLD:
+                above = int.from_bytes(reply[3][-_VERSION_SIZE:][:8], "big")
+            if code == messages.NO_SPACE or above >= _TIME_MAX or self._is_clock_right:
+                refusal = refusal_of(reply)
+                raise OperationFailed(f"{self._what} did not happen: {refusal}") from refusal
+            self._is_clock_right = True
+            yield from _correct_clock(self._routes, self._source)
+            self._time = self._source.next_time(self._routes.clock_offset_us, above)
+            self._client = self._source.client
+            return
+
+
+class _Write(_Mutation):
     """A put or delete whose first round did not simply succeed: the table of rule C3.
 
     ``acked`` and ``unresolved`` are the two facts about the current tenure: its primary ACKed this
-    version; a request was left behind without its primary's answer. ``touched`` says that some
-    owner holds the write, or may. While it is False every request is known to have done nothing,
-    and the write is as if it had not begun.
+    version; a request was left behind without its primary's answer.
     """
 
     def __init__(
@@ -441,15 +485,12 @@ class _Write:
         value: bytes,
         head: bytes,
     ) -> None:
-        self._routes = routes
-        self._source = source
-        self._key = key
+        super().__init__(routes, source, key, "write")
         self._value = value
         self._time, self._client, self._counter, self._flags = ENTRY_HEAD.unpack(head)
         self._versions = 1
         self._acked = False
         self._unresolved = False
-        self._touched = False
         self._acks: set[int] = set()
 
     def settle(self, route: Route, replies: Sequence[Reply]) -> Operation[PutResult]:
@@ -459,10 +500,7 @@ class _Write:
         try:
             while True:
                 answered = self._take_in(route, replies)
-                if any(_is_error(reply, messages.TOO_FAR) for reply in replies):
-                    self._source.forget()
-                if not self._touched:
-                    _give_up_if_refused(f"the write of {shown(self._key)}", replies)
+                yield from self._begin_again(replies)
                 if self._acked and answered:
                     _owe_commit(self._source, route, self._key, self._entry())
                     return PutResult(route.nodes, Version(self._time, self._client))
@@ -539,28 +577,29 @@ class _Write:
 
     def _unfinished(self, route: Route, error: GTStoreError) -> GTStoreError:
         """What to raise when the write cannot go on (C3, deadline)."""
-        what = f"the write of {shown(self._key)}"
         if self._touched:
             required = len(route.nodes)
             acks = len(self._acks.intersection(route.nodes))
             return OutcomeUnknown(
-                f"{what} may have happened: {acks} of {required} owners "
+                f"{self._what} may have happened: {acks} of {required} owners "
                 f"acknowledged it, then: {error}; read the key to see",
                 acks=len(self._acks.intersection(route.nodes)),
                 required=required,
             )
         if isinstance(error, Unavailable):
             return error
-        return OperationFailed(f"{what} did not happen: {error}")
+        return OperationFailed(f"{self._what} did not happen: {error}")
 
 
-def _give_up_if_refused(what: str, replies: Sequence[Reply]) -> None:
-    """Nobody holds the entry, and a node refuses it for a reason that waiting will not mend soon:
-    say so at once, not at the deadline."""
-    for reply in replies:
-        if _is_error(reply, messages.NO_SPACE, messages.TOO_FAR):
-            refusal = refusal_of(reply)  # type: ignore[arg-type]  # it is no Lost
-            raise OperationFailed(f"{what} did not happen: {refusal}") from refusal
+def _correct_clock(routes: Routes, source: Source) -> Generator[Step, Sequence[Reply], None]:
+    """Go by the manager's clock, as it is now; ours may have been set since Init."""
+    try:
+        cluster = yield from _ask_manager(source, messages.ClusterInfo())
+    except (NetworkError, RemoteError) as error:
+        logger.info("the manager does not tell its clock: %s", error)
+        return
+    assert isinstance(cluster, messages.Cluster)
+    routes.clock_offset_us = _clock_offset_us(cluster, source)
 
 
 def _time_above(
@@ -642,7 +681,7 @@ def execute(
         raise OperationFailed(f"the change of {shown(key)} did not happen: {error}") from error
 
 
-class _Change:
+class _Change(_Mutation):
     """A read-modify-write under way: the table of rule C4.
 
     ``executed`` is the result that the primary of the current tenure has stored, ``unresolved``
@@ -660,9 +699,7 @@ class _Change:
         expected: bytes,
         flags: int,
     ) -> None:
-        self._routes = routes
-        self._source = source
-        self._key = key
+        super().__init__(routes, source, key, "change")
         self._operation = operation
         self._operand = operand
         self._expected = expected
@@ -673,7 +710,11 @@ class _Change:
         self._executed = b""
         self._unresolved = False
         self._unanswered_epoch = 0
-        self._touched = False
+
+    def go_above(self, time: int) -> None:
+        """Begin with a version above that time."""
+        self._time = self._source.next_time(self._routes.clock_offset_us, time)
+        self._client = self._source.client
 
     def settle(self) -> Operation[Changed]:
         """Go on until the outcome is known or the time is up."""
@@ -691,10 +732,7 @@ class _Change:
                 elif reply[0] != SUPERSEDED and may_be_done(reply):
                     self._touched = self._unresolved = True
                     self._unanswered_epoch = route.epoch
-                if any(_is_error(reply, messages.TOO_FAR) for reply in replies):
-                    self._source.forget()
-                if not self._touched:
-                    _give_up_if_refused(f"the change of {shown(self._key)}", replies)
+                yield from self._begin_again(replies)
                 if reply[0] in (EXECUTED, SUPERSEDED) and self._executed:
                     replies = yield from self._give_to_others(route)
                     if len(replies) == len(route.nodes) - 1 and _all_hold(replies):
@@ -771,7 +809,7 @@ class _Change:
 
     def _unknown(self, route: Route, why: str) -> OutcomeUnknown:
         return OutcomeUnknown(
-            f"the change of {shown(self._key)} may have happened: {why}; read the key to see",
+            f"{self._what} may have happened: {why}; read the key to see",
             acks=1 if self._executed else 0,
             required=len(route.nodes),
         )
@@ -781,7 +819,7 @@ class _Change:
             return self._unknown(route, str(error))
         if isinstance(error, Unavailable):
             return error
-        return OperationFailed(f"the change of {shown(self._key)} did not happen: {error}")
+        return OperationFailed(f"{self._what} did not happen: {error}")
 
 
 def _failure(key: bytes, reason: int, entry: bytes) -> OperationFailed:
@@ -837,6 +875,14 @@ def get(
         Unavailable: no owner of the key is alive.
         DeadlineExceeded: the time was up.
     """
+    found = yield from _read(routes, source, key, begun)
+    return None if found is None else _stored_entry(*found)
+
+
+def _read(
+    routes: Routes, source: Source, key: bytes, begun: Begun | None
+) -> Operation[tuple[bytes, int] | None]:
+    """The entry that the key's primary holds, complete, and that node; None if it holds none."""
     if not routes.cluster_id:
         yield from initialize(routes, source)
     attempt = 0
@@ -857,13 +903,46 @@ def get(
             if is_complete:
                 if attempt:
                     logger.info("value of %s from node %d", shown(key), route.nodes[0])
-                return _stored_entry(entry, route.nodes[0])
+                return entry, route.nodes[0]
+            if any(_is_error(reply, messages.TOO_OLD) for reply in replies):
+                yield from _touch(routes, source, key)
         elif reply[0] == NOT_FOUND:
             return None
         elif reply[0] in (ACK, SUPERSEDED):
             raise _odd_reply(reply)  # type: ignore[arg-type]  # a Lost has another kind
         yield from recover(routes, source, key, route, replies, attempt)
         attempt += 1
+
+
+def _touch(
+    routes: Routes, source: Source, key: bytes, above: int = 0
+) -> Generator[Step, Sequence[Reply], None]:
+    """C6: give what the primary holds a new version, of a time ``above`` that one, by a
+    read-modify-write that changes nothing else. Whether that succeeded, the next look at the key
+    tells."""
+    try:
+        change = _Change(routes, source, key, messages.TOUCH, b"", b"", 0)
+        change.go_above(above)
+        yield from change.settle()
+    except (OperationFailed, OutcomeUnknown) as error:
+        logger.info("%s", error)
+
+
+def settle(routes: Routes, source: Source, key: bytes, held: bytes) -> Operation[bool]:
+    """N8: see to an entry that an owner has held as pending for some time, as a reader would (C5).
+
+    Args:
+        held: the version of that entry, 16 bytes.
+
+    Returns whether all owners hold it by now, so that it is committed. If the primary has a lower
+    one, it never saw this one: the key is touched (C6), so that this one is superseded. Nothing is
+    ever pushed to the primary.
+    """
+    found = yield from _read(routes, source, key, None)
+    version = found[0][:_VERSION_SIZE] if found else bytes(_VERSION_SIZE)
+    if version < held:
+        yield from _touch(routes, source, key, int.from_bytes(held[:8], "big"))
+    return version == held
 
 
 def _stored_entry(entry: bytes, node: int) -> StoredEntry | None:
@@ -1095,13 +1174,17 @@ def initialize(
             # A cluster that is made anew between the two answers gives two halves: ask again.
             same = cluster_of(cluster.epoch) == cluster_of(partition_map.epoch)
             if same and len(partition_map.rows) == cluster.partitions:
-                if cluster.time >= _TIME_MAX:
-                    raise malformed(f"the manager's clock says {cluster.time}")
-                offset_us = cluster.time - source.local_us()
-                routes.replace(cluster, partition_map.rows, offset_us)
+                routes.replace(cluster, partition_map.rows, _clock_offset_us(cluster, source))
                 return
         yield Pause(source.backoff_s(attempt))
         attempt += 1
+
+
+def _clock_offset_us(cluster: messages.Cluster, source: Source) -> int:
+    """How far the manager's clock is ahead of ours."""
+    if cluster.time >= _TIME_MAX:
+        raise malformed(f"the manager's clock says {cluster.time}")
+    return cluster.time - source.local_us()
 
 
 def _cluster_and_map(

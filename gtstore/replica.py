@@ -105,12 +105,14 @@ class Replica:
     wire. So the usual check of N1a is one comparison.
     """
 
-    __slots__ = ("entries", "join_epoch", "read_epoch", "row", "scan", "write_epoch")
+    __slots__ = ("entries", "floor", "join_epoch", "read_epoch", "row", "scan", "write_epoch")
 
     def __init__(self, entries: Entries) -> None:
         self.entries = entries
         self.row: messages.Row | None = None
         self.join_epoch = 0
+        self.floor = b""
+        """The highest version of the tombstones that were dropped (N7)."""
         self.scan: tuple[int, list[bytes]] | None = None
         """The keys that are being copied from here, and the join_epoch of who copies them (N6)."""
         self.write_epoch = _NOBODY
@@ -181,7 +183,7 @@ class Replicas:
             return self._not_found(request_id, partition, key)
         # The flag first: what does not expire costs neither a call nor a look at the clock.
         if entry[FLAGS_AT] & EXPIRES and has_expired(entry, self._now_us()):
-            entry = self._expire(replica, key, entry)
+            entry = self.expire(replica, key, entry)
         return reply_frame(_ENTRY, request_id, entry)
 
     def _get_unusual(self, request_id: int, body: bytes) -> bytes:
@@ -228,6 +230,8 @@ class Replicas:
                 raise _bad_key("WRITE", key_size, key_size)
             if self._hash(key) % self._partitions != partition:
                 return self._wrong_partition(request_id, key)
+            if entry[:VERSION_SIZE] <= replica.floor:
+                return _too_old(request_id, replica.floor)
             growth = len(key) + len(entry)
         elif entry > stored and entry[:VERSION_SIZE] != stored[:VERSION_SIZE]:
             growth = len(entry) - len(stored)
@@ -276,9 +280,8 @@ class Replicas:
         if stored is None:
             if not 0 < key_size <= KEY_SIZE_MAX:
                 raise _bad_key("COMMIT", key_size, key_size)
-        elif stored[:VERSION_SIZE] == version:
-            flags = _COMMITTED_FLAGS[stored[FLAGS_AT]]
-            replica.entries[key] = b"".join((stored[:FLAGS_AT], flags, stored[ENTRY_HEAD_SIZE:]))
+        else:
+            self.commit_held(replica, key, version)
         return b""
 
     def execute(self, request_id: int, body: bytes) -> bytes:
@@ -307,7 +310,7 @@ class Replicas:
             if request.entry[8:20] == stored[8:20]:
                 return reply_frame(_EXECUTED, request_id, stored)
             if has_expired(stored, self._now_us()):
-                stored = self._expire(replica, key, stored)
+                stored = self.expire(replica, key, stored)
             if request.entry[:VERSION_SIZE] <= stored[:VERSION_SIZE]:
                 return pack_words(_SUPERSEDED, request_id, VERSION_SIZE) + stored[:VERSION_SIZE]
         old, new = take_apart(stored), take_apart(request.entry)
@@ -326,7 +329,7 @@ class Replicas:
             return reply  # an ERROR
         return reply_frame(_EXECUTED, request_id, result)
 
-    def _expire(self, replica: Replica, key: bytes, entry: bytes) -> bytes:
+    def expire(self, replica: Replica, key: bytes, entry: bytes) -> bytes:
         """C8: put a tombstone in the place of an entry whose time is over by our clock; return it.
 
         It is as if a client had this node EXECUTE "expire, if the version is still that one", and
@@ -405,14 +408,30 @@ class Replicas:
             return
         replica.entries[key] = entry
 
+    def commit_held(self, replica: Replica, key: bytes, version: bytes) -> None:
+        """N5: mark an entry as committed, if its version is that one."""
+        stored = replica.entries.get(key)
+        if stored is not None and stored[:VERSION_SIZE] == version:
+            flags = _COMMITTED_FLAGS[stored[FLAGS_AT]]
+            replica.entries[key] = b"".join((stored[:FLAGS_AT], flags, stored[ENTRY_HEAD_SIZE:]))
+
+    def drop(self, replica: Replica, key: bytes) -> None:
+        """Hold nothing of a key any more. What its version was is the caller's to remember (N7)."""
+        self._forget(key, replica.entries)
+        del replica.entries[key]
+
     def _discard(self, replica: Replica) -> None:
         for key in replica.entries:
-            entry = replica.entries.get(key)
-            assert entry is not None
-            self.size -= len(key) + len(entry)
-            self._tombstones -= bool(entry[FLAGS_AT] & TOMBSTONE)
-            self._stored -= 1
+            self._forget(key, replica.entries)
         replica.entries.clear()
+        replica.floor = b""
+
+    def _forget(self, key: bytes, entries: Entries) -> None:
+        entry = entries.get(key)
+        assert entry is not None
+        self.size -= len(key) + len(entry)
+        self._tombstones -= bool(entry[FLAGS_AT] & TOMBSTONE)
+        self._stored -= 1
 
     # --- what is rare ----------------------------------------------------------------------------
 
@@ -491,6 +510,18 @@ class Replicas:
         memory = self.size + self._stored * ENTRY_OVERHEAD_SIZE
         is_delete = bool(entry[FLAGS_AT] & TOMBSTONE)
         return growth > 0 and not is_delete and memory + growth > self._memory_max
+
+
+def _too_old(request_id: int, floor: bytes) -> bytes:
+    """N7: a tombstone of this key, above that version, may have been here and been dropped. It is a
+    refusal, and no SUPERSEDED, which would count as an answer of an owner that holds something
+    higher: so nothing that is complete depends on what was dropped (H10)."""
+    return error_frame(
+        request_id,
+        messages.TOO_OLD,
+        "the version is older than deletes of other keys that are not remembered any more",
+        messages.FloorDetail(floor),
+    )
 
 
 def _failed(request_id: int, reason: int, stored: bytes | None) -> bytes:

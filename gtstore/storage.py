@@ -5,26 +5,21 @@ Until the manager has given it a map that names it, replica.py answers NOT_READY
 guards the replicas: check, evaluation and store of a request are one step under it, and so is
 adopting a map (N1b). The waiting for the network is done outside of it.
 
-One thread of its own, the copier, gets what the node is to hold of partitions that it has joined
-(copying.py).
+What the node does of its own accord is in upkeep.py.
 """
 
 from __future__ import annotations
 
-import itertools
 import logging
 import os
-import threading
 import time
 from dataclasses import dataclass
-from typing import Final
 
 from . import copying
 from .connection import call_once
 from .engine import MemoryEngine
-from .errors import ClusterError, ConnectError, NetworkError
-from .operations import MANAGER
-from .placement import cluster_of, format_address
+from .errors import ClusterError, NetworkError
+from .placement import cluster_of
 from .replica import Behind, Replicas
 from .server import (
     FrameServer,
@@ -35,7 +30,7 @@ from .server import (
     on_control_message,
     on_message,
 )
-from .session import Session
+from .upkeep import Upkeep
 from .wire import messages
 from .wire.codec import decode
 
@@ -43,13 +38,6 @@ logger = logging.getLogger("gtstore.storage")
 
 _REGISTER_TIMEOUT_S = 10.0
 _FETCH_TIMEOUT_S = 1.0
-_COPIES_MAX: Final = 4
-"""How many partitions are copied at once: so their sources and the copier are at work together,
-and clients wait for no more than as many batches."""
-_COPY_TIMEOUT_S: Final = 600.0
-"""Then copying begins again. A source that hangs is the manager's business."""
-_REPORT_AGAIN_S: Final = 2.0
-"""What was copied and reported, and does not count as in sync after that time, is copied anew."""
 
 
 @dataclass(frozen=True)
@@ -107,8 +95,7 @@ class StorageNode:
         handlers |= on_message(self.on_ping)
         handlers |= on_control_message(self.on_map_update, options.token)
         handlers |= guarded({messages.Copy.kind: self.copy}, options.token)
-        self._may_copy = threading.Event()  # the map has changed
-        self._members: dict[int, messages.Member] = {}  # where the sources are; the copier's own
+        self._upkeep = Upkeep(self._replicas, self._lock, options.manager, options.token)
 
     @property
     def has_map(self) -> bool:
@@ -118,7 +105,7 @@ class StorageNode:
     def start(self) -> None:
         """Serve, in threads of its own."""
         self._server.start()
-        threading.Thread(target=self._copy_forever, name="copier", daemon=True).start()
+        self._upkeep.start()
 
     def stop(self) -> None:
         """Answer what has arrived, and close."""
@@ -154,66 +141,6 @@ class StorageNode:
         assert isinstance(request, messages.Copy)
         return copying.answer(self._replicas, request_id, request)
 
-    # --- copying ---------------------------------------------------------------------------------
-
-    def _copy_forever(self) -> None:
-        """Whenever the map has changed, copy the partitions that this node has joined."""
-        numbers = itertools.cycle(range(1, 1 << 32))
-        session = Session(self._locate, calls_max=_COPIES_MAX)
-        reported: dict[int, int] = {}  # partition -> the join_epoch as which it was copied
-        while True:
-            if not self._may_copy.wait(_REPORT_AGAIN_S):
-                reported.clear()
-            self._may_copy.clear()
-            with self._lock:
-                joined = {p: self._replicas[p].join_epoch for p in copying.pending(self._replicas)}
-            todo = [p for p, join_epoch in joined.items() if reported.get(p) != join_epoch]
-            if not todo:
-                continue
-            try:
-                self._members = self._ask_members()
-                operations = (
-                    copying.copy(
-                        self._replicas,
-                        self._lock,
-                        partition,
-                        self._options.token,
-                        numbers.__next__,
-                    )
-                    for partition in todo
-                )
-                outcomes = session.run_many(operations, _COPY_TIMEOUT_S, len(todo))
-            except Exception:
-                # For example too many open files. Without this thread no copy is ever restored.
-                logger.exception("copying failed; it goes on in %g s", _REPORT_AGAIN_S)
-                continue
-            counts = [outcome for outcome in outcomes if isinstance(outcome, int)]
-            logger.info("copied %d entries of %d partitions", sum(counts), len(counts))
-            for partition, outcome in zip(todo, outcomes, strict=True):
-                if isinstance(outcome, int):
-                    reported[partition] = joined[partition]
-                else:
-                    logger.warning("partition %d was not copied: %s", partition, outcome)
-
-    def _ask_members(self) -> dict[int, messages.Member]:
-        try:
-            reply = self._ask(messages.ClusterInfo(), _FETCH_TIMEOUT_S)
-        except NetworkError as error:
-            logger.warning("cannot ask where the nodes are: %s", error)
-            return self._members
-        if not isinstance(reply, messages.Cluster):
-            return self._members
-        return {member.node: member for member in reply.members}
-
-    def _locate(self, peer: int) -> tuple[str, str, int]:
-        if peer == MANAGER:
-            return ("the manager", *self._options.manager)
-        member = self._members.get(peer)
-        if member is None:
-            raise ConnectError(f"node {peer}", "its address is not known")
-        address = format_address(member.host, member.port)
-        return f"node {peer} ({address})", member.host, member.port
-
     # --- the manager -----------------------------------------------------------------------------
 
     def _register(self) -> messages.Registered:
@@ -246,7 +173,7 @@ class StorageNode:
     def _adopt(self, epoch: int, rows: tuple[messages.Row, ...]) -> None:
         """Go by a newer map. The lock is held."""
         self._replicas.adopt(epoch, rows)
-        self._may_copy.set()
+        self._upkeep.on_new_map()
         logger.debug("goes by map %d (%d rows changed)", epoch & 0xFFFF_FFFF, len(rows))
 
     def _ask(self, request: messages.Message, timeout_s: float) -> messages.Message:

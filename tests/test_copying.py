@@ -255,6 +255,7 @@ def test_the_copier_is_removed_meanwhile(monkeypatch: pytest.MonkeyPatch) -> Non
     batch = Copied(
         network.map.rows[PARTITION].owners[1].join_epoch,
         0,
+        bytes(16),
         (KeyedEntry(KEY, encode_record(Entry(1, 1, 1, 0, None, b"v"))),),
     )
     given = answer(batch)
@@ -275,13 +276,13 @@ ENTRY = encode_record(Entry(1, 1, 1, 0, None, b"v"))
     "body",
     [
         b"",
-        bytes(12),
-        bytes(13),  # not the last one, and it does not go on
-        bytes(8) + b"\1\0\0\0\1",
-        bytes(8) + b"\1\0\0\0\1\0\0\0\0\0\1x",
-        bytes(8) + b"\1\0\0\0\1\0\1k\0\0\0\1x",
-        bytes(8) + b"\1\0\0\0\0x",
-        bytes(8) + b"\1\0\0\0\1\0\1k\0\0\1\0" + ENTRY,
+        bytes(28),
+        bytes(29),  # not the last one, and it does not go on
+        bytes(8) + b"\1" + bytes(16) + b"\0\0\0\1",
+        bytes(8) + b"\1" + bytes(16) + b"\0\0\0\1\0\0\0\0\0\1x",
+        bytes(8) + b"\1" + bytes(16) + b"\0\0\0\1\0\1k\0\0\0\1x",
+        bytes(8) + b"\1" + bytes(16) + b"\0\0\0\0x",
+        bytes(8) + b"\1" + bytes(16) + b"\0\0\0\1\0\1k\0\0\1\0" + ENTRY,
     ],
 )
 def test_malformed_batches(body: bytes) -> None:

@@ -34,10 +34,11 @@ LAYERS = (
     # The interface that replica.py stores through is declared next to the engines that have it.
     ("gtstore.placement", "gtstore.engine", "gtstore.read_modify_write"),
     ("gtstore.replica", "gtstore.operations", "gtstore.membership", "gtstore.frame_words"),
-    ("gtstore.copying",),
+    ("gtstore.copying", "gtstore.settling"),
     ("gtstore.connection", "gtstore.allocator"),
     ("gtstore.session", "gtstore.server", "gtstore.tap"),
     # What the daemons share: how processes are started, and their command lines and logs.
+    ("gtstore.upkeep",),
     ("gtstore.nursery", "gtstore.command_line", "gtstore.state_file"),
     ("gtstore.manager", "gtstore.storage", "gtstore.client"),
     # The public names.
@@ -65,6 +66,7 @@ PURE = {
     "gtstore.operations",
     "gtstore.membership",
     "gtstore.copying",
+    "gtstore.settling",
 }
 
 IMPURE_LIBRARIES = {

@@ -479,18 +479,19 @@ def test_deadline_after_refusals_only(action: Any) -> None:
     assert values(network) == [None] * 3
 
 
-@pytest.mark.parametrize(
-    "action",
-    [refuse(messages.NO_SPACE), refuse(messages.TOO_FAR, messages.TimeDetail(1))],
-)
+NO_SPACE = refuse(messages.NO_SPACE)
+
+
+@pytest.mark.parametrize("action", [NO_SPACE, refuse(messages.TOO_FAR, messages.TimeDetail(1))])
 def test_a_refusal_that_waiting_does_not_mend(action: Any) -> None:
     """C3: if nobody can hold the write, it is given up at once; otherwise at the deadline."""
     network, client = cluster()
-    network.script(1, Write, action)
-    network.script(2, Write, action)
+    times = 1 if action is NO_SPACE else 2  # a clock is corrected once
+    network.script(1, Write, *[action] * times)
+    network.script(2, Write, *[action] * times)
     with pytest.raises(OperationFailed):
         client.put(KEY, b"v")
-    assert len(writes(client)) == 1
+    assert len(writes(client)) <= 2
     network.script(1, Write, *[action] * 50)
     with pytest.raises(OutcomeUnknown) as caught:
         client.put(KEY, b"v", 0.2)
@@ -511,11 +512,113 @@ def test_what_was_learned_is_forgotten_when_it_is_too_far() -> None:
     before = client.source.client
     network.script(1, Write, refuse(messages.TOO_FAR, messages.TimeDetail(1)))
     network.script(2, Write, refuse(messages.TOO_FAR, messages.TimeDetail(1)))
-    with pytest.raises(OperationFailed, match="TOO_FAR"):
-        client.put(b"1yek", b"refused")
-    assert client.source.client != before
     result = client.put(b"1yek", b"v")
+    assert client.source.client == result.version.client != before
     assert abs(result.version.time - network.now_us) < SECOND_US
+
+
+def test_a_clock_that_was_set_since_init() -> None:
+    """N9: a client whose versions are too far ahead goes by the manager's clock, asked for anew,
+    once in a call; for puts and changes alike."""
+    network, client = cluster()
+    client.skew_us = 3600 * SECOND_US
+    result = client.put(KEY, b"v")
+    assert abs(result.version.time - network.now_us) < SECOND_US
+    assert len(client.sent(ClusterInfo)) == 1
+    client.skew_us = 7200 * SECOND_US
+    assert client.append(KEY, b"+") == b"v+"
+    client.put(KEY, b"w")
+    assert len(client.sent(ClusterInfo)) == 2
+    # If the manager does not tell, that is all that can be done.
+    client.skew_us = 10_800 * SECOND_US
+    network.script(MANAGER, ClusterInfo, Fault.REFUSE)
+    with pytest.raises(OperationFailed, match="TOO_FAR"):
+        client.put(b"1yek", b"v")
+
+
+def too_old(seconds_ago: int, network: Network) -> Any:
+    version = (network.now_us - seconds_ago * SECOND_US).to_bytes(8, "big") + bytes(8)
+    return refuse(messages.TOO_OLD, messages.FloorDetail(version))
+
+
+def test_a_version_that_is_too_old() -> None:
+    """N7: where nobody holds the write, it begins again above what was dropped; once."""
+    network, client = cluster()
+    client.skew_us = -3600 * SECOND_US
+    for node in (1, 2):
+        network.script(node, Write, too_old(600, network))
+    result = client.put(KEY, b"v")
+    assert abs(result.version.time - network.now_us) < SECOND_US
+    assert values(network)[:2] == [b"v", b"v"]
+    # Also if the manager's clock is behind.
+    for node in (1, 2):
+        network.script(node, Write, too_old(-3, network))
+    assert client.put(b"1yek", b"v").version.time > network.now_us + 2 * SECOND_US
+    beyond = refuse(messages.TOO_OLD, messages.FloorDetail(b"\xff" * 16))
+    network.script(1, Write, beyond)
+    network.script(2, Write, beyond)
+    with pytest.raises(OperationFailed, match="TOO_OLD"):
+        client.put(b"1yek", b"w")
+
+
+def test_a_pending_entry_that_backups_find_too_old() -> None:
+    """N7, C6: a reader touches it, or it could never be completed."""
+    network, client = cluster()
+    call = client.call(operations.put(client.routes, client.source, KEY, b"v"))
+    call.advance()
+    call.advance()
+    reader = Client(network, seed=5).know()
+    network.script(2, Write, too_old(0, network))
+    assert reader.get(KEY) == b"v"
+    assert [sent.message.operation for sent in reader.sent(messages.Execute)] == [messages.TOUCH]
+    assert values(network)[:2] == [b"v", b"v"]
+    # If that fails too, it is looked at again.
+    call = client.call(operations.put(client.routes, client.source, KEY, b"w"))
+    call.advance()
+    call.advance()
+    network.script(2, Write, too_old(0, network))
+    network.script(1, messages.Execute, *[refuse(messages.NO_SPACE)] * 2)
+    assert reader.get(KEY) == b"w"
+
+
+def settle(client: Client, key: bytes, held: bytes) -> bool:
+    return client.run(operations.settle(client.routes, client.source, key, held))
+
+
+def version_at(network: Network, node: int) -> bytes:
+    entry = network.nodes[node].held(KEY)
+    return b"" if entry is None else encode_record(entry)[:16]
+
+
+@pytest.mark.parametrize("node", [1, 2])
+def test_settling_what_is_half_done(node: int) -> None:
+    """N8: what the primary holds is completed; what only a backup holds is superseded (C6)."""
+    network, client = cluster()
+    client.put(KEY, b"old")
+    stopped = another(network)
+    call = stopped.call(operations.put(stopped.routes, stopped.source, KEY, b"new"))
+    call.advance()
+    call.advance(node - 1)
+    settler = Client(network, seed=9).know()
+    held = version_at(network, node)
+    assert settle(settler, KEY, held) is (node == 1)
+    assert version_at(network, 1) == version_at(network, 2)
+    assert values(network)[:2] == [b"new" if node == 1 else b"old"] * 2
+    assert settle(settler, KEY, version_at(network, 1))
+    assert not settle(settler, KEY, held) or node == 1
+
+
+def test_settling_what_the_primary_never_had() -> None:
+    """C6: a key of which only a backup has something gets a tombstone."""
+    network, _ = cluster()
+    stopped = another(network)
+    call = stopped.call(operations.put(stopped.routes, stopped.source, KEY, b"new"))
+    call.advance()
+    call.advance(1)
+    settler = Client(network, seed=9).know()
+    assert not settle(settler, KEY, version_at(network, 2))
+    assert version_at(network, 1) == version_at(network, 2)
+    assert settler.get(KEY) is None
 
 
 def test_a_refusal_that_is_malformed() -> None:

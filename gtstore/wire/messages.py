@@ -64,6 +64,8 @@ PROBE_MISSES_MAX: Final = 4
 CLOCK_AHEAD_MAX_S: Final = 60
 RESPAWN_PAUSE_MAX_S: Final = 30
 START_TIMEOUT_S: Final = 60
+TOMBSTONE_RETENTION_S: Final = 600
+SETTLE_AFTER_S: Final = 1
 COPY_SIZE: Final = 64 * KIB
 MANAGER_PORT: Final = 9001
 NODE_PORT: Final = 10001
@@ -119,6 +121,16 @@ LIMITS: Final = (
     ),
     Limit("probe interval", f"{PROBE_INTERVAL_MS} ms (`--probe-interval-ms`)", "manager to node"),
     Limit("missed probes", str(PROBE_MISSES_MAX), "then the manager acts on a silent node"),
+    Limit(
+        "tombstones are kept",
+        f"{TOMBSTONE_RETENTION_S // 60} minutes",
+        "then each owner drops those that are committed",
+    ),
+    Limit(
+        "time for an entry to be committed",
+        f"{SETTLE_AFTER_S} s",
+        "then the nodes that hold it as pending see to it",
+    ),
     Limit(
         "pause before a node is started again",
         f"0, 1, 2, 4 .. {RESPAWN_PAUSE_MAX_S} s",
@@ -488,7 +500,7 @@ class NotFound(Message):
     NODE,
     replies=(
         "ACK", "SUPERSEDED", "NOT_READY", "STALE_EPOCH", "BEHIND", "WRONG_PARTITION", "TOO_FAR",
-        "NO_SPACE", "VALUE_TOO_LONG", "BUSY",
+        "TOO_OLD", "NO_SPACE", "VALUE_TOO_LONG", "BUSY",
     ),
 )  # fmt: skip
 class Write(Message):
@@ -532,7 +544,7 @@ class Commit(Message):
     NODE,
     replies=(
         "EXECUTED", "SUPERSEDED", "FAILED", "NOT_READY", "STALE_EPOCH", "BEHIND",
-        "WRONG_PARTITION", "TOO_FAR", "NO_SPACE", "VALUE_TOO_LONG", "BUSY",
+        "WRONG_PARTITION", "TOO_FAR", "TOO_OLD", "NO_SPACE", "VALUE_TOO_LONG", "BUSY",
     ),
 )  # fmt: skip
 class Execute(Message):
@@ -615,6 +627,11 @@ class Copied(Message):
 
     join_epoch: Annotated[Epoch, "of the node that asked, as the answering node knows it"]
     is_last: Annotated[U8, "1: there are no more keys; 0: ask again, above the last one"]
+    floor: Annotated[
+        Version,
+        "with the last entries: the highest version of the tombstones that were dropped there; the "
+        "node that asks drops what it has up to it and was not sent, and goes by it; otherwise 0",
+    ]
     entries: Annotated[tuple[KeyedEntry, ...], Array(_U32, Record(KeyedEntry)), "in order of keys"]
 
 
@@ -664,6 +681,11 @@ class TimeDetail:
 
 
 @dataclass(frozen=True)
+class FloorDetail:
+    version: Annotated[Version, "no version up to this one is taken for a key that is not stored"]
+
+
+@dataclass(frozen=True)
 class AliveDetail:
     required: Annotated[U16, "how many copies are meant to be there"]
     alive: Annotated[U16, "how many of its owners are alive"]
@@ -699,6 +721,7 @@ TOO_FAR: Final = 15
 NO_SPACE: Final = 16
 UNAVAILABLE: Final = 17
 INTERNAL: Final = 18
+TOO_OLD: Final = 19
 
 ERRORS: Final = {
     row.code: row
@@ -773,6 +796,11 @@ ERRORS: Final = {
         ErrorCode(
             INTERNAL, "INTERNAL", None, "yes", True, "maybe",
             "an error of the program; its log says more",
+        ),
+        ErrorCode(
+            TOO_OLD, "TOO_OLD", FloorDetail, "with a newer version", False, "no",
+            "the version is as old as tombstones that were dropped, so it may come late, after a "
+            "delete",
         ),
     )
 }  # fmt: skip

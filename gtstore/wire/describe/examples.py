@@ -81,7 +81,7 @@ EXAMPLES: Final[Mapping[int, tuple[int, messages.Message]]] = {
         (
             2,
             messages.Copied(
-                _NEXT_EPOCH, 1, (messages.KeyedEntry(_KEY, encode_record(_COMMITTED)),)
+                _NEXT_EPOCH, 1, bytes(16), (messages.KeyedEntry(_KEY, encode_record(_COMMITTED)),)
             ),
         ),
         (

@@ -1,0 +1,61 @@
+"""What a node finds to be done among its own entries: rules N7, N8 and C8 of docs/REPLICATION.md.
+
+A pure look through one partition at a time. What it finds pending for too long, the node sees to as
+a reader would (operations.settle), so that a quiet partition becomes equal and committed on all its
+owners though nobody reads it. Tombstones that everybody has known of for long are dropped.
+"""
+
+from __future__ import annotations
+
+from .read_modify_write import FLAGS_AT, VERSION_SIZE, has_expired
+from .replica import Replicas
+from .wire.messages import COMMITTED, SETTLE_AFTER_S, TOMBSTONE, TOMBSTONE_RETENTION_S
+
+_SECOND_US = 1_000_000
+
+
+def look_through(replicas: Replicas, partition: int, now_us: int) -> list[tuple[bytes, bytes]]:
+    """Drop what may be dropped, and return the key and the version of each entry that is to be
+    settled. The replicas' lock is held.
+
+    Only an owner in sync does so: a syncing one is about to get what the others have.
+
+    Args:
+        now_us: this node's clock. Correctness does not depend on it, nor on the order in which the
+            owners drop (N7): what is dropped raises the floor.
+    """
+    replica = replicas[partition]
+    row = replica.row
+    mine = [owner for owner in row.owners if replicas.is_mine(owner)] if row else []
+    if not mine or not mine[0].in_sync:
+        return []
+    assert row is not None
+    is_primary = mine[0] is row.owners[0]
+    is_single = len(row.owners) == 1
+    settle_before = (now_us - SETTLE_AFTER_S * _SECOND_US).to_bytes(8, "big")
+    drop_before = (now_us - TOMBSTONE_RETENTION_S * _SECOND_US).to_bytes(8, "big")
+    pending: list[tuple[bytes, bytes]] = []
+    old: list[bytes] = []
+    expired: list[bytes] = []
+    for key in replica.entries:
+        entry = replica.entries.get(key)
+        assert entry is not None
+        flags = entry[FLAGS_AT]
+        if not flags & COMMITTED and not is_single:
+            if entry < settle_before:  # it begins with the time of its version
+                pending.append((key, entry[:VERSION_SIZE]))
+        elif flags & TOMBSTONE:
+            if entry < drop_before:
+                old.append(key)
+        elif is_primary and has_expired(entry, now_us):
+            expired.append(key)
+    for key in old:
+        entry = replica.entries.get(key)
+        assert entry is not None
+        replica.floor = max(replica.floor, entry[:VERSION_SIZE])
+        replicas.drop(replica, key)
+    for key in expired:
+        entry = replica.entries.get(key)
+        assert entry is not None
+        replicas.expire(replica, key, entry)
+    return pending

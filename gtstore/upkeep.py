@@ -1,0 +1,180 @@
+"""What a node does of its own accord: it copies what it is to hold, and settles what is pending.
+
+Two threads, each with connections of its own. What they do is decided in copying.py and
+settling.py; while they wait for the network, they hold no lock.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import random
+import secrets
+import threading
+import time
+from collections.abc import Callable
+from typing import Final
+
+from . import copying, operations, settling
+from .errors import ConnectError, GTStoreError
+from .operations import MANAGER, Source
+from .placement import Routes, format_address
+from .replica import Replicas
+from .server import TokenLock
+from .session import Session
+from .wire.messages import SETTLE_AFTER_S
+
+logger = logging.getLogger("gtstore.upkeep")
+
+_INIT_TIMEOUT_S: Final = 5.0
+_COPIES_MAX: Final = 4
+"""How many partitions are copied at once: so their sources and the copier are at work together,
+and clients wait for no more than as many batches."""
+_COPY_TIMEOUT_S: Final = 600.0
+"""Then copying begins again. A source that hangs is the manager's business."""
+_REPORT_AGAIN_S: Final = 2.0
+"""What was copied and reported, and does not count as in sync after that time, is copied anew."""
+_ENTRIES_A_ROUND: Final = 20_000
+"""So many entries are looked at each second, in whole partitions: a few milliseconds of work."""
+_SETTLED_A_ROUND: Final = 1000
+_SETTLE_TIMEOUT_S: Final = 5.0
+
+
+class Upkeep:
+    """The two threads of one node.
+
+    Args:
+        manager: host and port of the manager.
+        token: the cluster's.
+        lock: guards the replicas.
+    """
+
+    def __init__(
+        self, replicas: Replicas, lock: TokenLock, manager: tuple[str, int], token: bytes
+    ) -> None:
+        self._replicas = replicas
+        self._lock = lock
+        self._manager = manager
+        self._token = token
+        self._routes = Routes()
+        self._has_new_map = threading.Event()
+
+    def start(self) -> None:
+        for work in (self._copy_forever, self._settle_forever):
+            threading.Thread(target=work, name=work.__name__.strip("_"), daemon=True).start()
+
+    def on_new_map(self) -> None:
+        """To be called when the map has changed: there may be something to copy."""
+        self._has_new_map.set()
+
+    # --- copying (N6) ----------------------------------------------------------------------------
+
+    def _copy_forever(self) -> None:
+        """Whenever the map has changed, copy the partitions that this node has joined."""
+        numbers = itertools.cycle(range(1, 1 << 32))
+        session = Session(self._locate, calls_max=_COPIES_MAX)
+        reported: dict[int, int] = {}  # partition -> the join_epoch as which it was copied
+        while True:
+            if not self._has_new_map.wait(_REPORT_AGAIN_S):
+                reported.clear()
+            self._has_new_map.clear()
+            try:
+                self._copy(session, numbers.__next__, reported)
+            except Exception as error:
+                # Without this thread no copy is ever restored.
+                logger.warning("copying failed; it goes on in %g s: %s", _REPORT_AGAIN_S, error)
+
+    def _copy(
+        self, session: Session, next_number: Callable[[], int], reported: dict[int, int]
+    ) -> None:
+        with self._lock:
+            joined = {p: self._replicas[p].join_epoch for p in copying.pending(self._replicas)}
+        todo = [p for p, join_epoch in joined.items() if reported.get(p) != join_epoch]
+        if not todo:
+            return
+        self._know_the_cluster(session)
+        outcomes = session.run_many(
+            (
+                copying.copy(self._replicas, self._lock, partition, self._token, next_number)
+                for partition in todo
+            ),
+            _COPY_TIMEOUT_S,
+            len(todo),
+        )
+        counts = [outcome for outcome in outcomes if isinstance(outcome, int)]
+        logger.info("copied %d entries of %d partitions", sum(counts), len(counts))
+        for partition, outcome in zip(todo, outcomes, strict=True):
+            if isinstance(outcome, int):
+                reported[partition] = joined[partition]
+            else:
+                logger.warning("partition %d was not copied: %s", partition, outcome)
+
+    # --- settling (N8) ---------------------------------------------------------------------------
+
+    def _settle_forever(self) -> None:
+        first = 0
+        while True:
+            time.sleep(SETTLE_AFTER_S)
+            try:
+                first, found = self._look_through(first)
+                if found:
+                    self._settle(found)
+            except Exception as error:
+                logger.warning("settling failed; it goes on in %g s: %s", SETTLE_AFTER_S, error)
+
+    def _look_through(self, first: int) -> tuple[int, list[tuple[int, bytes, bytes]]]:
+        """Look through some partitions from that one on; return the next one, and what was found:
+        partition, key and version of each entry."""
+        found: list[tuple[int, bytes, bytes]] = []
+        seen = 0
+        for partition in range(first, len(self._replicas)):
+            with self._lock:  # one partition at a time, so that requests come in between
+                pending = settling.look_through(self._replicas, partition, time.time_ns() // 1000)
+                seen += len(self._replicas[partition].entries)
+            found += [(partition, key, version) for key, version in pending]
+            if seen > _ENTRIES_A_ROUND or len(found) > _SETTLED_A_ROUND:
+                return partition + 1, found
+        return 0, found
+
+    def _settle(self, found: list[tuple[int, bytes, bytes]]) -> None:
+        source = Source(lambda: secrets.randbits(64), time.time_ns, random.random)
+        session = Session(self._locate, source.owed)
+        try:
+            self._know_the_cluster(session)
+            outcomes = session.run_many(
+                (
+                    operations.settle(self._routes, source, key, version)
+                    for _, key, version in found
+                ),
+                _SETTLE_TIMEOUT_S,
+                len(found),
+            )
+            source.owe_now()
+        finally:
+            session.close()
+        count = 0
+        for (partition, key, version), outcome in zip(found, outcomes, strict=True):
+            if isinstance(outcome, GTStoreError):
+                logger.debug("an entry of partition %d stays pending: %s", partition, outcome)
+            elif outcome:
+                count += 1
+                with self._lock:
+                    self._replicas.commit_held(self._replicas[partition], key, version)
+        logger.debug("settled %d of %d entries", count, len(found))
+
+    # --- the others ------------------------------------------------------------------------------
+
+    def _know_the_cluster(self, session: Session) -> None:
+        """Raises a GTStoreError if the manager does not answer."""
+        if not self._routes.cluster_id:
+            source = Source(lambda: secrets.randbits(64), time.time_ns, random.random)
+            session.run(operations.initialize(self._routes, source), _INIT_TIMEOUT_S)
+
+    def _locate(self, peer: int) -> tuple[str, str, int]:
+        if peer == MANAGER:
+            return ("the manager", *self._manager)
+        member = self._routes.members.get(peer)
+        if member is None:
+            raise ConnectError(f"node {peer}", "its address is not known")
+        address = format_address(member.host, member.port)
+        return f"node {peer} ({address})", member.host, member.port
