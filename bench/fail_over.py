@@ -1,0 +1,724 @@
+"""How soon a cluster goes on after a node has failed, how fast its copies are made again, and
+whether anything is lost.
+
+Each part has clusters of its own. The clients that are measured are processes of their own, which
+are connected before anything happens; nodes are on the CPUs that the manager gives them.
+
+- kill: SIGKILL of each node in turn; until each key was read, or put, again
+- stop: the same with SIGSTOP, which the manager notices by missed probes
+- restore: many keys; from a kill until all copies are there again
+- load: the same while a client runs at half of the rate that it is capable of
+- all_nodes: every node is killed once while all keys are overwritten; then every key is read
+- stopped: nodes that hold last copies, and the manager, are stopped for a while; nobody is killed
+
+    python bench/fail_over.py [--only kill,stop,restore,load,all_nodes,stopped]
+
+The exit code is 1 if data was lost, else 0, whatever the times.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import itertools
+import multiprocessing
+import os
+import platform
+import random
+import signal
+import statistics
+import sys
+import threading
+import time
+from array import array
+from bisect import bisect_left, bisect_right
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from gtstore import BatchFailed, Client, GTStoreError, connect
+from gtstore.placement import HASH_FUNCTIONS, partition_count
+from gtstore.testing import Cluster
+from gtstore.wire.messages import HASHES, PROBE_MISSES_MAX
+
+FAIL_OVER_WORST_S = 0.5
+FAIL_OVER_TYPICAL_S = 0.1
+AFTER_SILENCE_S = 0.5
+RESTORED_KEYS_A_SECOND = 30_000
+P99_MS = 20.0
+
+BATCH = 2000
+CALM_S = 2.0
+"""For measuring a client while nothing happens."""
+RESTORE_TIMEOUT_S = 120.0
+UNTIL_FIRST_LOOK_S = 1.0
+LOOK_PAUSE_S = 0.05
+"""status() takes some milliseconds of a CPU, which the others need."""
+
+FORK = multiprocessing.get_context("fork")
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A line of the summary. ``is_met`` is None if there is no bound."""
+
+    name: str
+    value: str
+    bound: str
+    is_met: bool | None
+    is_loss: bool = False
+
+
+# --- clusters ------------------------------------------------------------------------------------
+
+
+def make_cluster(options: argparse.Namespace, replicas: int | None = None) -> Cluster:
+    # Without the hundreds of lines that nobody reads unless something fails.
+    arguments = ("--hash", options.hash, "--probe-interval-ms", str(options.probe_interval_ms))
+    return Cluster(options.nodes, replicas or options.replicas, arguments)
+
+
+def spread_keys(count: int, options: argparse.Namespace) -> list[bytes]:
+    """Keys of which every partition has as many as every other, or one more."""
+    hash_code = next(code for code, name in HASHES.items() if name == options.hash)
+    partitions = partition_count(options.nodes)
+    room = [count // partitions + (p < count % partitions) for p in range(partitions)]
+    keys: list[bytes] = []
+    draw = random.Random(1)
+    while len(keys) < count:
+        key = b"%012x" % draw.getrandbits(48)
+        partition = HASH_FUNCTIONS[hash_code](key) % partitions
+        if room[partition]:
+            room[partition] -= 1
+            keys.append(key)
+    return keys
+
+
+def batches(keys: Sequence[bytes]) -> Iterator[Sequence[bytes]]:
+    return (keys[at : at + BATCH] for at in range(0, len(keys), BATCH))
+
+
+def load(store: Client, keys: Sequence[bytes], value: bytes) -> None:
+    for batch in batches(keys):
+        store.put_many(dict.fromkeys(batch, value))
+
+
+def count_right(
+    store: Client, keys: Sequence[bytes], is_right: Callable[[bytes, bytes | None], bool]
+) -> int:
+    """How many of the keys have a value that they may have."""
+    return sum(
+        is_right(key, value)
+        for batch in batches(keys)
+        for key, value in store.get_many(batch).items()
+    )
+
+
+def processes(store: Client) -> list[tuple[int, int, int]]:
+    """Each node, its process and its incarnation."""
+    return [(node["id"], node["pid"], node["incarnation"]) for node in store.status()["nodes"]]
+
+
+def member(status: dict[str, Any], node: int) -> dict[str, Any]:
+    found: dict[str, Any] = next(each for each in status["nodes"] if each["id"] == node)
+    return found
+
+
+@dataclass(frozen=True)
+class Return:
+    """A node's failure, and its way back; times on the monotonic clock."""
+
+    node: int
+    failed_at: float
+    returned_at: float  # its new process was seen as a member
+    in_sync_at: float
+    entries: int  # that it held then
+
+    @property
+    def whole_s(self) -> float:
+        return self.in_sync_at - self.failed_at
+
+    @property
+    def copying_s(self) -> float:
+        return self.in_sync_at - self.returned_at
+
+
+def fail(
+    store: Client, node: int, number: signal.Signals, first_look_s: float, look_pause_s: float
+) -> Return:
+    """Send a node a signal that it does not survive, or that makes the manager kill it, and wait
+    until the next process is there and all partitions have all their copies.
+
+    It is not enough that under_replicated is empty: so it is until the manager knows.
+    """
+    before = member(store.status(), node)
+    failed_at = time.monotonic()
+    os.kill(before["pid"], number)
+    time.sleep(first_look_s)
+    returned_at = 0.0
+    while time.monotonic() < failed_at + RESTORE_TIMEOUT_S:
+        status = store.status()
+        now = time.monotonic()
+        after = member(status, node)
+        if after["incarnation"] > before["incarnation"] and after["state"] != "dead":
+            returned_at = returned_at or now
+            if not status["under_replicated"]:
+                return Return(node, failed_at, returned_at, now, after["entries"])
+        time.sleep(look_pause_s)
+    raise TimeoutError(f"node {node} was not restored within {RESTORE_TIMEOUT_S:g} s")
+
+
+# --- clients that are measured -------------------------------------------------------------------
+
+
+class Caller:
+    """A client in a process of its own, which makes calls until it is stopped.
+
+    Args:
+        run: gets a flag, which becomes 1 when it shall end, and a function that sends something
+            to this process.
+    """
+
+    def __init__(self, run: Callable[[Any, Callable[[object], None]], None]) -> None:
+        self._flag = FORK.RawValue("b", 0)
+        self._ours, theirs = FORK.Pipe()
+        self._process = FORK.Process(
+            target=_run_caller, args=(run, self._flag, theirs), daemon=True
+        )
+        self._process.start()
+        theirs.close()
+
+    def receive(self) -> Any:
+        return self._ours.recv()
+
+    def stop(self) -> Any:
+        """Let it end; return what it sends last."""
+        self._flag.value = 1
+        last = self.receive()
+        self._process.join()
+        return last
+
+
+def _run_caller(run: Callable[[Any, Callable[[object], None]], None], flag: Any, pipe: Any) -> None:
+    gc.freeze()  # or this client would now and then wait for a look at all of the parent's keys
+    run(flag, pipe.send)
+
+
+@dataclass
+class Calls:
+    """What a client did: for each call when it began (or should have begun), and when it ended;
+    and the numbers of those that failed, or brought another value than they should."""
+
+    began: array[float]
+    ended: array[float]
+    errors: dict[int, str]
+    wrong: list[int]
+
+    @classmethod
+    def none(cls) -> Calls:
+        return cls(array("d"), array("d"), {}, [])
+
+
+def call_in_turn(
+    address: str, kind: str, keys: Sequence[bytes], value: bytes
+) -> Callable[[Any, Callable[[object], None]], None]:
+    """Get, or put, all keys one after the other, again and again: call i is of key i % len(keys).
+
+    It sends None after two times, and its Calls in the end.
+    """
+
+    def run(flag: Any, send: Callable[[object], None]) -> None:
+        calls = Calls.none()
+        now = time.monotonic
+        with connect(address) as store:
+            for turn in itertools.count(1):
+                for key in keys:
+                    calls.began.append(now())
+                    try:
+                        if kind == "put":
+                            store.put(key, value)
+                        elif store.get(key) != value:
+                            calls.wrong.append(len(calls.ended))
+                    except GTStoreError as error:
+                        calls.errors[len(calls.ended)] = repr(error)
+                    calls.ended.append(now())
+                if turn == 2:
+                    send(None)
+                if flag.value:
+                    break
+        send(calls)
+
+    return run
+
+
+def call_at_half_rate(
+    address: str, keys: Sequence[bytes], value: bytes
+) -> Callable[[Any, Callable[[object], None]], None]:
+    """Put and get keys at random in turn: first as fast as it goes, for CALM_S; then half as fast.
+
+    It sends the first rate, and in the end its Calls at half of it. Each call began when it should
+    have begun: one that waits for the end of a slow one before it is slow too.
+    """
+    draw = random.Random(2)
+    order = [draw.choice(keys) for _ in range(50_000)]
+
+    def run(flag: Any, send: Callable[[object], None]) -> None:
+        calls = Calls.none()
+        now = time.monotonic
+
+        def call(number: int) -> None:
+            key = order[number % len(order)]
+            try:
+                if number % 2:
+                    store.put(key, value)
+                elif store.get(key) != value:
+                    calls.wrong.append(number)
+            except GTStoreError as error:
+                calls.errors[number] = repr(error)
+
+        with connect(address) as store:
+            for number in range(2000):
+                call(number)
+            started = now()
+            number = 0
+            while now() < started + CALM_S:
+                call(number)
+                number += 1
+            rate = number / (now() - started)
+            send(rate)
+            interval = 2 / rate
+            started = now()
+            for number in itertools.count():
+                due = started + number * interval
+                pause = due - now()
+                if pause > 0:
+                    time.sleep(pause)
+                call(number)
+                calls.began.append(due)
+                calls.ended.append(now())
+                if flag.value:
+                    break
+        send(calls)
+
+    return run
+
+
+# --- the parts -----------------------------------------------------------------------------------
+
+
+def part_kill(options: argparse.Namespace) -> list[Figure]:
+    """Kill each node in turn: milliseconds from the kill"""
+    return disturb(options, signal.SIGKILL, FAIL_OVER_WORST_S, FAIL_OVER_TYPICAL_S)
+
+
+def part_stop(options: argparse.Namespace) -> list[Figure]:
+    """Stop each node in turn: milliseconds from the stop"""
+    bound_s = options.probe_interval_ms / 1000 * PROBE_MISSES_MAX + AFTER_SILENCE_S
+    return disturb(options, signal.SIGSTOP, bound_s, None)
+
+
+def disturb(
+    options: argparse.Namespace, number: signal.Signals, worst_s: float, typical_s: float | None
+) -> list[Figure]:
+    what = number.name
+    value = bytes(options.value_size)
+    keys = spread_keys(options.keys, options)
+    figures = []
+    print(f"{len(keys):,} keys; a turn is once through all of them, before anything happens")
+    print("       node     turn  until each succeeded  worst call  calls above 10 ms  errors")
+    for kind in ("get", "put"):
+        until_all, worst = [], []
+        errors = wrong = 0
+        for _ in range(options.rounds):
+            with make_cluster(options) as cluster, cluster.connect() as store:
+                load(store, keys, value)
+                caller = Caller(call_in_turn(cluster.address, kind, keys, value))
+                caller.receive()
+                returns = []
+                for node in range(1, options.nodes + 1):
+                    time.sleep(0.3)
+                    returns.append(fail(store, node, number, UNTIL_FIRST_LOOK_S, LOOK_PAUSE_S))
+                calls = caller.stop()
+            for each in returns:
+                outcome = look_at(calls, each, len(keys))
+                until_all.append(outcome.until_all_s)
+                worst.append(outcome.worst_s)
+                print(
+                    f"{kind}  {each.node:7}  {outcome.turn_s * 1000:7.1f}"
+                    f"  {outcome.until_all_s * 1000:20.1f}  {outcome.worst_s * 1000:10.1f}"
+                    f"  {outcome.slow:17}  {outcome.errors:6}"
+                )
+            errors += len(calls.errors)
+            wrong += len(calls.wrong)
+            for text in sorted(set(calls.errors.values()))[:3]:
+                print(f"     {text}")
+        named = f"{what}, {kind}"
+        for name, times in (("until each key succeeded", until_all), ("worst call", worst)):
+            figures.append(
+                below(f"{named}: {name}, worst of {len(times)}", max(times) * 1000, worst_s * 1000)
+            )
+            median = statistics.median(times) * 1000
+            text = f"{named}: {name}, median"
+            if typical_s is None:
+                figures.append(Figure(text, f"{median:.1f} ms", "", None))
+            else:
+                figures.append(below(text, median, typical_s * 1000))
+        figures.append(Figure(f"{named}: calls that failed", f"{errors}", "0", not errors))
+        if kind == "get":
+            figures.append(nothing_lost(f"{named}: wrong or missing values", wrong))
+    return figures
+
+
+@dataclass(frozen=True)
+class Disturbance:
+    """What a failure meant for a client."""
+
+    turn_s: float  # once through all keys, before
+    until_all_s: float
+    worst_s: float
+    slow: int
+    errors: int
+
+
+def look_at(calls: Calls, failure: Return, keys: int) -> Disturbance:
+    """The calls from a failure until all copies were there again."""
+    first = bisect_left(calls.ended, failure.failed_at)
+    last = bisect_right(calls.began, failure.in_sync_at)
+    missing = set(range(keys))
+    until = failure.failed_at
+    for number in range(first, len(calls.ended)):
+        if number not in calls.errors:
+            missing.discard(number % keys)
+        until = calls.ended[number]
+        if not missing:
+            break
+    # What was under way counts from the failure.
+    times = [calls.ended[n] - max(calls.began[n], failure.failed_at) for n in range(first, last)]
+    return Disturbance(
+        calls.ended[first - 1] - calls.ended[first - 1 - keys],
+        float("inf") if missing else until - failure.failed_at,
+        max(times),
+        sum(seconds > 0.01 for seconds in times),
+        sum(first <= number < last for number in calls.errors),
+    )
+
+
+def part_restore(options: argparse.Namespace) -> list[Figure]:
+    """Restore a node: from the kill until all partitions have all their copies"""
+    value = bytes(options.value_size)
+    keys = spread_keys(options.restore_keys, options)
+    rates, rates_copying = [], []
+    with make_cluster(options) as cluster, cluster.connect(timeout=60) as store:
+        load(store, keys, value)
+        print(f"{len(keys):,} keys, values of {len(value)} bytes")
+        print("node  entries  until it is back, s  until all copies, s  keys/s  without the start")
+        for node in restored_nodes(options):
+            back = fail(store, node, signal.SIGKILL, 0.0, LOOK_PAUSE_S)
+            rates.append(back.entries / back.whole_s)
+            rates_copying.append(back.entries / back.copying_s)
+            print_return(back)
+        right = count_right(store, keys, lambda _, found: found == value)
+    return [
+        at_least("restoring, keys a second from the kill", statistics.median(rates)),
+        at_least("restoring, without the process's start", statistics.median(rates_copying)),
+        nothing_lost("restoring: wrong or missing values", len(keys) - right),
+    ]
+
+
+def restored_nodes(options: argparse.Namespace) -> range:
+    return range(1, min(options.restores, options.nodes) + 1)
+
+
+def print_return(back: Return) -> None:
+    print(
+        f"{back.node:4}  {back.entries:7,}  {back.returned_at - back.failed_at:19.2f}"
+        f"  {back.whole_s:19.2f}  {back.entries / back.whole_s:6,.0f}"
+        f"  {back.entries / back.copying_s:17,.0f}"
+    )
+
+
+def part_load(options: argparse.Namespace) -> list[Figure]:
+    """Restore a node while a client runs at half of its rate"""
+    value = bytes(options.value_size)
+    keys = spread_keys(options.restore_keys, options)
+    with make_cluster(options) as cluster, cluster.connect(timeout=60) as store:
+        load(store, keys, value)
+        caller = Caller(call_at_half_rate(cluster.address, keys, value))
+        rate = caller.receive()
+        print(
+            f"{len(keys):,} keys; the client makes {rate:,.0f} calls a second, half put, half get"
+        )
+        print(f"from now on it is to make {rate / 2:,.0f}; times are from when a call should begin")
+        print("node  entries  until it is back, s  until all copies, s  keys/s  without the start")
+        time.sleep(0.5)
+        calm_at = time.monotonic()
+        time.sleep(CALM_S)
+        returns = []
+        for node in restored_nodes(options):
+            returns.append(fail(store, node, signal.SIGKILL, 0.0, 2 * LOOK_PAUSE_S))
+            print_return(returns[-1])
+            time.sleep(1.0)
+        calls = caller.stop()
+    print("milliseconds                calls       p50       p99      p999     worst")
+    print_times("nothing happens", between(calls, calm_at, calm_at + CALM_S))
+    all_p99, all_worst = [], []
+    for back in returns:
+        name = f"node {back.node}"
+        times = between(calls, back.failed_at, back.in_sync_at)
+        print_times(f"{name}, from the kill", times)
+        print_times(f"{name}, from its return", between(calls, back.returned_at, back.in_sync_at))
+        all_p99.append(percentile(times, 0.99) * 1000)
+        all_worst.append(times[-1] * 1000)
+    for text in sorted(set(calls.errors.values()))[:3]:
+        print(f"     {text}")
+    speed = statistics.median(back.entries / back.whole_s for back in returns)
+    return [
+        below(f"restoring under load, p99, worst of {len(returns)}", max(all_p99), P99_MS),
+        Figure("restoring under load, worst call", f"{max(all_worst):.1f} ms", "", None),
+        Figure("restoring under load, keys a second from the kill", f"{speed:,.0f}", "", None),
+        Figure(
+            "restoring under load: calls that failed",
+            f"{len(calls.errors)}",
+            "0",
+            not calls.errors,
+        ),
+        nothing_lost("restoring under load: wrong or missing values", len(calls.wrong)),
+    ]
+
+
+def between(calls: Calls, start: float, end: float) -> list[float]:
+    """The times, sorted, of the calls that should have begun then."""
+    first, last = bisect_left(calls.began, start), bisect_right(calls.began, end)
+    return sorted(calls.ended[n] - calls.began[n] for n in range(first, last))
+
+
+def percentile(times: Sequence[float], share: float) -> float:
+    return times[min(int(len(times) * share), len(times) - 1)]
+
+
+def print_times(name: str, times: Sequence[float]) -> None:
+    columns = (*(percentile(times, share) for share in (0.5, 0.99, 0.999)), times[-1])
+    text = "".join(f"{seconds * 1000:10.2f}" for seconds in columns)
+    print(f"{name:24}  {len(times):7,}{text}")
+
+
+class Overwriter:
+    """A thread that overwrites all keys again and again, and knows what each may hold: the last
+    value that was acknowledged, or one of those whose outcome is unknown since."""
+
+    def __init__(self, address: str, keys: Sequence[bytes], size: int) -> None:
+        self._address = address
+        self._keys = keys
+        self._size = size
+        self._is_ended = threading.Event()
+        self.allowed: dict[bytes, list[bytes]] = {}
+        self.writes = self.failed = 0
+        self.errors: set[str] = set()
+        self._thread = threading.Thread(target=self._run)
+
+    def __enter__(self) -> Overwriter:
+        self.write_all(0)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._is_ended.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        for turn in itertools.count(1):
+            if self._is_ended.is_set():
+                return
+            self.write_all(turn)
+
+    def write_all(self, turn: int) -> None:
+        with connect(self._address) as store:
+            for batch in batches(self._keys):
+                if self._is_ended.is_set():
+                    return
+                value = (b"%d," % turn).ljust(self._size, b"x")
+                done = batch
+                try:
+                    store.put_many(dict.fromkeys(batch, value))
+                except BatchFailed as error:
+                    done = [key for key in batch if key in error.results]
+                    self.failed += len(error.errors)
+                    self.errors |= {repr(each) for each in error.errors.values()}
+                    for key in set(batch).difference(done):
+                        self.allowed.setdefault(key, []).append(value)
+                for key in done:
+                    self.allowed[key] = [value]
+                    self.writes += 1
+
+
+def part_all_nodes(options: argparse.Namespace) -> list[Figure]:
+    """Kill every node once, while all keys are overwritten"""
+    keys = spread_keys(options.all_nodes_keys, options)
+    with make_cluster(options) as cluster, cluster.connect(timeout=60) as store:
+        with Overwriter(cluster.address, keys, options.value_size) as writer:
+            print("node  entries  until it is back, s  until all copies, s")
+            for node in range(1, options.nodes + 1):
+                back = fail(store, node, signal.SIGKILL, 0.0, 2 * LOOK_PAUSE_S)
+                print(
+                    f"{node:4}  {back.entries:7,}  {back.returned_at - back.failed_at:19.2f}"
+                    f"  {back.whole_s:19.2f}"
+                )
+        right = count_right(store, keys, lambda key, value: value in writer.allowed[key])
+        copies = sum(node["entries"] for node in store.status()["nodes"])
+    unclear = sum(len(values) > 1 for values in writer.allowed.values())
+    print(f"{writer.writes:,} writes meanwhile; {writer.failed} failed, {unclear} keys are unclear")
+    for text in sorted(writer.errors)[:3]:
+        print(f"     {text}")
+    print(f"the nodes hold {copies:,} entries, {copies / len(keys):.2f} a key")
+    print(f"{right} of {len(keys)} keys have their latest value")
+    return [
+        nothing_lost("every node killed once: keys without their latest value", len(keys) - right),
+        Figure(
+            "every node killed once: writes that failed", f"{writer.failed}", "0", not writer.failed
+        ),
+    ]
+
+
+def part_stopped(options: argparse.Namespace) -> list[Figure]:
+    """Stop nodes that hold last copies, then the manager: nobody is killed"""
+    value = bytes(options.value_size)
+    keys = spread_keys(options.keys, options)
+    figures = []
+    with make_cluster(options, replicas=1) as cluster, cluster.connect(timeout=60) as store:
+        load(store, keys, value)
+        before = processes(store)
+        cluster.pause_node(1)
+        time.sleep(options.stop_seconds)
+        cluster.resume_node(1)
+        right = count_right(store, keys, lambda _, found: found == value)
+        time.sleep(4 * options.probe_interval_ms * PROBE_MISSES_MAX / 1000)
+        figures += [
+            same_processes("node stopped, k=1", before, processes(store)),
+            nothing_lost("node stopped, k=1: wrong or missing values", len(keys) - right),
+        ]
+    with make_cluster(options) as cluster, cluster.connect(timeout=60) as store:
+        load(store, keys, value)
+        before = processes(store)
+        caller = Caller(call_in_turn(cluster.address, "get", keys, value))
+        caller.receive()
+        os.kill(cluster.manager_pid, signal.SIGSTOP)
+        time.sleep(options.stop_seconds)
+        os.kill(cluster.manager_pid, signal.SIGCONT)
+        time.sleep(4 * options.probe_interval_ms * PROBE_MISSES_MAX / 1000)
+        calls = caller.stop()
+        longest = max(map(float.__sub__, calls.ended, calls.began)) * 1000
+        print(
+            f"{len(calls.ended):,} gets while the manager was stopped, the longest {longest:.1f} ms"
+        )
+        right = count_right(store, keys, lambda _, found: found == value)
+        lost = len(keys) - right + len(calls.wrong)
+        failed = len(calls.errors)
+        figures += [
+            same_processes("manager stopped", before, processes(store)),
+            Figure("manager stopped: gets that failed", f"{failed}", "0", not failed),
+            nothing_lost("manager stopped: wrong or missing values", lost),
+        ]
+    return figures
+
+
+PARTS = {
+    "kill": part_kill,
+    "stop": part_stop,
+    "restore": part_restore,
+    "load": part_load,
+    "all_nodes": part_all_nodes,
+    "stopped": part_stopped,
+}
+
+
+# --- the summary ---------------------------------------------------------------------------------
+
+
+def below(name: str, value_ms: float, bound_ms: float) -> Figure:
+    return Figure(name, f"{value_ms:.1f} ms", f"below {bound_ms:g} ms", value_ms < bound_ms)
+
+
+def at_least(name: str, rate: float) -> Figure:
+    bound = RESTORED_KEYS_A_SECOND
+    return Figure(name, f"{rate:,.0f}", f"{bound:,} or more", rate >= bound)
+
+
+def nothing_lost(name: str, count: int) -> Figure:
+    return Figure(name, f"{count}", "0", not count, is_loss=count > 0)
+
+
+def same_processes(name: str, before: list[Any], after: list[Any]) -> Figure:
+    """Nothing that held entries was killed."""
+    gone = len(set(before) - set(after))
+    return Figure(f"{name}: processes that were replaced", f"{gone}", "0", not gone)
+
+
+def print_summary(figures: Sequence[Figure]) -> None:
+    print("\nsummary")
+    widths = [
+        max(len(getattr(figure, column)) for figure in figures)
+        for column in ("name", "value", "bound")
+    ]
+    for figure in figures:
+        verdict = {None: "", True: "met", False: "NOT met"}[figure.is_met]
+        print(
+            f"{figure.name:{widths[0]}}  {figure.value:>{widths[1]}}"
+            f"  {figure.bound:{widths[2]}}  {verdict}".rstrip()
+        )
+
+
+def stolen_ms() -> float:
+    """What a virtual machine's neighbours took: it makes single calls late."""
+    with open("/proc/stat") as file:
+        return int(file.readline().split()[8]) * 1000 / os.sysconf("SC_CLK_TCK")
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    add = parser.add_argument
+    add("--only", default=",".join(PARTS), metavar="PART,...", help="(%(default)s)")
+    add("--nodes", type=int, default=5)
+    add("--replicas", type=int, default=3)
+    add("--hash", choices=tuple(HASHES.values()), default="crc16")
+    add("--probe-interval-ms", type=int, default=250)
+    add("--value-size", type=int, default=100)
+    add("--keys", type=int, default=1000, help="of kill, stop and stopped")
+    add("--rounds", type=int, default=1, help="of kill and stop, each kills every node once")
+    add("--restore-keys", type=int, default=200_000, help="of restore and load")
+    add("--restores", type=int, default=3, help="of restore and load: that many nodes are killed")
+    add("--all-nodes-keys", type=int, default=100_000)
+    add("--stop-seconds", type=float, default=10.0, help="of stopped")
+    options = parser.parse_args()
+    options.only = options.only.split(",")
+    if unknown := set(options.only) - set(PARTS):
+        parser.error(f"no such part: {' '.join(sorted(unknown))}")
+    if not 2 <= options.replicas <= options.nodes:
+        parser.error("--replicas: at least 2, or a kill loses data, and no more than nodes")
+    return options
+
+
+def main() -> int:
+    options = parse()
+    cpus = sorted(os.sched_getaffinity(0))
+    print(
+        f"{options.nodes} nodes, k={options.replicas}, {options.hash}; CPUs "
+        f"{' '.join(map(str, cpus))}, the nodes are bound to one each in turn, manager and clients "
+        f"to none; Python {platform.python_version()}"
+    )
+    figures: list[Figure] = []
+    for name in options.only:
+        part = PARTS[name]
+        print(f"\n{name}: {part.__doc__}")
+        stolen, started = stolen_ms(), time.monotonic()
+        waiting = os.getloadavg()[0]
+        figures += part(options)
+        print(
+            f"took {time.monotonic() - started:.0f} s; load average before it {waiting:.1f}; CPU "
+            f"time that the hypervisor gave to others: {stolen_ms() - stolen:.0f} ms"
+        )
+    print_summary(figures)
+    return int(any(figure.is_loss for figure in figures))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
