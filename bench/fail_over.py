@@ -32,14 +32,15 @@ import threading
 import time
 from array import array
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from gtstore import BatchFailed, Client, GTStoreError, connect
+from gtstore.connection import call_once, parse_address
 from gtstore.placement import HASH_FUNCTIONS, partition_count
 from gtstore.testing import Cluster
-from gtstore.wire.messages import HASHES, PROBE_MISSES_MAX
+from gtstore.wire.messages import HASHES, PROBE_MISSES_MAX, Ping, Pong
 
 FAIL_OVER_WORST_S = 0.5
 FAIL_OVER_TYPICAL_S = 0.1
@@ -52,8 +53,10 @@ CALM_S = 2.0
 """For measuring a client while nothing happens."""
 RESTORE_TIMEOUT_S = 120.0
 UNTIL_FIRST_LOOK_S = 1.0
-LOOK_PAUSE_S = 0.05
-"""status() takes some milliseconds of a CPU, which the others need."""
+LOOK_PAUSE_S = 0.01
+PING_TIMEOUT_S = 0.25
+ASK_ANYWAY_S = 10.0
+"""Before it failed, a node may have held more than it gets back."""
 
 FORK = multiprocessing.get_context("fork")
 
@@ -73,7 +76,6 @@ class Figure:
 
 
 def make_cluster(options: argparse.Namespace, replicas: int | None = None) -> Cluster:
-    # Without the hundreds of lines that nobody reads unless something fails.
     arguments = ("--hash", options.hash, "--probe-interval-ms", str(options.probe_interval_ms))
     return Cluster(options.nodes, replicas or options.replicas, arguments)
 
@@ -130,7 +132,7 @@ class Return:
 
     node: int
     failed_at: float
-    returned_at: float  # its new process was seen as a member
+    returned_at: float  # its new process answers
     in_sync_at: float
     entries: int  # that it held then
 
@@ -143,28 +145,42 @@ class Return:
         return self.in_sync_at - self.returned_at
 
 
-def fail(
-    store: Client, node: int, number: signal.Signals, first_look_s: float, look_pause_s: float
-) -> Return:
+def ping(address: str) -> Pong | None:
+    """A node's answer to PING, if it gives one."""
+    host, port = parse_address(address)
+    try:
+        reply = call_once("node", host, port, Ping(), PING_TIMEOUT_S)
+    except GTStoreError:
+        return None
+    return reply if isinstance(reply, Pong) else None
+
+
+def fail(store: Client, node: int, number: signal.Signals, first_look_s: float) -> Return:
     """Send a node a signal that it does not survive, or that makes the manager kill it, and wait
     until the next process is there and all partitions have all their copies.
 
-    It is not enough that under_replicated is empty: so it is until the manager knows.
+    It is not enough that under_replicated is empty: so it is until the manager knows. And status()
+    takes milliseconds of a CPU: until the node has as many entries as before, only it is asked.
     """
     before = member(store.status(), node)
     failed_at = time.monotonic()
     os.kill(before["pid"], number)
     time.sleep(first_look_s)
     returned_at = 0.0
+    entries = -1
     while time.monotonic() < failed_at + RESTORE_TIMEOUT_S:
-        status = store.status()
-        now = time.monotonic()
-        after = member(status, node)
-        if after["incarnation"] > before["incarnation"] and after["state"] != "dead":
-            returned_at = returned_at or now
+        is_late = time.monotonic() > failed_at + ASK_ANYWAY_S
+        if not returned_at or (entries < before["entries"] and not is_late):
+            pong = ping(before["address"])
+            if pong is not None and pong.incarnation > before["incarnation"]:
+                returned_at = returned_at or time.monotonic()
+                entries = pong.entries
+        else:
+            status = store.status()
+            now = time.monotonic()
             if not status["under_replicated"]:
-                return Return(node, failed_at, returned_at, now, after["entries"])
-        time.sleep(look_pause_s)
+                return Return(node, failed_at, returned_at, now, member(status, node)["entries"])
+        time.sleep(LOOK_PAUSE_S)
     raise TimeoutError(f"node {node} was not restored within {RESTORE_TIMEOUT_S:g} s")
 
 
@@ -206,9 +222,10 @@ def _run_caller(run: Callable[[Any, Callable[[object], None]], None], flag: Any,
 
 @dataclass
 class Calls:
-    """What a client did: for each call when it began (or should have begun), and when it ended;
-    and the numbers of those that failed, or brought another value than they should."""
+    """What a client did: for each call when it was due, when it began, and when it ended; and the
+    numbers of those that failed, or brought another value than they should."""
 
+    due: array[float]
     began: array[float]
     ended: array[float]
     errors: dict[int, str]
@@ -216,28 +233,35 @@ class Calls:
 
     @classmethod
     def none(cls) -> Calls:
-        return cls(array("d"), array("d"), {}, [])
+        return cls(array("d"), array("d"), array("d"), {}, [])
 
 
 def call_in_turn(
     address: str, kind: str, keys: Sequence[bytes], value: bytes
 ) -> Callable[[Any, Callable[[object], None]], None]:
-    """Get, or put, all keys one after the other, again and again: call i is of key i % len(keys).
+    """Get, or put, all keys one after the other, again and again: call i is of key i % len(keys);
+    or with get_many and put_many, all of them with each call.
 
-    It sends None after two times, and its Calls in the end.
+    It sends None after two turns, and its Calls in the end.
     """
 
     def run(flag: Any, send: Callable[[object], None]) -> None:
         calls = Calls.none()
         now = time.monotonic
+        items = dict.fromkeys(keys, value)
         with connect(address) as store:
+            made: dict[str, Callable[[bytes], bool]] = {
+                "get": lambda key: store.get(key) == value,
+                "put": lambda key: bool(store.put(key, value)),
+                "get_many": lambda _: store.get_many(keys) == items,
+                "put_many": lambda _: bool(store.put_many(items)),
+            }
+            call = made[kind]
             for turn in itertools.count(1):
-                for key in keys:
+                for key in keys[: calls_in_turn(kind, keys)]:
                     calls.began.append(now())
                     try:
-                        if kind == "put":
-                            store.put(key, value)
-                        elif store.get(key) != value:
+                        if not call(key):
                             calls.wrong.append(len(calls.ended))
                     except GTStoreError as error:
                         calls.errors[len(calls.ended)] = repr(error)
@@ -246,9 +270,15 @@ def call_in_turn(
                     send(None)
                 if flag.value:
                     break
+        calls.due = calls.began
         send(calls)
 
     return run
+
+
+def calls_in_turn(kind: str, keys: Sequence[bytes]) -> int:
+    """How many calls it takes to get or put every key once."""
+    return 1 if kind.endswith("_many") else len(keys)
 
 
 def call_at_half_rate(
@@ -293,8 +323,9 @@ def call_at_half_rate(
                 pause = due - now()
                 if pause > 0:
                     time.sleep(pause)
+                calls.due.append(due)
+                calls.began.append(now())
                 call(number)
-                calls.began.append(due)
                 calls.ended.append(now())
                 if flag.value:
                     break
@@ -320,13 +351,12 @@ def part_stop(options: argparse.Namespace) -> list[Figure]:
 def disturb(
     options: argparse.Namespace, number: signal.Signals, worst_s: float, typical_s: float | None
 ) -> list[Figure]:
-    what = number.name
     value = bytes(options.value_size)
     keys = spread_keys(options.keys, options)
     figures = []
     print(f"{len(keys):,} keys; a turn is once through all of them, before anything happens")
-    print("       node     turn  until each succeeded  worst call  calls above 10 ms  errors")
-    for kind in ("get", "put"):
+    print("              node    turn  until each succeeded  worst call  calls above 10 ms  errors")
+    for kind in ("get", "put", "get_many", "put_many"):
         until_all, worst = [], []
         errors = wrong = 0
         for _ in range(options.rounds):
@@ -337,34 +367,34 @@ def disturb(
                 returns = []
                 for node in range(1, options.nodes + 1):
                     time.sleep(0.3)
-                    returns.append(fail(store, node, number, UNTIL_FIRST_LOOK_S, LOOK_PAUSE_S))
+                    returns.append(fail(store, node, number, UNTIL_FIRST_LOOK_S))
+                time.sleep(0.3)
                 calls = caller.stop()
             for each in returns:
-                outcome = look_at(calls, each, len(keys))
-                until_all.append(outcome.until_all_s)
-                worst.append(outcome.worst_s)
+                seen = look_at(calls, each, calls_in_turn(kind, keys))
+                until_all.append(seen.until_all_s * 1000)
+                worst.append(seen.worst_s * 1000)
                 print(
-                    f"{kind}  {each.node:7}  {outcome.turn_s * 1000:7.1f}"
-                    f"  {outcome.until_all_s * 1000:20.1f}  {outcome.worst_s * 1000:10.1f}"
-                    f"  {outcome.slow:17}  {outcome.errors:6}"
+                    f"{kind:12}  {each.node:4}  {seen.turn_s * 1000:6.1f}  {until_all[-1]:20.1f}"
+                    f"  {worst[-1]:10.1f}  {seen.slow:17}  {seen.errors:6}"
                 )
             errors += len(calls.errors)
             wrong += len(calls.wrong)
-            for text in sorted(set(calls.errors.values()))[:3]:
-                print(f"     {text}")
-        named = f"{what}, {kind}"
-        for name, times in (("until each key succeeded", until_all), ("worst call", worst)):
-            figures.append(
-                below(f"{named}: {name}, worst of {len(times)}", max(times) * 1000, worst_s * 1000)
-            )
-            median = statistics.median(times) * 1000
-            text = f"{named}: {name}, median"
+            print_some(calls.errors.values())
+        named = f"{number.name}, {kind}"
+        measured = {"until each key succeeded": until_all, "worst call": worst}
+        if kind.endswith("_many"):
+            del measured["worst call"]
+        for name, times in measured.items():
+            text = f"{named}: {name}, worst of {len(times)}"
+            figures.append(below(text, max(times), worst_s * 1000))
+            median, text = statistics.median(times), f"{named}: {name}, median"
             if typical_s is None:
                 figures.append(Figure(text, f"{median:.1f} ms", "", None))
             else:
                 figures.append(below(text, median, typical_s * 1000))
-        figures.append(Figure(f"{named}: calls that failed", f"{errors}", "0", not errors))
-        if kind == "get":
+        figures.append(none_failed(named, errors))
+        if kind.startswith("get"):
             figures.append(nothing_lost(f"{named}: wrong or missing values", wrong))
     return figures
 
@@ -380,22 +410,24 @@ class Disturbance:
     errors: int
 
 
-def look_at(calls: Calls, failure: Return, keys: int) -> Disturbance:
-    """The calls from a failure until all copies were there again."""
-    first = bisect_left(calls.ended, failure.failed_at)
-    last = bisect_right(calls.began, failure.in_sync_at)
-    missing = set(range(keys))
+def look_at(calls: Calls, failure: Return, turn: int) -> Disturbance:
+    """The calls from a failure until all copies were there again. ``turn``: so many calls get or
+    put all keys."""
+    missing = set(range(turn))
     until = failure.failed_at
-    for number in range(first, len(calls.ended)):
+    # The one that was under way may have got its value before.
+    for number in range(bisect_left(calls.began, failure.failed_at), len(calls.ended)):
         if number not in calls.errors:
-            missing.discard(number % keys)
+            missing.discard(number % turn)
         until = calls.ended[number]
         if not missing:
             break
-    # What was under way counts from the failure.
+    # Of the worst call it is the time after the failure that counts.
+    first = bisect_left(calls.ended, failure.failed_at)
+    last = bisect_right(calls.began, failure.in_sync_at)
     times = [calls.ended[n] - max(calls.began[n], failure.failed_at) for n in range(first, last)]
     return Disturbance(
-        calls.ended[first - 1] - calls.ended[first - 1 - keys],
+        calls.ended[first - 1] - calls.began[first - turn],
         float("inf") if missing else until - failure.failed_at,
         max(times),
         sum(seconds > 0.01 for seconds in times),
@@ -413,7 +445,7 @@ def part_restore(options: argparse.Namespace) -> list[Figure]:
         print(f"{len(keys):,} keys, values of {len(value)} bytes")
         print("node  entries  until it is back, s  until all copies, s  keys/s  without the start")
         for node in restored_nodes(options):
-            back = fail(store, node, signal.SIGKILL, 0.0, LOOK_PAUSE_S)
+            back = fail(store, node, signal.SIGKILL, 0.0)
             rates.append(back.entries / back.whole_s)
             rates_copying.append(back.entries / back.copying_s)
             print_return(back)
@@ -423,6 +455,11 @@ def part_restore(options: argparse.Namespace) -> list[Figure]:
         at_least("restoring, without the process's start", statistics.median(rates_copying)),
         nothing_lost("restoring: wrong or missing values", len(keys) - right),
     ]
+
+
+def print_some(errors: Iterable[str]) -> None:
+    for text in sorted(set(errors))[:3]:
+        print(f"     {text}")
 
 
 def restored_nodes(options: argparse.Namespace) -> range:
@@ -455,41 +492,41 @@ def part_load(options: argparse.Namespace) -> list[Figure]:
         time.sleep(CALM_S)
         returns = []
         for node in restored_nodes(options):
-            returns.append(fail(store, node, signal.SIGKILL, 0.0, 2 * LOOK_PAUSE_S))
+            returns.append(fail(store, node, signal.SIGKILL, 0.0))
             print_return(returns[-1])
             time.sleep(1.0)
         calls = caller.stop()
-    print("milliseconds                calls       p50       p99      p999     worst")
+    print("milliseconds                  calls       p50       p99      p999     worst")
     print_times("nothing happens", between(calls, calm_at, calm_at + CALM_S))
     all_p99, all_worst = [], []
     for back in returns:
         name = f"node {back.node}"
-        times = between(calls, back.failed_at, back.in_sync_at)
+        span = back.failed_at, back.in_sync_at
+        times = between(calls, *span)
         print_times(f"{name}, from the kill", times)
         print_times(f"{name}, from its return", between(calls, back.returned_at, back.in_sync_at))
+        print_times("  without waiting for turn", between(calls, *span, of=calls.began))
         all_p99.append(percentile(times, 0.99) * 1000)
         all_worst.append(times[-1] * 1000)
-    for text in sorted(set(calls.errors.values()))[:3]:
-        print(f"     {text}")
+    print_some(calls.errors.values())
     speed = statistics.median(back.entries / back.whole_s for back in returns)
     return [
         below(f"restoring under load, p99, worst of {len(returns)}", max(all_p99), P99_MS),
         Figure("restoring under load, worst call", f"{max(all_worst):.1f} ms", "", None),
         Figure("restoring under load, keys a second from the kill", f"{speed:,.0f}", "", None),
-        Figure(
-            "restoring under load: calls that failed",
-            f"{len(calls.errors)}",
-            "0",
-            not calls.errors,
-        ),
+        none_failed("restoring under load", len(calls.errors)),
         nothing_lost("restoring under load: wrong or missing values", len(calls.wrong)),
     ]
 
 
-def between(calls: Calls, start: float, end: float) -> list[float]:
-    """The times, sorted, of the calls that should have begun then."""
-    first, last = bisect_left(calls.began, start), bisect_right(calls.began, end)
-    return sorted(calls.ended[n] - calls.began[n] for n in range(first, last))
+def between(
+    calls: Calls, start: float, end: float, of: Sequence[float] | None = None
+) -> list[float]:
+    """The times, sorted, of the calls that were due then: since they were due, or ``of``
+    another moment of theirs."""
+    since = calls.due if of is None else of
+    first, last = bisect_left(calls.due, start), bisect_right(calls.due, end)
+    return sorted(calls.ended[n] - since[n] for n in range(first, last))
 
 
 def percentile(times: Sequence[float], share: float) -> float:
@@ -499,7 +536,7 @@ def percentile(times: Sequence[float], share: float) -> float:
 def print_times(name: str, times: Sequence[float]) -> None:
     columns = (*(percentile(times, share) for share in (0.5, 0.99, 0.999)), times[-1])
     text = "".join(f"{seconds * 1000:10.2f}" for seconds in columns)
-    print(f"{name:24}  {len(times):7,}{text}")
+    print(f"{name:26}  {len(times):7,}{text}")
 
 
 class Overwriter:
@@ -558,7 +595,7 @@ def part_all_nodes(options: argparse.Namespace) -> list[Figure]:
         with Overwriter(cluster.address, keys, options.value_size) as writer:
             print("node  entries  until it is back, s  until all copies, s")
             for node in range(1, options.nodes + 1):
-                back = fail(store, node, signal.SIGKILL, 0.0, 2 * LOOK_PAUSE_S)
+                back = fail(store, node, signal.SIGKILL, 0.0)
                 print(
                     f"{node:4}  {back.entries:7,}  {back.returned_at - back.failed_at:19.2f}"
                     f"  {back.whole_s:19.2f}"
@@ -567,15 +604,12 @@ def part_all_nodes(options: argparse.Namespace) -> list[Figure]:
         copies = sum(node["entries"] for node in store.status()["nodes"])
     unclear = sum(len(values) > 1 for values in writer.allowed.values())
     print(f"{writer.writes:,} writes meanwhile; {writer.failed} failed, {unclear} keys are unclear")
-    for text in sorted(writer.errors)[:3]:
-        print(f"     {text}")
+    print_some(writer.errors)
     print(f"the nodes hold {copies:,} entries, {copies / len(keys):.2f} a key")
     print(f"{right} of {len(keys)} keys have their latest value")
     return [
         nothing_lost("every node killed once: keys without their latest value", len(keys) - right),
-        Figure(
-            "every node killed once: writes that failed", f"{writer.failed}", "0", not writer.failed
-        ),
+        none_failed("every node killed once", writer.failed),
     ]
 
 
@@ -612,10 +646,9 @@ def part_stopped(options: argparse.Namespace) -> list[Figure]:
         )
         right = count_right(store, keys, lambda _, found: found == value)
         lost = len(keys) - right + len(calls.wrong)
-        failed = len(calls.errors)
         figures += [
             same_processes("manager stopped", before, processes(store)),
-            Figure("manager stopped: gets that failed", f"{failed}", "0", not failed),
+            none_failed("manager stopped", len(calls.errors)),
             nothing_lost("manager stopped: wrong or missing values", lost),
         ]
     return figures
@@ -645,6 +678,10 @@ def at_least(name: str, rate: float) -> Figure:
 
 def nothing_lost(name: str, count: int) -> Figure:
     return Figure(name, f"{count}", "0", not count, is_loss=count > 0)
+
+
+def none_failed(name: str, count: int) -> Figure:
+    return Figure(f"{name}: calls that failed", f"{count}", "0", not count)
 
 
 def same_processes(name: str, before: list[Any], after: list[Any]) -> Figure:
