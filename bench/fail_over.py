@@ -650,7 +650,7 @@ def part_stopped(options: argparse.Namespace) -> list[Figure]:
         calls = caller.stop()
         longest = max(map(float.__sub__, calls.ended, calls.began)) * 1000
         print(
-            f"{len(calls.ended):,} gets while the manager was stopped, the longest {longest:.1f} ms"
+            f"{len(calls.ended):,} gets around the stop of the manager, the longest {longest:.1f} ms"
         )
         right = count_right(store, keys, lambda _, found: found == value)
         lost = len(keys) - right + len(calls.wrong)
