@@ -8,7 +8,7 @@ are connected before anything happens; nodes are on the CPUs that the manager gi
 - stop: the same with SIGSTOP, which the manager notices by missed probes
 - restore: many keys; from a kill until all copies are there again
 - load: the same while a client runs at half of the rate that it is capable of
-- all_nodes: every node is killed once while all keys are overwritten; then every key is read
+- all_nodes: every node is killed once while keys are overwritten; then every key is read
 - stopped: nodes that hold last copies, and the manager, are stopped for a while; nobody is killed
 
     python bench/fail_over.py [--only kill,stop,restore,load,all_nodes,stopped]
@@ -39,7 +39,7 @@ from typing import Any
 from gtstore import BatchFailed, Client, GTStoreError, connect
 from gtstore.connection import call_once, parse_address
 from gtstore.placement import HASH_FUNCTIONS, partition_count
-from gtstore.testing import Cluster
+from gtstore.testing import Cluster, wait_until
 from gtstore.wire.messages import HASHES, PROBE_MISSES_MAX, Ping, Pong
 
 FAIL_OVER_WORST_S = 0.5
@@ -547,60 +547,79 @@ def print_times(name: str, times: Sequence[float]) -> None:
 
 
 class Overwriter:
-    """A thread that overwrites all keys again and again, and knows what each may hold: the last
-    value that was acknowledged, or one of those whose outcome is unknown since."""
+    """A thread that overwrites one share of the keys after the other, each again and again, and
+    knows what each key may hold: the last value that was acknowledged, or one of those whose
+    outcome is unknown since.
 
-    def __init__(self, address: str, keys: Sequence[bytes], size: int) -> None:
-        self._address = address
-        self._keys = keys
+    Were all keys overwritten all the time, that would hide a loss: so what is written while one
+    node is away is left alone when the next ones are killed, and the last share from the beginning.
+    """
+
+    def __init__(self, address: str, keys: Sequence[bytes], shares: int, size: int) -> None:
+        self._shares = [keys[share::shares] for share in range(shares)]
         self._size = size
+        self._share = 0
+        self._turns = 0  # through the share that is overwritten now
         self._is_ended = threading.Event()
+        self._store = connect(address)
         self.allowed: dict[bytes, list[bytes]] = {}
         self.writes = self.failed = 0
         self.errors: set[str] = set()
         self._thread = threading.Thread(target=self._run)
+        for share in self._shares:
+            self._write(share, 0)
+        self.writes = 0
 
     def __enter__(self) -> Overwriter:
-        self.write_all(0)
-        self.writes = 0
         self._thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._is_ended.set()
         self._thread.join()
+        self._store.close()
+
+    def go_on(self) -> None:
+        """Once every key of this share was overwritten: turn to the next one."""
+        wait_until(lambda: self._turns > 0 or not self._thread.is_alive(), "a turn of the writer")
+        self._share += 1
+        self._turns = 0
 
     def _run(self) -> None:
         for turn in itertools.count(1):
-            if self._is_ended.is_set():
+            share = self._share
+            if not self._write(self._shares[share], turn):
                 return
-            self.write_all(turn)
+            if share == self._share:
+                self._turns += 1
 
-    def write_all(self, turn: int) -> None:
-        with connect(self._address) as store:
-            for batch in batches(self._keys):
-                if self._is_ended.is_set():
-                    return
-                value = (b"%d," % turn).ljust(self._size, b"x")
-                done = batch
-                try:
-                    store.put_many(dict.fromkeys(batch, value))
-                except BatchFailed as error:
-                    done = [key for key in batch if key in error.results]
-                    self.failed += len(error.errors)
-                    self.errors |= {repr(each) for each in error.errors.values()}
-                    for key in set(batch).difference(done):
-                        self.allowed.setdefault(key, []).append(value)
-                for key in done:
-                    self.allowed[key] = [value]
-                    self.writes += 1
+    def _write(self, keys: Sequence[bytes], turn: int) -> bool:
+        """Write all of these keys; return False if it is to end before that."""
+        for batch in batches(keys):
+            if self._is_ended.is_set():
+                return False
+            value = (b"%d," % turn).ljust(self._size, b"x")
+            done = batch
+            try:
+                self._store.put_many(dict.fromkeys(batch, value))
+            except BatchFailed as error:
+                done = [key for key in batch if key in error.results]
+                self.failed += len(error.errors)
+                self.errors |= {repr(each) for each in error.errors.values()}
+                for key in set(batch).difference(done):
+                    self.allowed.setdefault(key, []).append(value)
+            for key in done:
+                self.allowed[key] = [value]
+            self.writes += len(done)
+        return True
 
 
 def part_all_nodes(options: argparse.Namespace) -> list[Figure]:
-    """Kill every node once, while all keys are overwritten"""
+    """Kill every node once, while keys are overwritten, another share at each node"""
     keys = spread_keys(options.all_nodes_keys, options)
     with make_cluster(options) as cluster, cluster.connect(timeout=60) as store:
-        with Overwriter(cluster.address, keys, options.value_size) as writer:
+        shares = options.nodes + 1
+        with Overwriter(cluster.address, keys, shares, options.value_size) as writer:
             print("node  entries  until it is back, s  until all copies, s")
             for node in range(1, options.nodes + 1):
                 back = fail(store, node, signal.SIGKILL, 0.0)
@@ -608,6 +627,8 @@ def part_all_nodes(options: argparse.Namespace) -> list[Figure]:
                     f"{node:4}  {back.entries:7,}  {back.returned_at - back.failed_at:19.2f}"
                     f"  {back.whole_s:19.2f}"
                 )
+                if node < options.nodes:
+                    writer.go_on()
         right = count_right(store, keys, lambda key, value: value in writer.allowed[key])
         copies = sum(node["entries"] for node in store.status()["nodes"])
     unclear = sum(len(values) > 1 for values in writer.allowed.values())
@@ -649,9 +670,7 @@ def part_stopped(options: argparse.Namespace) -> list[Figure]:
         time.sleep(4 * options.probe_interval_ms * PROBE_MISSES_MAX / 1000)
         calls = caller.stop()
         longest = max(map(float.__sub__, calls.ended, calls.began)) * 1000
-        print(
-            f"{len(calls.ended):,} gets around the stop of the manager, the longest {longest:.1f} ms"
-        )
+        print(f"{len(calls.ended):,} gets meanwhile and soon after, the longest {longest:.1f} ms")
         right = count_right(store, keys, lambda _, found: found == value)
         lost = len(keys) - right + len(calls.wrong)
         figures += [
