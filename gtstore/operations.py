@@ -445,16 +445,26 @@ class _Mutation:
         """Look for refusals that sending again does not mend. Where nobody holds the write, it may
         begin again under a version that is not too far ahead (N9) or too old (N7).
 
+        Args:
+            replies: the primary's, and perhaps those of the others.
+
         Raises OperationFailed if that does not help, or there is no space: at once, not at the
-        deadline.
+        deadline; and OutcomeUnknown if the primary knows nothing any more of a write that it may
+        have done.
         """
-        for reply in replies:
+        for at, reply in enumerate(replies):
             if not _is_error(reply, messages.NO_SPACE, messages.TOO_FAR, messages.TOO_OLD):
                 continue
             assert not isinstance(reply, Lost)
             code = _error_code(reply)
             if code == messages.TOO_FAR:
                 self._source.forget()
+            if self._touched and code == messages.TOO_OLD and not at:
+                raise OutcomeUnknown(
+                    f"{self._what} may have happened, and have been followed by a delete, long ago",
+                    acks=0,
+                    required=len(replies),
+                )
             if self._touched:
                 continue
             above = 0
@@ -732,7 +742,7 @@ class _Change(_Mutation):
                 elif reply[0] != SUPERSEDED and may_be_done(reply):
                     self._touched = self._unresolved = True
                     self._unanswered_epoch = route.epoch
-                yield from self._begin_again(replies)
+                yield from self._begin_again([reply])
                 if reply[0] in (EXECUTED, SUPERSEDED) and self._executed:
                     replies = yield from self._give_to_others(route)
                     if len(replies) == len(route.nodes) - 1 and _all_hold(replies):

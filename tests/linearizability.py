@@ -23,7 +23,7 @@ import re
 from bisect import bisect_left, bisect_right
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple, TypeAlias
 
 What: TypeAlias = Literal["get", "put", "delete", "append", "increment", "compare"]
@@ -128,6 +128,20 @@ def violations(history: Iterable[Done]) -> list[Violation]:
         of_keys[done.key].append(done)
     found = (_Search(key, operations).run() for key, operations in of_keys.items())
     return [violation for violation in found if violation is not None]
+
+
+def without_versions(history: Iterable[Done]) -> list[Done]:
+    """The same operations as far as values tell, where keys may have been touched (rule C6): a
+    touch gives what is stored another version, which no operation of the history made. A comparison
+    by version that failed has seen only that; one that succeeded has put a value."""
+    found = []
+    for done in history:
+        if isinstance(done.expected, tuple):
+            if not done.result and done.end is not None:
+                continue
+            done = replace(done, what="put", expected=None, result=None)
+        found.append(replace(done, version=None))
+    return found
 
 
 # --- the model -----------------------------------------------------------------------------------

@@ -23,6 +23,7 @@ H7    result_out_of_order                     C2: ordered writes go in list orde
 H7    help_out_of_order                       C2: by helpers too
 H8    copy_of_an_uncompleted_result           N6: copy from the predecessor, not from the primary
 H9    in_sync_out_of_order                    the in-sync owners are a prefix (see below)
+H10   new_key_below_one_floor                 N7: what is below a floor is refused by an error
 H11   empty_process_on_an_old_port            N0: an owner is one incarnation of a node
 H12   label_of_another_partition              N1a: one epoch for each partition
 H13   stored_after_the_copy (test_holes.py)   N1b: check and store are one step under the lock
@@ -30,19 +31,18 @@ H14   live_primary_is_removed                 M2: a primary that lives is never 
 C5    read_of_a_pending_entry                 C5: help first, then return the value
 N5    late_commit_of_an_older_version         N5: only the version that COMMIT names is committed
 N6    copy_before_the_new_list                N6: the source first goes by the copier's list
+N7    late_write_after_the_tombstone          N7: what was dropped raises the floor
+N7    late_write_to_a_copier                  N7: the last batch carries the source's floor
 ====  ======================================  ======================================================
 
-The last three are no holes of the document's table: they show rules that it cites elsewhere.
+The last five are no holes of the document's table: they show rules that it cites elsewhere.
 
 H9 is closed twice. As long as owners copy from their predecessors (N6), nobody has anything to
 report out of order; and the manager ignores such a report. Only without both, and with the first
 owner in sync as the primary instead of the first owner, does the primary move without a removal.
 
-Two holes cannot occur in this version:
-
-- H10 needs floors. There are none: tombstones are kept.
-- H15 needs entries that are not on disk yet. There is no disk: a process that ends takes its
-  entries with it, and comes back as the owner of nothing.
+One hole cannot occur in this version: H15 needs entries that are not on disk yet. There is no disk:
+a process that ends takes its entries with it, and comes back as the owner of nothing.
 """
 
 from __future__ import annotations
@@ -54,14 +54,14 @@ from typing import Any, Final
 
 import pytest
 
-from gtstore import copying, membership, operations, placement
+from gtstore import copying, membership, operations, placement, replica, settling
 from gtstore.errors import OperationFailed, OutcomeUnknown, VersionMismatch
 from gtstore.operations import ACKED, Lost, Reply, Source, Step
 from gtstore.placement import LABEL, Route, Routes, home_owners
 from gtstore.read_modify_write import VERSION_SIZE
 from gtstore.replica import Replica, Replicas
 from gtstore.wire import messages
-from gtstore.wire.codec import COMMIT_BODY
+from gtstore.wire.codec import COMMIT_BODY, HEADER_WORDS, head_word
 from gtstore.wire.messages import (
     APPEND,
     ORDERED,
@@ -79,6 +79,8 @@ from .network import Call, Client, Fault, Network, after
 KEY: Final = b"key1"
 """Of three nodes, its owners are 1, 2 and 3, in this order."""
 PARTITION: Final = 186
+NEIGHBOUR: Final = b"1yek"
+"""In the same partition."""
 OTHER_KEY: Final = b"key4"
 """In another partition of the same nodes."""
 SECOND_US: Final = 1_000_000
@@ -172,7 +174,7 @@ class Users:
     def __init__(self, replicas: int = 2, nodes: int = 3) -> None:
         self.network = Network(nodes, replicas)
         self.history: list[Done] = []
-        self._clients = 0
+        self.clients: list[Client] = []
         self._moment = 0
 
     def next_moment(self) -> int:
@@ -182,8 +184,8 @@ class Users:
     def client(self, ahead_s: float = 0) -> Client:
         """A new client that knows the map. Its clock is that far ahead after it has learned the
         manager's, so that a test chooses whose version is higher."""
-        self._clients += 1
-        client = Client(self.network, seed=self._clients).know()
+        client = Client(self.network, seed=len(self.clients) + 1).know()
+        self.clients.append(client)
         client.skew_us = round(ahead_s * SECOND_US)
         return client
 
@@ -194,10 +196,10 @@ class Users:
         operation = operations.put(client.routes, client.source, key, value)
         return self._begin(client, operation, Done("put", key, value, 0, None))
 
-    def delete(self, client: Client | None = None) -> Task:
+    def delete(self, client: Client | None = None, key: bytes = KEY) -> Task:
         client = client or self.client()
-        operation = operations.delete(client.routes, client.source, KEY)
-        return self._begin(client, operation, Done("delete", KEY, None, 0, None))
+        operation = operations.delete(client.routes, client.source, key)
+        return self._begin(client, operation, Done("delete", key, None, 0, None))
 
     def get(self, client: Client | None = None) -> Task:
         client = client or self.client()
@@ -229,6 +231,15 @@ class Users:
         """A node dies, and the manager knows it."""
         self.network.kill(node)
         self.network.notice(node)
+
+    def forget_deletes(self, *nodes: int) -> None:
+        """All that is owed arrives, and after a long time these nodes drop their tombstones."""
+        for client in self.clients:
+            client.source.owe_now()
+            self.network.deliver_owed(client.source.owed)
+        later_us = self.network.now_us + 10_000 * SECOND_US
+        for node in nodes:
+            settling.look_through(self.network.nodes[node].replicas, PARTITION, later_us)
 
     def held(self, node: int) -> bytes | None:
         entry = self.network.nodes[node].held(KEY)
@@ -409,6 +420,51 @@ def copy_of_an_uncompleted_result() -> None:
     network.copy(3, PARTITION).run()
     assert all(owner.in_sync for owner in network.map.rows[PARTITION].owners)
     _is_lost_behind_b2(users)
+
+
+def new_key_below_one_floor() -> None:
+    """H10: only B has dropped a later delete of another key. Put a(1.0) of a new key: P ACKs it, B
+    does not. P dies."""
+    users = Users()
+    assert users.delete(users.client(ahead_s=1), NEIGHBOUR).finish().outcome == "done"
+    users.forget_deletes(2)
+    put = users.put(b"a").finish()
+    users.kill(1)
+    users.expect(put.outcome != "done" or users.get().finish().result == b"a", LOST)
+
+
+def _deleted_long_ago(users: Users) -> Task:
+    """A put that has reached P when its client is stopped; it was read, deleted and forgotten."""
+    put = users.put(b"a").reach(1)
+    assert users.get().finish().result == b"a"
+    assert users.delete(users.client(ahead_s=1)).finish().outcome == "done"
+    users.forget_deletes(1, 2)
+    assert users.held(1) is users.held(2) is None
+    return put
+
+
+def late_write_after_the_tombstone() -> None:
+    """N7: the stopped client goes on, and its write reaches B. P dies."""
+    users = Users()
+    put = _deleted_long_ago(users)
+    put.step()
+    users.kill(1)
+    users.expect(users.get().finish().result is None, TWICE)
+
+
+def late_write_to_a_copier() -> None:
+    """N7: B is replaced, and its successor, which knows nothing yet, gets the late write. Then it
+    copies. P dies."""
+    users = Users()
+    put = _deleted_long_ago(users)
+    users.kill(2)
+    users.network.bring_back(2)
+    users.network.script(1, Write, *[Fault.DROP] * 9)
+    while users.held(2) is None:
+        put.step()
+    users.network.copy(2, PARTITION).run()
+    users.kill(1)
+    users.expect(users.get().finish().result is None, TWICE)
 
 
 def in_sync_out_of_order() -> None:
@@ -639,6 +695,32 @@ def _first_in_sync(row: Row) -> messages.Owner:
     return next(owner for owner in row.owners if owner.in_sync)
 
 
+def count_what_is_too_old(patch: Patch) -> None:
+    """As SUPERSEDED, which counts as the answer of an owner that holds something higher."""
+    patch.setattr(
+        replica,
+        "_too_old",
+        lambda request_id, floor: (
+            HEADER_WORDS.pack(head_word(messages.Superseded.kind), request_id, len(floor)) + floor
+        ),
+    )
+
+
+def no_floors(patch: Patch) -> None:
+    look_through = settling.look_through
+
+    def look(replicas: Replicas, partition: int, now_us: int) -> Any:
+        found = look_through(replicas, partition, now_us)
+        replicas[partition].floor = b""
+        return found
+
+    patch.setattr(settling, "look_through", look)
+
+
+def copy_no_floor(patch: Patch) -> None:
+    patch.setattr(copying, "_take_floor", lambda *_: None)
+
+
 def copy_from_the_primary(patch: Patch) -> None:
     """From the first owner in sync, whoever stands between."""
     answer = copying.answer
@@ -813,10 +895,13 @@ HOLES: Final = (
     Hole("H7", help_out_of_order, no_order, LOST),
     Hole("H8", copy_of_an_uncompleted_result, copy_from_the_primary, LOST),
     Hole("H9", in_sync_out_of_order, no_prefix, TWO_HOLDERS),
+    Hole("H10", new_key_below_one_floor, count_what_is_too_old, LOST),
     Hole("H11", empty_process_on_an_old_port, any_incarnation_is_mine, STALE),
     Hole("H12", label_of_another_partition, one_epoch_for_all, LOST),
     Hole("H14", live_primary_is_removed, remove_live_primaries, STALE),
     Hole("C5", read_of_a_pending_entry, believe_pending_entries, STALE),
     Hole("N5", late_commit_of_an_older_version, commit_whatever_is_there, STALE),
     Hole("N6", copy_before_the_new_list, copy_without_adopting, LOST),
+    Hole("N7", late_write_after_the_tombstone, no_floors, TWICE),
+    Hole("N7", late_write_to_a_copier, copy_no_floor, TWICE),
 )
