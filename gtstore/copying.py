@@ -2,9 +2,9 @@
 
 Both ends, without sockets, clocks or threads. ``answer`` is the source's: it serves the owner that
 follows it in the partition's list. ``copy`` is the copier's: an operation like a client's, which
-asks for one batch after the other, and reports to the manager in the end. Meanwhile the copier
-takes part in every write, so keys that arrive during the scan need no visit, and nothing has to
-stand still.
+asks for one batch after the other; ``report`` then tells the manager. Meanwhile the copier takes
+part in every write, so keys that arrive during the scan need no visit, and nothing has to stand
+still. Between batches it pauses, so that clients get their share of the processors.
 
 Batches are packed and taken apart here, by hand: the codec would take longer than all the rest.
 """
@@ -13,11 +13,11 @@ from __future__ import annotations
 
 import struct
 from bisect import bisect_right
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from typing import Final, NamedTuple
 
-from .operations import MANAGER, Lost, Operation, Pause, Reply, Step
+from .operations import MANAGER, Lost, Operation, Pause
 from .read_modify_write import VERSION_SIZE
 from .replica import Replica, Replicas
 from .wire import messages
@@ -29,6 +29,8 @@ _COPIED_HEAD: Final = struct.Struct(">QB16sI")  # a test holds it against Copied
 _KEY_SIZE: Final = struct.Struct(">H")
 _ENTRY_SIZE: Final = struct.Struct(">I")
 _COPIED: Final = head_word(Copied.kind)
+BYTES_A_SECOND: Final = 8 * messages.MIB
+"""What one copy asks for at most. bench/fail_over.py measures what clients feel of it."""
 _PAUSE_FIRST_S: Final = 0.005
 _PAUSE_MAX_S: Final = 0.5
 
@@ -112,11 +114,11 @@ def copy(
     partition: int,
     token: bytes,
     next_number: Callable[[], int],
-) -> Operation[int]:
-    """Copy one partition and report it; return how many entries came from the source.
+) -> Operation[tuple[int, Join | None]]:
+    """Copy one partition; return how many entries came from the source, and as what we have them.
 
-    It ends early when there is nothing to copy any more; what came so far is kept as long as the
-    join lasts, and does no harm.
+    It ends early, with None, when there is nothing to copy any more; what came so far is kept as
+    long as the join lasts, and does no harm.
 
     Args:
         lock: guards the replicas; taken around each look at them, never while waiting.
@@ -130,7 +132,7 @@ def copy(
         with lock:
             source = _source_of(replicas, partition)
         if source is None:
-            return len(received)
+            return len(received), None
         if source[:3] != previous:
             previous, after = source[:3], b""  # another source: begin again
             received.clear()
@@ -146,10 +148,8 @@ def copy(
         with lock:
             after, is_last = _take_batch(replicas, partition, source, after, reply[3], received)
         if is_last:
-            yield from _report(
-                token, replicas.node, Join(partition, source.join_epoch), next_number
-            )
-            return len(received)
+            return len(received), Join(partition, source.join_epoch)
+        yield Pause(len(reply[3]) / BYTES_A_SECOND)
 
 
 def _take_batch(
@@ -205,11 +205,12 @@ def _take_floor(replicas: Replicas, replica: Replica, floor: bytes, received: se
     replica.floor = max(replica.floor, floor)
 
 
-def _report(
-    token: bytes, node: int, join: Join, next_number: Callable[[], int]
-) -> Generator[Step, Sequence[Reply], None]:
+def report(
+    token: bytes, node: int, joins: Iterable[Join], next_number: Callable[[], int]
+) -> Operation[None]:
+    """Tell the manager that this node has copied everything of these joins."""
     request_id = next_number()
-    frame = encode(messages.InSync(token, node, (join,)), request_id)
+    frame = encode(messages.InSync(token, node, tuple(joins)), request_id)
     attempt = 0
     while True:
         (reply,) = yield (MANAGER,), request_id, frame

@@ -695,6 +695,9 @@ class Manager:
         if process.exited.is_set():
             self._await_removal(node, process.incarnation)
             return
+        known = self._registered.get(node)
+        if known is None or known.incarnation != process.incarnation:
+            return  # it is being started
         try:
             peer, host, port = self._locate(node)
             timeout_s = self._options.probe_interval_ms / 1000
@@ -703,8 +706,6 @@ class Manager:
             # Its sockets close a moment before its end can be seen.
             if process.exited.wait(_EXIT_WAIT_S):
                 self._await_removal(node, process.incarnation)
-        except KeyError:
-            pass  # it has not registered yet
 
     def _await_removal(self, node: int, incarnation: int) -> None:
         """Wait until the published map is without that incarnation of a node; not for ever."""

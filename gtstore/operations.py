@@ -1234,7 +1234,12 @@ def status(routes: Routes, source: Source) -> Operation[dict[str, Any]]:
     routes.members = {member.node: member for member in cluster.members}
     serving = tuple(member.node for member in cluster.members if is_serving(member))
     request_id = source.next_number()
-    replies = yield serving, request_id, encode(messages.Ping(), request_id)
+    frame = encode(messages.Ping(), request_id)
+    replies = list((yield serving, request_id, frame))
+    for at, reply in enumerate(replies):
+        if isinstance(reply, Lost) and isinstance(reply.error, ConnectionLost):
+            # The connection may have been to the node's last process.
+            (replies[at],) = yield (reply.peer,), request_id, frame
     pongs = {}
     for node, reply in zip(serving, replies, strict=True):
         if reply[0] == messages.Pong.kind and not isinstance(reply, Lost):

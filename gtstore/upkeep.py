@@ -27,9 +27,11 @@ from .wire.messages import SETTLE_AFTER_S
 logger = logging.getLogger("gtstore.upkeep")
 
 _INIT_TIMEOUT_S: Final = 5.0
-_COPIES_MAX: Final = 4
-"""How many partitions are copied at once: so their sources and the copier are at work together,
-and clients wait for no more than as many batches."""
+_COPIES_MAX: Final = 2
+"""How many partitions are copied at once, so that their sources and the copier are at work
+together."""
+_REPORTED_AT_ONCE: Final = 32
+"""So many partitions make one report, and so one map: each costs every node some work."""
 _COPY_TIMEOUT_S: Final = 600.0
 """Then copying begins again. A source that hangs is the manager's business."""
 _REPORT_AGAIN_S: Final = 2.0
@@ -93,21 +95,30 @@ class Upkeep:
         if not todo:
             return
         self._know_the_cluster(session)
-        outcomes = session.run_many(
-            (
-                copying.copy(self._replicas, self._lock, partition, self._token, next_number)
-                for partition in todo
-            ),
-            _COPY_TIMEOUT_S,
-            len(todo),
-        )
-        counts = [outcome for outcome in outcomes if isinstance(outcome, int)]
-        logger.info("copied %d entries of %d partitions", sum(counts), len(counts))
-        for partition, outcome in zip(todo, outcomes, strict=True):
-            if isinstance(outcome, int):
-                reported[partition] = joined[partition]
-            else:
-                logger.warning("partition %d was not copied: %s", partition, outcome)
+        total = 0
+        for at in range(0, len(todo), _REPORTED_AT_ONCE):
+            some = todo[at : at + _REPORTED_AT_ONCE]
+            outcomes = session.run_many(
+                (
+                    copying.copy(self._replicas, self._lock, partition, self._token, next_number)
+                    for partition in some
+                ),
+                _COPY_TIMEOUT_S,
+                len(some),
+            )
+            joins = []
+            for partition, outcome in zip(some, outcomes, strict=True):
+                if isinstance(outcome, GTStoreError):
+                    logger.warning("partition %d was not copied: %s", partition, outcome)
+                    continue
+                count, join = outcome
+                total += count
+                if join is not None:
+                    joins.append(join)
+            report = copying.report(self._token, self._replicas.node, joins, next_number)
+            session.run(report, _COPY_TIMEOUT_S)
+            reported.update((join.partition, join.join_epoch) for join in joins)
+        logger.info("copied %d entries of %d partitions", total, len(todo))
 
     # --- settling (N8) ---------------------------------------------------------------------------
 

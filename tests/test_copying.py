@@ -221,7 +221,7 @@ def test_troubles_on_the_way(monkeypatch: pytest.MonkeyPatch) -> None:
     network.script(0, InSync, Fault.DROP, Fault.DROP_REPLY)
     call = network.copy(2, PARTITION)
     assert call.run() == 4
-    assert len(call.client.pauses) == 5
+    assert len(call.client.pauses) == 5 + 3, "and one after each batch but the last"
     assert owners(network) == [(1, 1), (2, 1)]
 
 

@@ -1280,7 +1280,7 @@ def test_status() -> None:
     client.put(KEY, b"v")
     network.kill(3)
     network.notice(3)
-    network.script(2, Ping, Fault.DROP)
+    network.script(2, Ping, Fault.DROP, Fault.DROP)
     report = client.run(operations.status(client.routes, client.source))
     assert report["cluster"] == "c0ffee01"
     assert report["epoch"] == 2

@@ -219,16 +219,21 @@ class Network:
         self.publish(self.map)
 
     def copy(self, node: int, partition: int) -> Call[int]:
-        """A node's copying of one partition, to be advanced."""
+        """A node's copying of one partition, and its report, to be advanced; it returns how many
+        entries came."""
         client = Client(self)
-        operation = copying.copy(
-            self.nodes[node].replicas,
-            contextlib.nullcontext(),
-            partition,
-            TOKEN,
-            client.source.next_number,
-        )
-        return client.call(operation)
+        number = client.source.next_number
+        replicas = self.nodes[node].replicas
+
+        def copy_and_report() -> Operation[int]:
+            count, join = yield from copying.copy(
+                replicas, contextlib.nullcontext(), partition, TOKEN, number
+            )
+            if join is not None:
+                yield from copying.report(TOKEN, node, [join], number)
+            return count
+
+        return client.call(copy_and_report())
 
     def copy_all(self) -> None:
         """Let all copying be done."""
