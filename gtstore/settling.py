@@ -12,6 +12,9 @@ from .replica import Replicas
 from .wire.messages import COMMITTED, SETTLE_AFTER_S, TOMBSTONE, TOMBSTONE_RETENTION_S
 
 _SECOND_US = 1_000_000
+_BACKUPS_WAIT = 10
+"""How many times longer backups wait: most of what they hold as pending is complete, and the client
+that wrote it has just not said so yet (operations.Source.owe)."""
 
 
 def look_through(replicas: Replicas, partition: int, now_us: int) -> list[tuple[bytes, bytes]]:
@@ -32,7 +35,8 @@ def look_through(replicas: Replicas, partition: int, now_us: int) -> list[tuple[
     assert row is not None
     is_primary = mine[0] is row.owners[0]
     is_single = len(row.owners) == 1
-    settle_before = (now_us - SETTLE_AFTER_S * _SECOND_US).to_bytes(8, "big")
+    settle_after_s = SETTLE_AFTER_S if is_primary else SETTLE_AFTER_S * _BACKUPS_WAIT
+    settle_before = (now_us - settle_after_s * _SECOND_US).to_bytes(8, "big")
     drop_before = (now_us - TOMBSTONE_RETENTION_S * _SECOND_US).to_bytes(8, "big")
     pending: list[tuple[bytes, bytes]] = []
     old: list[bytes] = []

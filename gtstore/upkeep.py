@@ -36,9 +36,12 @@ _COPY_TIMEOUT_S: Final = 600.0
 """Then copying begins again. A source that hangs is the manager's business."""
 _REPORT_AGAIN_S: Final = 2.0
 """What was copied and reported, and does not count as in sync after that time, is copied anew."""
-_ENTRIES_A_ROUND: Final = 20_000
-"""So many entries are looked at each second, in whole partitions: a few milliseconds of work."""
-_SETTLED_A_ROUND: Final = 1000
+_LOOK_PAUSE_S: Final = 0.05
+_ENTRIES_A_LOOK: Final = 1000
+_PARTITIONS_A_LOOK: Final = 32
+_SETTLED_A_LOOK: Final = 5
+"""Looking and settling are done in small portions, of less than a millisecond, because every client
+waits for them: on two processors the work of a second at once could be felt as 60 ms."""
 _SETTLE_TIMEOUT_S: Final = 5.0
 
 
@@ -123,55 +126,54 @@ class Upkeep:
     # --- settling (N8) ---------------------------------------------------------------------------
 
     def _settle_forever(self) -> None:
-        first = 0
+        """Go round all partitions, in a second or as long as it takes."""
         while True:
-            time.sleep(SETTLE_AFTER_S)
+            source = Source(lambda: secrets.randbits(64), time.time_ns, random.random)
+            session = Session(self._locate, source.owed)
+            ends_at = time.monotonic() + SETTLE_AFTER_S
             try:
-                first, found = self._look_through(first)
-                if found:
-                    self._settle(found)
+                at = 0
+                while at < len(self._replicas):
+                    at, found = self._look_through(at)
+                    if found:
+                        self._settle(session, source, found)
+                    time.sleep(_LOOK_PAUSE_S)
+                source.owe_now()
             except Exception as error:
                 logger.warning("settling failed; it goes on in %g s: %s", SETTLE_AFTER_S, error)
+            session.close()
+            time.sleep(max(_LOOK_PAUSE_S, ends_at - time.monotonic()))
 
     def _look_through(self, first: int) -> tuple[int, list[tuple[int, bytes, bytes]]]:
         """Look through some partitions from that one on; return the next one, and what was found:
         partition, key and version of each entry."""
         found: list[tuple[int, bytes, bytes]] = []
         seen = 0
-        for partition in range(first, len(self._replicas)):
+        last = min(first + _PARTITIONS_A_LOOK, len(self._replicas))
+        for partition in range(first, last):
             with self._lock:  # one partition at a time, so that requests come in between
                 pending = settling.look_through(self._replicas, partition, time.time_ns() // 1000)
                 seen += len(self._replicas[partition].entries)
             found += [(partition, key, version) for key, version in pending]
-            if seen > _ENTRIES_A_ROUND or len(found) > _SETTLED_A_ROUND:
-                return partition + 1, found
-        return 0, found
+            if seen > _ENTRIES_A_LOOK or found:
+                return partition + 1, found[:_SETTLED_A_LOOK]
+        return last, found
 
-    def _settle(self, found: list[tuple[int, bytes, bytes]]) -> None:
-        source = Source(lambda: secrets.randbits(64), time.time_ns, random.random)
-        session = Session(self._locate, source.owed)
-        try:
-            self._know_the_cluster(session)
-            outcomes = session.run_many(
-                (
-                    operations.settle(self._routes, source, key, version)
-                    for _, key, version in found
-                ),
-                _SETTLE_TIMEOUT_S,
-                len(found),
-            )
-            source.owe_now()
-        finally:
-            session.close()
-        count = 0
+    def _settle(
+        self, session: Session, source: Source, found: list[tuple[int, bytes, bytes]]
+    ) -> None:
+        self._know_the_cluster(session)
+        outcomes = session.run_many(
+            (operations.settle(self._routes, source, key, version) for _, key, version in found),
+            _SETTLE_TIMEOUT_S,
+            len(found),
+        )
         for (partition, key, version), outcome in zip(found, outcomes, strict=True):
             if isinstance(outcome, GTStoreError):
                 logger.debug("an entry of partition %d stays pending: %s", partition, outcome)
             elif outcome:
-                count += 1
                 with self._lock:
                     self._replicas.commit_held(self._replicas[partition], key, version)
-        logger.debug("settled %d of %d entries", count, len(found))
 
     # --- the others ------------------------------------------------------------------------------
 

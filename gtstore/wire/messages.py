@@ -129,7 +129,7 @@ LIMITS: Final = (
     Limit(
         "time for an entry to be committed",
         f"{SETTLE_AFTER_S} s",
-        "then the nodes that hold it as pending see to it",
+        "then its primary sees to it; after ten times as long the backups do",
     ),
     Limit(
         "pause before a node is started again",
