@@ -60,6 +60,7 @@ _STOP_TIMEOUT_S = 3.0
 _EXIT_WAIT_S = 0.25
 _PUBLISH_TIMEOUT_S = 0.25
 _HOLDER_TIMEOUT_S = 0.5
+_MAP_BODIES_MAX = 16
 _BUSY_SHARE = 0.2
 """A node that was on a processor for this part of the time does not hang."""
 
@@ -114,8 +115,9 @@ class Manager:
         # Held while a process is started: none registers, and the cluster is not stopped, before
         # the process is known here.
         self._spawning = threading.Lock()
-        # An epoch, and the body of the MAP with all its rows; replaced as a whole, without a lock.
-        self._whole_map = (0, b"")
+        # An epoch, and bodies of MAP by the epoch that they begin after; replaced as a whole,
+        # without a lock.
+        self._map_bodies: tuple[int, dict[int, bytes]] = (0, {})
         self._changed = threading.Condition()
         # Guarded by _changed:
         self._processes: dict[int, NodeProcess] = {}  # the newest of each node
@@ -467,15 +469,17 @@ class Manager:
             for node, member in published.members.items()
             if member.state != messages.DEAD and held[node] < published.map.epoch
         ]
-        requests = [
-            _request(
-                node,
+        # The same for all nodes that hold the same map: made once.
+        frames = {
+            since: encode(
                 messages.MapUpdate(
-                    self._token, published.map.epoch, published.map.rows_since(held[node])
+                    self._token, published.map.epoch, published.map.rows_since(since)
                 ),
+                1,
             )
-            for node in behind
-        ]
+            for since in {held[node] for node in behind}
+        }
+        requests = [_request(node, frames[held[node]]) for node in behind]
         late = []
         replies = self._push_session.run_many(requests, timeout_s, len(behind))
         for node, reply in zip(behind, replies, strict=True):
@@ -549,7 +553,8 @@ class Manager:
             self._is_stopping.wait(max(0.0, membership.next_tick - time.monotonic()))
 
     def _probe(self, membership: Membership, nodes: list[int], timeout_s: float) -> None:
-        requests = [_request(node, messages.Ping()) for node in nodes]
+        ping = encode(messages.Ping(), 1)
+        requests = [_request(node, ping) for node in nodes]
         is_behind = False
         started = time.monotonic()
         cpu_s = {node: self._processes[node].cpu_s() for node in nodes}
@@ -600,21 +605,24 @@ class Manager:
         )
 
     def get_map(self, request_id: int, body: bytes) -> bytes:
-        """GET_MAP. The whole map, which every new client asks for, is made once an epoch: in a
-        large cluster it is megabytes, and a second of work."""
+        """GET_MAP. Each answer is made once an epoch: every new client asks for the whole map,
+        which in a large cluster is megabytes and a second of work, and after a change all clients
+        ask for the same rows."""
         request = decode(messages.GetMap.kind, body)
         assert isinstance(request, messages.GetMap)
         partition_map = self._ready().map
-        if cluster_of(request.since) == self._cluster_id:
-            rows = partition_map.rows_since(request.since)
-            return encode(messages.Map(partition_map.epoch, rows), request_id)
-        # 0, or another cluster's epoch, of whose map nothing holds here.
-        epoch, whole = self._whole_map
+        # 0, or another cluster's epoch, of whose map nothing holds here: all rows.
+        since = request.since if cluster_of(request.since) == self._cluster_id else 0
+        epoch, bodies = self._map_bodies
         if epoch != partition_map.epoch:
-            frame = encode(messages.Map(partition_map.epoch, partition_map.rows))
-            whole = frame[messages.HEADER_SIZE :]
-            self._whole_map = (partition_map.epoch, whole)
-        return reply_frame(_MAP_WORD, request_id, whole)
+            epoch, bodies = self._map_bodies = (partition_map.epoch, {})
+        found = bodies.get(since)
+        if found is None:
+            rows = partition_map.rows_since(since)
+            found = encode(messages.Map(epoch, rows))[messages.HEADER_SIZE :]
+            if len(bodies) < _MAP_BODIES_MAX:
+                bodies[since] = found
+        return reply_frame(_MAP_WORD, request_id, found)
 
     def on_key_nodes(self, request: messages.KeyNodes) -> messages.Owners:
         return self._owners(request.key)
@@ -719,9 +727,9 @@ class Manager:
             self._changed.wait_for(is_removed, 2 * _PUBLISH_TIMEOUT_S)
 
 
-def _request(node: int, request: messages.Message) -> Operation[messages.Message]:
-    """An operation: one request to one node. Raises NetworkError, RemoteProtocolError."""
-    frame = encode(request, 1)
+def _request(node: int, frame: bytes) -> Operation[messages.Message]:
+    """An operation: one request, with the id 1, to one node. Raises NetworkError,
+    RemoteProtocolError."""
     (reply,) = yield (node,), 1, frame
     if isinstance(reply, Lost) and isinstance(reply.error, ConnectionLost):
         (reply,) = yield (node,), 1, frame  # the connection may only have been to a dead process

@@ -1084,17 +1084,36 @@ def _take_row(
 ) -> Generator[Step, Sequence[Reply], None]:
     if cluster_of(row.list_epoch) == routes.cluster_id:
         routes.patch(row)
+        yield from _catch_up(routes, source, row.list_epoch)
     else:
         logger.info("another cluster answers: asking the manager for everything anew")
         yield from initialize(routes, source, patient=True)
+
+
+def _catch_up(routes: Routes, source: Source, epoch: int) -> Generator[Step, Sequence[Reply], None]:
+    """Where one row has changed, many have, since each node owns many partitions: get them all,
+    once for each map, instead of one by one with STALE_EPOCH."""
+    since = routes.epoch
+    if epoch <= since or cluster_of(since) != cluster_of(epoch):
+        return
+    routes.epoch = epoch  # now, so that the other calls do not ask too; if it fails, it is no harm
+    try:
+        news = yield from _ask_manager(source, messages.GetMap(since))
+    except (NetworkError, RemoteError) as error:
+        logger.info("the manager does not tell what has changed: %s", error)
+        return
+    assert isinstance(news, messages.Map)
+    if cluster_of(news.epoch) == routes.cluster_id:
+        for row in news.rows:
+            routes.patch(row)
+        routes.epoch = max(routes.epoch, news.epoch)
 
 
 def _ask_next_primary(
     routes: Routes, source: Source, key: bytes, route: Route, lost: Lost
 ) -> Generator[Step, Sequence[Reply], None]:
     """The report's ProvideNextPrimaryID: tell the manager which node failed, and take the row that
-    it answers with once it has looked for itself; and all other rows that have changed, since the
-    node owned other partitions too."""
+    it answers with once it has looked for itself."""
     if lost.peer in routes.asked_about:
         return  # another operation is asking about this node: wait for its answer
     role = "primary" if lost.peer == route.nodes[0] else "backup"
@@ -1110,10 +1129,7 @@ def _ask_next_primary(
         if routes.patch(owners.row):
             nodes = " ".join(str(owner.node) for owner in owners.row.owners)
             logger.info("the manager answers: %s is at storage nodes %s", shown(key), nodes)
-            news = yield from _ask_manager(source, messages.GetMap(route.epoch))
-            assert isinstance(news, messages.Map)
-            for row in news.rows:
-                routes.patch(row)
+            yield from _catch_up(routes, source, owners.row.list_epoch)
     except NetworkError as error:
         logger.info("the manager does not answer: %s", error)
     except RemoteError as error:

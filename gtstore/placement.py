@@ -276,6 +276,8 @@ class Routes:
         self.hash: Callable[[bytes], int] = additive
         self.hash_code = HASH_ADDITIVE
         self.clock_offset_us = 0
+        self.epoch = 0
+        """Of the newest map whose changes were asked for as a whole."""
         self.members: dict[int, Member] = {}
         self.asked_about: set[int] = set()
         """Nodes that some operation is asking the manager about: the others wait for its answer."""
@@ -303,6 +305,7 @@ class Routes:
         self.clock_offset_us = clock_offset_us
         self.members = {member.node: member for member in cluster.members}
         self._routes = routes
+        self.epoch = cluster.epoch
         self.cluster_id = cluster_of(cluster.epoch)
 
     def find(self, key: bytes) -> Route:

@@ -815,7 +815,7 @@ def test_help_is_not_carried_into_a_new_list() -> None:
 
     network.script(2, Write, after(change))
     assert client.get(KEY) is None
-    assert [sent.peers for sent in client.sent()] == [(1,), (2,), (2,)]
+    assert [sent.peers for sent in client.sent()] == [(1,), (2,), (MANAGER,), (2,)]
     assert len(writes(client)) == 1
     assert values(network)[1] is None
     assert owed(client) == {}
@@ -966,10 +966,36 @@ def test_hole_12_a_row_is_one_partitions_row() -> None:
     network.change(q_row.partition, *q_row.owners, network.owner(3, in_sync=0))
     p_row = network.row_of(p)
     network.change(p_row.partition, *p_row.owners, network.owner(3, in_sync=0))
+    network.script(MANAGER, GetMap, Fault.REFUSE)
     client.put(p, b"p")
     assert client.routes.find(q).epoch == q_row.list_epoch
     assert client.put(q, b"q").nodes == (1, 2, 3)
     assert values(network, q) == [b"q", b"q", b"q"]
+
+
+def test_one_stale_epoch_brings_all_that_has_changed() -> None:
+    """Else each of a node's many partitions would cost a refusal. The manager is asked once for
+    each map, whether it answers or not."""
+    network, client = cluster()
+    network.kill(3)
+    network.notice(3)
+    assert client.put(b"key2", b"v").nodes == (2,)  # its owners were 2 and 3
+    assert client.put(b"key5", b"v").nodes == (2,)
+    assert len(client.sent(GetMap)) == 1
+    assert client.routes.epoch == network.map.epoch
+    network.bring_back(3)
+    network.script(MANAGER, GetMap, Fault.REFUSE)
+    assert client.put(b"key2", b"v").nodes == (2, 3)
+    assert client.put(b"key5", b"v").nodes == (2, 3)
+    assert len(client.sent(GetMap)) == 2
+    # By then there is another cluster, whose rows are of no use here.
+    network.kill(1)
+    network.notice(1)
+    other = Map(epoch_of(OTHER_CLUSTER, 9), network.map.rows)
+    network.script(MANAGER, GetMap, answer(other))
+    assert client.put(b"key1", b"v").nodes == (2,)
+    assert client.routes.epoch == client.routes.find(b"key1").epoch
+    assert client.put(b"key1", b"v").nodes == (2,)
 
 
 # --- fail-over -----------------------------------------------------------------------------------

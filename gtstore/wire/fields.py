@@ -18,7 +18,8 @@ import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
-from typing import Annotated, Any, Final, Protocol, get_args, get_origin, get_type_hints
+from itertools import takewhile
+from typing import Annotated, Any, Final, NamedTuple, Protocol, get_args, get_origin, get_type_hints
 
 from ..errors import LocalProtocolError, RemoteProtocolError
 
@@ -256,15 +257,44 @@ def _fields_of(cls: type[Any]) -> tuple[Field, ...]:
     return tuple(fields)
 
 
+class _Plan(NamedTuple):
+    """How a class's fields go on and off the wire: its leading integers all at once, because maps
+    have thousands of rows and owners, then field by field."""
+
+    names: tuple[str, ...]
+    integers: struct.Struct
+    rest: tuple[Field, ...]
+
+
+@cache
+def _plan_of(cls: type[Any]) -> _Plan:
+    fields = fields_of(cls)
+    leading = list(takewhile(lambda field: isinstance(field.wire_type, Integer), fields))
+    codes = "".join(field.wire_type.code for field in leading)  # type: ignore[attr-defined]
+    names = tuple(field.name for field in leading)
+    return _Plan(names, struct.Struct(">" + codes), fields[len(leading) :])
+
+
 def put_fields(value: Any, out: bytearray) -> None:
     values = vars(value)
-    for field in fields_of(type(value)):
+    names, integers, rest = _plan_of(type(value))  # type: ignore[arg-type]  # it is hashable
+    try:
+        out += integers.pack(*map(values.__getitem__, names))
+    except struct.error:
+        rest = fields_of(type(value))  # one by one, which raises the error that says which
+    for field in rest:
         field.wire_type.put(values[field.name], out, values)
 
 
 def take_fields(cls: type[Any], body: bytes, at: int) -> tuple[Any, int]:
+    names, integers, rest = _plan_of(cls)  # type: ignore[arg-type]  # it is hashable
     values: dict[str, Any] = {}
-    for field in fields_of(cls):
+    try:
+        values.update(zip(names, integers.unpack_from(body, at), strict=True))
+        at += integers.size
+    except struct.error:
+        rest = fields_of(cls)  # the same for a body that is too short
+    for field in rest:
         values[field.name], at = field.wire_type.take(body, at, values)
     return cls(**values), at
 

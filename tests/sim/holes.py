@@ -56,7 +56,7 @@ import pytest
 
 from gtstore import copying, membership, operations, placement, replica, settling
 from gtstore.errors import OperationFailed, OutcomeUnknown, VersionMismatch
-from gtstore.operations import ACKED, Lost, Reply, Source, Step
+from gtstore.operations import ACKED, MANAGER, Lost, Reply, Source, Step
 from gtstore.placement import LABEL, Route, Routes, home_owners
 from gtstore.read_modify_write import VERSION_SIZE
 from gtstore.replica import Replica, Replicas
@@ -69,6 +69,7 @@ from gtstore.wire.messages import (
     PUT_IF_VALUE,
     Execute,
     Get,
+    GetMap,
     Row,
     Write,
 )
@@ -516,6 +517,7 @@ def label_of_another_partition() -> None:
     client = users.client()
     network.bring_back(2)
     network.copy_all()
+    network.script(MANAGER, GetMap, Fault.REFUSE)  # or it would learn all lists at once
     assert users.put(b"", client, OTHER_KEY).finish().outcome == "done"
     assert users.put(b"a", client).finish().outcome == "done"
     users.kill(1)
