@@ -226,7 +226,7 @@ def test_what_is_no_frame_passes_through_a_tap(cluster: Cluster) -> None:
 def test_a_fail_over_through_taps() -> None:
     """A killed node: its tap says so, and the client goes on with the next one."""
     with (
-        Cluster(3, 2) as cluster,
+        Cluster(3, 2, ["--no-respawn"]) as cluster,
         Tap(cluster) as tap,
         gtstore.connect(tap.address, timeout=20) as client,
     ):
