@@ -329,6 +329,9 @@ class Manager:
             )
             with self._changed:
                 self._processes[node] = process
+                # Before it may register: told after its return, it would be awaited for ever.
+                if self._membership is not None:
+                    self._membership.started(node, time.monotonic())
             self._looks[node] = Gathered(partial(self._look_at, node, process))
             # Before it may register, so that a successor of this manager knows of it.
             self._save(self._published)
@@ -357,11 +360,7 @@ class Manager:
         # M2: it is started once the map without the dead one is known.
         assert self._membership is not None
         self._await_published(self._membership.map.epoch)
-        process = self._start_again(node, incarnation + 1, pauses[0])
-        if process is not None:
-            with self._changed:
-                self._membership.started(node, time.monotonic())
-        return process
+        return self._start_again(node, incarnation + 1, pauses[0])
 
     def _start_again(self, node: int, incarnation: int, pause_s: float) -> NodeProcess | None:
         """The node's next process; None if the cluster is stopped instead."""
