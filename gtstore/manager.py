@@ -334,7 +334,7 @@ class Manager:
                     self._membership.started(node, time.monotonic())
             self._looks[node] = Gathered(partial(self._look_at, node, process))
             # Before it may register, so that a successor of this manager knows of it.
-            self._save(self._published)
+            self._save()
         return process
 
     def _start_keeper(self, keep: Callable[[], None], node: int) -> None:
@@ -492,13 +492,14 @@ class Manager:
             self._changed.notify_all()
         return late
 
-    def _save(self, published: _Published) -> None:
-        """Leave this to a successor (M4), then make it known: M2's order. If it cannot be written
-        there must be no older file either, or a successor would use its epochs again; without a
-        file it does not begin."""
-        if not published.map.epoch:
-            return  # nobody needs a successor before there is a first map
+    def _save(self, published: _Published | None = None) -> None:
+        """Leave this, or what is known already, to a successor (M4), then make it known: M2's
+        order. If it cannot be written there must be no older file either, or a successor would use
+        its epochs again; without a file it does not begin."""
         with self._saving:
+            published = published or self._published  # not before: another one may just be saved
+            if not published.map.epoch:
+                return  # nobody needs a successor before there is a first map
             with self._changed:
                 processes = [
                     Process(node, process.incarnation, process.pid, process.started)
