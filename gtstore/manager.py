@@ -200,10 +200,11 @@ class Manager:
                 process.send_signal(signal.SIGKILL)
                 process.exited.wait()
         self._nursery.close()
+        if processes:
+            # While the port is held: then the file there may be the next manager's.
+            self._state_file.remove()
         self._server.drain()
         self._probe_session.abort()
-        if processes:
-            self._state_file.remove()
 
     def _serve(self) -> None:
         self._handlers |= {

@@ -142,3 +142,24 @@ def test_a_signal_interrupts_also_the_first_map(
     with pytest.raises(ClusterError, match="stopped before all storage nodes were ready"):
         manager._await_nodes()
     assert sum(tries) < START_TIMEOUT_S / 10
+
+
+def test_the_state_file_goes_before_the_port(
+    manager: Manager, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once the port is free, the file may be another manager's."""
+    manager._spawn(1, 1)
+    process = manager._processes[1]
+    threading.Thread(target=process.wait).start()
+    assert manager._state_file.path.exists()
+    there: list[bool] = []
+    drain = manager._server.drain
+
+    def drain_late() -> None:
+        there.append(manager._state_file.path.exists())
+        drain()
+
+    monkeypatch.setattr(manager._server, "drain", drain_late)
+    manager.stop()
+    assert there == [False]
+    manager._processes.clear()
