@@ -131,6 +131,8 @@ class StateFile:
 
     def write(self, state: SavedState) -> None:
         """Replace what is there, at once. Raises OSError."""
+        # What cleans up old files may have taken the directory too.
+        self.path.parent.mkdir(mode=0o700, exist_ok=True)
         # mkstemp gives the mode 600.
         number, name = tempfile.mkstemp(dir=self.path.parent, prefix=".manager-")
         try:

@@ -6,6 +6,7 @@ import os
 import signal
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -15,6 +16,7 @@ from gtstore.manager import Manager, ManagerOptions, _Published
 from gtstore.membership import Membership
 from gtstore.nursery import NodeProcess, Nursery, start_time
 from gtstore.placement import PartitionMap
+from gtstore.state_file import StateFile
 from gtstore.testing import wait_until
 from gtstore.wire.messages import ALIVE, HASH_ADDITIVE, START_TIMEOUT_S, Member
 
@@ -163,3 +165,15 @@ def test_the_state_file_goes_before_the_port(
     manager.stop()
     assert there == [False]
     manager._processes.clear()
+
+
+def test_the_state_directory_is_made_again(
+    manager: Manager, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    file = StateFile("127.0.0.1", 1)
+    file.path.parent.rmdir()
+    manager._state_file = file
+    manager._save()
+    assert file.path.exists()
+    assert file.path.parent.stat().st_mode & 0o777 == 0o700
