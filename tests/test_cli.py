@@ -175,7 +175,7 @@ def test_json_status(cluster: Cluster, manager: str, capsys: pytest.CaptureFixtu
     assert {tuple(node) for node in status["nodes"]} == {
         (
             "id", "address", "pid", "incarnation", "state", "entries", "bytes", "partitions",
-            "primaries",
+            "primaries", "syncing",
         )
     }  # fmt: skip
 
@@ -183,7 +183,7 @@ def test_json_status(cluster: Cluster, manager: str, capsys: pytest.CaptureFixtu
 def test_status_of_a_manager_that_lies() -> None:
     """What it says of a node's address is shown escaped, and stays in its line."""
     node = dict.fromkeys(
-        ("id", "pid", "incarnation", "entries", "bytes", "partitions", "primaries"), 1
+        ("id", "pid", "incarnation", "entries", "bytes", "partitions", "primaries", "syncing"), 1
     )
     node |= {"state": "alive", "address": "host\n\x1b[2Jnode 2 is dead:1"}
     shape = {"epoch": 1, "replicas": 1, "hash": "additive", "under_replicated": []}
@@ -208,6 +208,7 @@ def test_status(cluster: Cluster, manager: str, capsys: pytest.CaptureFixture[st
     assert titles.split() == [
         "node", "state", "address", "pid", "incarnation", "entries", "bytes", "partitions",
         "primaries",
+        "syncing",
     ]  # fmt: skip
     assert [row.split()[:2] for row in rows] == [[str(node), "alive"] for node in range(1, 6)]
     assert [int(row.split()[3]) for row in rows] == list(cluster.node_pids.values())
