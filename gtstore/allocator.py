@@ -1,11 +1,10 @@
 """Giving memory back: what a long frame took must not stay with the process.
 
 The C library keeps what is freed, for later. With glibc every thread has a heap of its own, so that
-a process which received long values on many connections stayed at 340 MB, with nothing stored. One
-heap for all is no slower here, since threads take turns in Python anyway; and what is free in it
-goes back to the system with one call, which takes some milliseconds. Making glibc do that at each
-free instead would halve the speed of long values, for the pages would have to be had anew each
-time.
+a process which received long values on many connections stays large, with nothing stored. One heap
+for all is no slower here, since threads take turns in Python anyway; and what is free in it goes
+back to the system with one call, which takes some milliseconds. Making glibc do that at each free
+instead would have the pages to be had anew each time.
 
 With another C library both functions do nothing.
 """
