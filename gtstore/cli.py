@@ -386,6 +386,11 @@ def _status_lines(cluster: dict[str, Any]) -> Iterator[str]:
         f"epoch {cluster['epoch']}, {cluster['replicas']} replicas, hash {cluster['hash']}, "
         f"under-replicated partitions: {len(cluster['under_replicated'])}"
     )
+    if cluster["begun_anew"]:
+        yield (
+            f"{len(cluster['begun_anew'])} partitions have lost all their copies, and began anew, "
+            "empty"
+        )
     columns = (
         ("id", "node"), ("state", "state"), ("address", "address"), ("pid", "pid"),
         ("incarnation", "incarnation"), ("entries", "entries"), ("bytes", "bytes"),

@@ -46,6 +46,7 @@ from .placement import (
     LABEL,
     Route,
     Routes,
+    begun_anew,
     cluster_of,
     format_address,
     is_serving,
@@ -1278,6 +1279,7 @@ def status(routes: Routes, source: Source) -> Operation[dict[str, Any]]:
         "under_replicated": list(
             under_replicated(partition_map.rows, cluster.replicas, frozenset(serving))
         ),
+        "begun_anew": list(begun_anew(partition_map.rows)),
     }
 
 

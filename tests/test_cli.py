@@ -168,7 +168,9 @@ def test_json_status(cluster: Cluster, manager: str, capsys: pytest.CaptureFixtu
     assert cli.main(["status", "--json", "--manager", manager]) == 0
     status = json.loads(capsys.readouterr().out)
     assert status == cluster.status()
-    assert set(status) - {"cluster"} == {"epoch", "replicas", "hash", "nodes", "under_replicated"}
+    assert set(status) - {"cluster"} == {
+        "epoch", "replicas", "hash", "nodes", "under_replicated", "begun_anew",
+    }  # fmt: skip
     assert (status["epoch"], status["replicas"], status["hash"]) == (1, 3, "additive")
     assert status["under_replicated"] == []
     assert [node["id"] for node in status["nodes"]] == [1, 2, 3, 4, 5]
@@ -186,7 +188,13 @@ def test_status_of_a_manager_that_lies() -> None:
         ("id", "pid", "incarnation", "entries", "bytes", "partitions", "primaries", "syncing"), 1
     )
     node |= {"state": "alive", "address": "host\n\x1b[2Jnode 2 is dead:1"}
-    shape = {"epoch": 1, "replicas": 1, "hash": "additive", "under_replicated": []}
+    shape = {
+        "epoch": 1,
+        "replicas": 1,
+        "hash": "additive",
+        "under_replicated": [],
+        "begun_anew": [],
+    }
     lines = list(cli._status_lines({**shape, "nodes": [node]}))
     assert len(lines) == 3
     assert "host\\n\\x1b[2Jnode 2 is dead:1" in lines[2]

@@ -182,6 +182,7 @@ def test_all_copies_are_lost_and_it_is_said() -> None:
         store.put("key1", b"new")
         assert store.get("key1") == b"new"
         assert store.get("key2") == b"kept"
+        assert len(store.status()["begun_anew"]) == 64
         assert "all copies of 64 partitions are gone, and they begin anew, empty" in cluster.log()
 
 
