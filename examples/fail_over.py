@@ -3,8 +3,9 @@
     python examples/fail_over.py            (or: make demo)
 
 It starts a cluster of its own on free ports, puts 20 keys, overwrites 3 of them, kills nodes 2 and
-5, and reads and writes on, also once both are back. A client that lives through all of it shows what
-it does when a primary is gone. The last line is the verdict; the exit code is 0 if all went well, else 1.
+5, and reads and writes on, also once both are back. A client that lives through all of it shows
+what it does when a primary is gone. The last line is the verdict; the exit code is 0 if all went
+well, else 1.
 """
 
 from __future__ import annotations
