@@ -329,9 +329,12 @@ class Manager:
             )
             with self._changed:
                 self._processes[node] = process
+                # Before it may register: told after its return, it would be awaited for ever.
+                if self._membership is not None:
+                    self._membership.started(node, time.monotonic())
             self._looks[node] = Gathered(partial(self._look_at, node, process))
             # Before it may register, so that a successor of this manager knows of it.
-            self._save(self._published)
+            self._save()
         return process
 
     def _start_keeper(self, keep: Callable[[], None], node: int) -> None:
@@ -357,11 +360,7 @@ class Manager:
         # M2: it is started once the map without the dead one is known.
         assert self._membership is not None
         self._await_published(self._membership.map.epoch)
-        process = self._start_again(node, incarnation + 1, pauses[0])
-        if process is not None:
-            with self._changed:
-                self._membership.started(node, time.monotonic())
-        return process
+        return self._start_again(node, incarnation + 1, pauses[0])
 
     def _start_again(self, node: int, incarnation: int, pause_s: float) -> NodeProcess | None:
         """The node's next process; None if the cluster is stopped instead."""
@@ -493,13 +492,14 @@ class Manager:
             self._changed.notify_all()
         return late
 
-    def _save(self, published: _Published) -> None:
-        """Leave this to a successor (M4), then make it known: M2's order. If it cannot be written
-        there must be no older file either, or a successor would use its epochs again; without a
-        file it does not begin."""
-        if not published.map.epoch:
-            return  # nobody needs a successor before there is a first map
+    def _save(self, published: _Published | None = None) -> None:
+        """Leave this, or what is known already, to a successor (M4), then make it known: M2's
+        order. If it cannot be written there must be no older file either, or a successor would use
+        its epochs again; without a file it does not begin."""
         with self._saving:
+            published = published or self._published  # not before: another one may just be saved
+            if not published.map.epoch:
+                return  # nobody needs a successor before there is a first map
             with self._changed:
                 processes = [
                     Process(node, process.incarnation, process.pid, process.started)

@@ -245,7 +245,8 @@ class Membership:
         return [*actions[:at], Publish(), *actions[at:]]
 
     def started(self, node: int, now: float) -> None:
-        """A new process of a dead node was started."""
+        """A new process of a dead node was started. To be told before ``returned``: whoever is
+        awaited and does not come is killed."""
         self._starting[node] = now
 
     def returned(self, member: Member, now: float) -> list[Action]:

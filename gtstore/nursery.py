@@ -30,6 +30,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from .connection import describe
 from .errors import ClusterError
 
 _ANSWER_TIMEOUT_S = 5.0
@@ -44,7 +45,8 @@ class NodeProcess:
     """
 
     def __init__(self, pid: int, incarnation: int, nursery: Nursery) -> None:
-        """Raises ProcessLookupError if there is none with this number."""
+        """Raises ProcessLookupError if there is none with this number, OSError for too many
+        open files."""
         self.pid = pid
         self.incarnation = incarnation
         self.exited = threading.Event()
@@ -53,6 +55,11 @@ class NodeProcess:
         self._nursery = nursery
         self._pidfd = os.pidfd_open(pid)
         self.started = start_time(pid)
+
+    def __del__(self) -> None:
+        # Not before nobody holds this any more: the number may be another file's next.
+        if hasattr(self, "_pidfd"):
+            os.close(self._pidfd)
 
     def send_signal(self, number: signal.Signals) -> None:
         """Send a signal to this process and no other; nothing happens if it has ended."""
@@ -89,11 +96,14 @@ class NodeProcess:
 
 
 def start_time(pid: int) -> int:
-    """When a process was started, in the kernel's ticks since the machine was; 0 if it is gone."""
+    """When a process was started, in the kernel's ticks since the machine was; 0 if it is gone.
+
+    Raises OSError if that cannot be found out: it may be there.
+    """
     try:
         with open(f"/proc/{pid}/stat") as file:
             return int(file.read().rpartition(")")[2].split()[19])
-    except OSError:
+    except (FileNotFoundError, ProcessLookupError):
         return 0
 
 
@@ -123,12 +133,21 @@ class Nursery:
         with self._lock:
             if self._is_silent:
                 self._end()
-                self._process = self._launch()
+                try:
+                    self._process = self._launch()
+                except OSError as error:
+                    raise ClusterError(f"no process can be started: {describe(error)}") from error
                 self._is_silent = False
         answer = self._ask({"start": options})
         if answer is None:
             raise ClusterError("the process that starts storage nodes does not answer")
-        return NodeProcess(answer["pid"], incarnation, self)
+        try:
+            return NodeProcess(answer["pid"], incarnation, self)
+        except OSError as error:
+            # Nobody could see its end. The number is its own as long as it is not reaped.
+            os.kill(answer["pid"], signal.SIGKILL)
+            self.reap(answer["pid"])
+            raise ClusterError(f"its process cannot be watched: {describe(error)}") from error
 
     def adopt(self, pid: int, incarnation: int, started: int) -> NodeProcess | None:
         """Take over a node that another manager has started (M4); None if it is gone."""

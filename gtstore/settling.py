@@ -35,6 +35,9 @@ def look_through(replicas: Replicas, partition: int, now_us: int) -> list[tuple[
     assert row is not None
     is_primary = mine[0] is row.owners[0]
     is_single = len(row.owners) == 1
+    # N7: a floor that rose during a scan would take from the copier, with the last batch, what came
+    # to source and copier meanwhile.
+    may_drop = all(owner.in_sync for owner in row.owners)
     settle_after_s = SETTLE_AFTER_S if is_primary else SETTLE_AFTER_S * _BACKUPS_WAIT
     settle_before = (now_us - settle_after_s * _SECOND_US).to_bytes(8, "big")
     drop_before = (now_us - TOMBSTONE_RETENTION_S * _SECOND_US).to_bytes(8, "big")
@@ -49,7 +52,7 @@ def look_through(replicas: Replicas, partition: int, now_us: int) -> list[tuple[
             if entry < settle_before:  # it begins with the time of its version
                 pending.append((key, entry[:VERSION_SIZE]))
         elif flags & TOMBSTONE:
-            if entry < drop_before:
+            if may_drop and entry < drop_before:
                 old.append(key)
         elif is_primary and has_expired(entry, now_us):
             expired.append(key)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from gtstore import operations, settling
+from gtstore import copying, operations, settling
 from gtstore.wire.codec import encode_record
 from gtstore.wire.messages import (
     COMMITTED,
@@ -147,3 +147,32 @@ def test_expired_values_go_though_nobody_asks(node: int) -> None:
     assert bool(entry.value) == (node == 2), "a backup judges nothing"
     if node == 1:
         assert look(network, node, 3 * SECOND_US) == [KEY]
+
+
+def test_nothing_is_dropped_while_a_node_copies(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A floor that rose during a scan would take from the copier what came to both meanwhile, with
+    a version from a clock that is behind: the copier would count as in sync without it (N7)."""
+    monkeypatch.setattr(copying, "COPY_SIZE", 1)
+    network, client = cluster()
+    for key in (KEY, b"1yek", b"yek1"):
+        client.put(key, b"v")
+    client.delete(b"yek1")
+    commit(network, client)
+    network.kill(2)
+    network.notice(2)
+    behind = Client(network, seed=7).know()
+    behind.routes.clock_offset_us -= SECOND_US
+    network.bring_back(2)
+    call = network.copy(2, PARTITION)
+    for _ in range(3):
+        call.advance()
+    behind.put(b"1key", b"of a clock behind")
+    look(network, 1, RETENTION_US)
+    call.run()
+    network.kill(1)
+    network.notice(1)
+    assert behind.get(b"1key") == b"of a clock behind"
+    # Once nobody copies, it goes.
+    assert network.nodes[2].held(b"yek1") is not None
+    look(network, 2, RETENTION_US)
+    assert network.nodes[2].held(b"yek1") is None
