@@ -59,6 +59,8 @@ logger = logging.getLogger("gtstore.manager")
 _STOP_TIMEOUT_S = 3.0
 _EXIT_WAIT_S = 0.25
 _PUBLISH_TIMEOUT_S = 0.25
+_FIRST_PUBLISH_TIMEOUT_S = 1.0
+_FIRST_PUBLISH_TIMEOUT_MAX_S = 4.0
 _HOLDER_TIMEOUT_S = 0.5
 _MAP_BODIES_MAX = 16
 _BUSY_SHARE = 0.2
@@ -198,10 +200,11 @@ class Manager:
                 process.send_signal(signal.SIGKILL)
                 process.exited.wait()
         self._nursery.close()
+        if processes:
+            # While the port is held: then the file there may be the next manager's.
+            self._state_file.remove()
         self._server.drain()
         self._probe_session.abort()
-        if processes:
-            self._state_file.remove()
 
     def _serve(self) -> None:
         self._handlers |= {
@@ -414,9 +417,14 @@ class Manager:
                 messages.PROBE_MISSES_MAX,
                 self._options.respawns,
             )
-        late = self._publish(timeout_s=messages.START_TIMEOUT_S)
-        if late:
-            raise ClusterError(f"storage nodes {_ranges(late)} did not take their first map")
+        timeout_s = _FIRST_PUBLISH_TIMEOUT_S  # not all at once: a signal may interrupt
+        while late := self._publish(timeout_s):
+            if self._is_interrupted():
+                raise ClusterError("stopped before all storage nodes were ready")
+            if time.monotonic() > end:
+                raise ClusterError(f"storage node {_ranges(late)} did not take its first map")
+            timeout_s = min(2 * timeout_s, _FIRST_PUBLISH_TIMEOUT_MAX_S)
+            self._is_stopping.wait(_EXIT_WAIT_S)
 
     # --- events and actions ----------------------------------------------------------------------
 

@@ -16,7 +16,7 @@ from gtstore.membership import Membership
 from gtstore.nursery import NodeProcess, Nursery, start_time
 from gtstore.placement import PartitionMap
 from gtstore.testing import wait_until
-from gtstore.wire.messages import ALIVE, HASH_ADDITIVE, Member
+from gtstore.wire.messages import ALIVE, HASH_ADDITIVE, START_TIMEOUT_S, Member
 
 pytestmark = pytest.mark.cluster
 
@@ -124,3 +124,42 @@ def test_what_is_saved_never_goes_back(manager: Manager) -> None:
     saved = manager._state_file.read()
     assert saved is not None
     assert saved.map.epoch == 99
+
+
+def test_a_signal_interrupts_also_the_first_map(
+    manager: Manager, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A node that is stopped just then takes no map for as long as a start may take."""
+    manager._registered = {1: Member(1, ALIVE, 1, 1, 1, "127.0.0.1")}
+    tries: list[float] = []
+
+    def publish(timeout_s: float) -> list[int]:
+        tries.append(timeout_s)
+        return [1]
+
+    monkeypatch.setattr(manager, "_publish", publish)
+    manager._is_interrupted = lambda: bool(tries)
+    with pytest.raises(ClusterError, match="stopped before all storage nodes were ready"):
+        manager._await_nodes()
+    assert sum(tries) < START_TIMEOUT_S / 10
+
+
+def test_the_state_file_goes_before_the_port(
+    manager: Manager, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once the port is free, the file may be another manager's."""
+    manager._spawn(1, 1)
+    process = manager._processes[1]
+    threading.Thread(target=process.wait).start()
+    assert manager._state_file.path.exists()
+    there: list[bool] = []
+    drain = manager._server.drain
+
+    def drain_late() -> None:
+        there.append(manager._state_file.path.exists())
+        drain()
+
+    monkeypatch.setattr(manager._server, "drain", drain_late)
+    manager.stop()
+    assert there == [False]
+    manager._processes.clear()
