@@ -16,6 +16,8 @@ import time
 
 _M_ARENA_MAX = -8  # malloc.h
 _PAUSE_S = 1.0
+_PAUSE_SHARE = 50
+"""And never for more than a fiftieth of the time: where much is stored, it takes longer."""
 
 _libc = ctypes.CDLL(None)
 _mallopt = getattr(_libc, "mallopt", None)
@@ -45,6 +47,7 @@ class Trimmer:
         now = time.monotonic()
         if self._is_due and now >= self._next_at:
             self._is_due = False
-            self._next_at = now + _PAUSE_S
             if _malloc_trim is not None:
                 _malloc_trim(0)
+            took_s = time.monotonic() - now
+            self._next_at = now + max(_PAUSE_S, _PAUSE_SHARE * took_s)
