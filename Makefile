@@ -5,6 +5,7 @@ NODES ?= 7
 REPLICAS ?= 3
 ROUNDS ?= 10
 SECONDS ?= 60
+RUNS ?= 20000
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -33,7 +34,7 @@ endef
 export CHECK_WHEEL
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-long fuzz chaos demo bench format clean
+.PHONY: help run test test-long test-again sim fuzz chaos demo bench format clean
 
 help: ## show these lines
 	@awk -F ': .*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -53,8 +54,17 @@ test: $(VENV)/installed-dev ## run every check: format, lint, types, tests, cove
 	$(BIN)/python -m build --outdir $(WHEEL_DIR) . > $(VENV)/build.log 2>&1 || { cat $(VENV)/build.log; exit 1; }
 	@$(BIN)/python -c "$$CHECK_WHEEL"
 
-test-long: test ## the same, then the tests ROUNDS times more, for what goes wrong only now and then
+test-long: test ## the same, then what takes long: 20,000 simulated runs, three chaos runs of 300 s
+	$(BIN)/python -m tests.sim --runs 20000
+	$(BIN)/python -m tests.chaos --seconds 300 --nodes 4 --replicas 2 --seed 1
+	$(BIN)/python -m tests.chaos --seconds 300 --nodes 5 --replicas 3 --seed 2
+	$(BIN)/python -m tests.chaos --seconds 300 --nodes 7 --replicas 3 --seed 3 --overlap
+
+test-again: $(VENV)/installed-dev ## the tests ROUNDS times, for what goes wrong only now and then
 	for round in $$(seq $(ROUNDS)); do $(BIN)/python -m pytest -q || exit 1; done
+
+sim: $(VENV)/installed-dev ## simulated runs, RUNS of them (SEED is the first one's)
+	$(BIN)/python -m tests.sim --runs $(RUNS) $(if $(SEED),--seed $(SEED))
 
 fuzz: $(VENV)/installed-dev ## damaged frames against a running cluster, for SECONDS; SEED repeats a run
 	$(BIN)/python -m tests.fuzz --seconds $(SECONDS) $(if $(SEED),--seed $(SEED))

@@ -3,8 +3,9 @@
     python examples/fail_over.py            (or: make demo)
 
 It starts a cluster of its own on free ports, puts 20 keys, overwrites 3 of them, kills nodes 2 and
-5, and reads and writes on. A client that lives through all of it shows what it does when a primary
-is gone. The last line is the verdict; the exit code is 0 if all went well, else 1.
+5, and reads and writes on, also once both are back. A client that lives through all of it shows
+what it does when a primary is gone. The last line is the verdict; the exit code is 0 if all went
+well, else 1.
 """
 
 from __future__ import annotations
@@ -60,17 +61,21 @@ def run(cluster: Cluster, store: Client) -> list[str]:
     say("Get every key; the lines with an arrow are what the client does on the way")
     failures = get_all(store, values)
 
-    say("Put goes on, to the nodes that are left")
+    say("Put goes on")
     for key in (*OVERWRITTEN, "key21"):
         put(store, values, key, f"newer value of {key}")
     failures += get_all(store, {key: values[key] for key in (*OVERWRITTEN, "key21")})
 
-    say("What the manager knows")
+    say("The manager has started both nodes again, and they copy what they are to hold")
+    cluster.wait_in_sync()
     status = store.status()
     for node in status["nodes"]:
-        print(f"storage node {node['id']}: {node['state']}, {node['entries']} entries")
+        print(
+            f"storage node {node['id']}: {node['state']}, {node['entries']} entries, "
+            f"started {node['incarnation']} times"
+        )
     print(f"partitions with fewer than {REPLICAS} copies: {len(status['under_replicated'])}")
-    return failures
+    return failures + get_all(store, values)
 
 
 def put(store: Client, values: dict[str, str], key: str, value: str) -> None:

@@ -8,7 +8,7 @@ const GET = 0x10, WRITE = 0x11, COMMIT = 0x12;
 const CLUSTER = 0x82, MAP = 0x83, OWNERS = 0x84, ENTRY = 0x90, NOT_FOUND = 0x91;
 const ACK = 0x92, SUPERSEDED = 0x93, ERROR = 0xff;
 const COMMITTED = 1, ORDERED = 2, TOMBSTONE = 4, EXPIRES = 8; // flags of an entry [2]
-const STALE_EPOCH = 12, TOO_FAR = 15, NO_SPACE = 16, INTERNAL = 18; // codes of errors [8]
+const STALE_EPOCH = 12, TOO_FAR = 15, NO_SPACE = 16, INTERNAL = 18, TOO_OLD = 19; // errors [8]
 const NO_RETRY = [1, 2, 3, 4, 5, 6, 8, 10, 14, 17];
 const CLOSES = [1, 2, 3, 7, 8, 9, 18];
 const HEADER_SIZE = 12, BODY_SIZE_MAX = 16_778_228, VALUE_SIZE_MAX = 16_777_216;
@@ -66,7 +66,7 @@ function decode(kind, body) { // a reply's fields, those that a client needs [7]
     case ERROR: {
       const [code, text] = [r.int(2), r.take(r.int(2)).toString()];
       // A code of a later version, too, may mean that it was done [4].
-      const maybe = code === INTERNAL || code > INTERNAL;
+      const maybe = code === INTERNAL || code > TOO_OLD;
       return { kind, code, text, maybe, row: code === STALE_EPOCH ? r.row() : undefined };
     }
     case ACK: case NOT_FOUND: return { kind };
@@ -173,8 +173,10 @@ export class Client {
         this.commit(row, key, entry.subarray(0, 16));
         return row.owners;
       }
-      const full = answers.find(({ code }) => code === TOO_FAR || code === NO_SPACE);
-      let why = full && !touched ? full.text : await this.learn(answers, row, key, call);
+      const isFinal = ({ code }) => code === TOO_FAR || code === NO_SPACE || code === TOO_OLD;
+      const refusal = touched ? answers.slice(0, 1).find(({ code }) => code === TOO_OLD)
+        : answers.find(isFinal);
+      let why = refusal ? refusal.text : await this.learn(answers, row, key, call);
       const next = this.rowOf(key); // only now: another call may have brought a newer one
       if (!why && tenureOf(next) !== tenureOf(row)) {
         if (touched && versions > 1) why = "another primary, after two versions";

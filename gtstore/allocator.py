@@ -1,11 +1,10 @@
 """Giving memory back: what a long frame took must not stay with the process.
 
 The C library keeps what is freed, for later. With glibc every thread has a heap of its own, so that
-a process which received long values on many connections stayed at 340 MB, with nothing stored. One
-heap for all is no slower here, since threads take turns in Python anyway; and what is free in it
-goes back to the system with one call, which takes some milliseconds. Making glibc do that at each
-free instead would halve the speed of long values, for the pages would have to be had anew each
-time.
+a process which received long values on many connections stays large, with nothing stored. One heap
+for all is no slower here, since threads take turns in Python anyway; and what is free in it goes
+back to the system with one call, which takes some milliseconds. Making glibc do that at each free
+instead would have the pages to be had anew each time.
 
 With another C library both functions do nothing.
 """
@@ -17,6 +16,8 @@ import time
 
 _M_ARENA_MAX = -8  # malloc.h
 _PAUSE_S = 1.0
+_PAUSE_SHARE = 50
+"""And never for more than a fiftieth of the time: where much is stored, it takes longer."""
 
 _libc = ctypes.CDLL(None)
 _mallopt = getattr(_libc, "mallopt", None)
@@ -46,6 +47,7 @@ class Trimmer:
         now = time.monotonic()
         if self._is_due and now >= self._next_at:
             self._is_due = False
-            self._next_at = now + _PAUSE_S
             if _malloc_trim is not None:
                 _malloc_trim(0)
+            took_s = time.monotonic() - now
+            self._next_at = now + max(_PAUSE_S, _PAUSE_SHARE * took_s)

@@ -158,12 +158,17 @@ def where(options: argparse.Namespace) -> int:
     if options.json:
         _print_json(
             _field("key", options.key),
-            {"partition": location.partition, "owners": location.owners},
+            {
+                "partition": location.partition,
+                "owners": location.owners,
+                **({"syncing": location.syncing} if location.syncing else {}),
+            },
         )
     else:
         _print(
             f"key {_shown(options.key)}: partition {location.partition}, "
             f"storage nodes {_listed(location.owners)} (primary first)"
+            + (f", syncing: {_listed(location.syncing)}" if location.syncing else "")
         )
     return DONE
 
@@ -381,10 +386,15 @@ def _status_lines(cluster: dict[str, Any]) -> Iterator[str]:
         f"epoch {cluster['epoch']}, {cluster['replicas']} replicas, hash {cluster['hash']}, "
         f"under-replicated partitions: {len(cluster['under_replicated'])}"
     )
+    if cluster["begun_anew"]:
+        yield (
+            f"{len(cluster['begun_anew'])} partitions have lost all their copies, and began anew, "
+            "empty"
+        )
     columns = (
         ("id", "node"), ("state", "state"), ("address", "address"), ("pid", "pid"),
         ("incarnation", "incarnation"), ("entries", "entries"), ("bytes", "bytes"),
-        ("partitions", "partitions"), ("primaries", "primaries"),
+        ("partitions", "partitions"), ("primaries", "primaries"), ("syncing", "syncing"),
     )  # fmt: skip
     rows = [[node[field] for field, _ in columns] for node in cluster["nodes"]]
     yield from _table([title for _, title in columns], rows)

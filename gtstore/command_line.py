@@ -108,10 +108,9 @@ def raise_file_limit() -> None:
 def share_processor() -> None:
     """Let this process's threads take turns more often than Python does by itself (every 5 ms).
 
-    A thread with much to do keeps the others waiting for its whole turn. With 50 connections that
-    send without a pause, a PING on another one took up to 5 s; now it takes up to 0.3 s. Where
-    there is less to do the threads wait for the network before their turns end, and nothing
-    changes.
+    A thread with much to do keeps the others waiting for its whole turn: with many connections that
+    send without a pause, a PING on another one may take seconds. Where there is less to do the
+    threads wait for the network before their turns end, and nothing changes.
     """
     sys.setswitchinterval(_TURN_S)
 

@@ -46,6 +46,7 @@ from .placement import (
     LABEL,
     Route,
     Routes,
+    begun_anew,
     cluster_of,
     format_address,
     is_serving,
@@ -183,10 +184,12 @@ class Changed(NamedTuple):
 
 
 class Location(NamedTuple):
-    """Where a key is: its partition and the nodes that own it, primary first."""
+    """Where a key is: its partition and the nodes that own it, primary first. Those that are
+    ``syncing`` are owners too, but copy what they do not have yet."""
 
     partition: int
     owners: tuple[int, ...]
+    syncing: tuple[int, ...] = ()
 
 
 _tuple: Final[Any] = tuple.__new__
@@ -1236,7 +1239,9 @@ def where(routes: Routes, source: Source, key: bytes) -> Operation[Location]:
     owners = yield from _ask_manager(source, messages.KeyNodes(key))
     assert isinstance(owners, messages.Owners)
     routes.patch(owners.row)
-    return Location(owners.row.partition, tuple(owner.node for owner in owners.row.owners))
+    row = owners.row
+    nodes = tuple(owner.node for owner in row.owners)
+    return Location(row.partition, nodes, tuple(o.node for o in row.owners if not o.in_sync))
 
 
 def status(routes: Routes, source: Source) -> Operation[dict[str, Any]]:
@@ -1274,6 +1279,7 @@ def status(routes: Routes, source: Source) -> Operation[dict[str, Any]]:
         "under_replicated": list(
             under_replicated(partition_map.rows, cluster.replicas, frozenset(serving))
         ),
+        "begun_anew": list(begun_anew(partition_map.rows)),
     }
 
 
@@ -1291,4 +1297,7 @@ def _node_status(
         "bytes": pong.bytes if pong else 0,
         "partitions": len(owned),
         "primaries": sum(row.owners[0].node == member.node for row in owned),
+        "syncing": sum(
+            owner.node == member.node and not owner.in_sync for row in owned for owner in row.owners
+        ),
     }

@@ -221,6 +221,15 @@ def under_replicated(rows: Iterable[Row], replicas: int, alive: Collection[int])
             yield row.partition
 
 
+def begun_anew(rows: Iterable[Row]) -> Iterator[int]:
+    """The partitions that have lost all copies since the cluster was made (M5), as long as the
+    primary with which they began anew, empty, is their primary. It joined when it became that."""
+    for row in rows:
+        is_first = row.primary_epoch & ((1 << COUNTER_BITS) - 1) == 1
+        if not is_first and row.owners[0].join_epoch == row.primary_epoch:
+            yield row.partition
+
+
 def is_serving(member: Member) -> bool:
     """Whether a member may still answer: a suspect one may."""
     return member.state in (ALIVE, SUSPECT)

@@ -98,7 +98,8 @@ def _check(state: SavedState) -> None:
     numbers: list[Any] = list(range(1, state.nodes + 1)) if _is_count(state.nodes) else []
     if not (
         numbers
-        and 0 < state.replicas <= min(REPLICAS_MAX, state.nodes)
+        and _is_count(state.replicas)
+        and state.replicas <= min(REPLICAS_MAX, state.nodes)
         and len(state.token) == TOKEN_SIZE
         and [row.partition for row in state.map.rows] == list(range(partition_count(state.nodes)))
         and [member.node for member in state.members] == numbers
@@ -107,8 +108,8 @@ def _check(state: SavedState) -> None:
         raise ValueError("its parts do not fit together")
 
 
-def _is_count(nodes: Any) -> bool:
-    return isinstance(nodes, int) and 0 < nodes <= NODES_MAX
+def _is_count(number: Any) -> bool:
+    return isinstance(number, int) and 0 < number <= NODES_MAX
 
 
 class StateFile:

@@ -75,6 +75,8 @@ def run_node(arguments: dict[str, Any]) -> int:
     options = argparse.Namespace(**arguments)
     stop = StopSignals()
     configure_logs(options.log_level, options.log_format, f"node {options.node}")
+    # A node's own operations, of which nobody has asked to see the steps and the keys.
+    logging.getLogger("gtstore.client").setLevel(logging.WARNING)
     raise_file_limit()
     share_processor()
     use_one_heap()

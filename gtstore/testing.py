@@ -141,7 +141,7 @@ class Cluster:
             return client.status()
 
     def wait_in_sync(self, timeout_s: float = 60.0) -> None:
-        """Wait until every partition has all its copies again."""
+        """Wait until every partition has all its copies again, and none is being copied."""
         with self.connect() as client:
 
             def is_in_sync() -> bool:
@@ -151,7 +151,8 @@ class Cluster:
                     self._doomed.get(node["id"]) != node["pid"] or node["state"] == "dead"
                     for node in status["nodes"]
                 )
-                return is_noticed and not status["under_replicated"]
+                is_syncing = any(node["syncing"] for node in status["nodes"])
+                return is_noticed and not is_syncing and not status["under_replicated"]
 
             wait_until(is_in_sync, "all copies of all partitions", timeout_s)
 

@@ -168,14 +168,16 @@ def test_json_status(cluster: Cluster, manager: str, capsys: pytest.CaptureFixtu
     assert cli.main(["status", "--json", "--manager", manager]) == 0
     status = json.loads(capsys.readouterr().out)
     assert status == cluster.status()
-    assert set(status) - {"cluster"} == {"epoch", "replicas", "hash", "nodes", "under_replicated"}
+    assert set(status) - {"cluster"} == {
+        "epoch", "replicas", "hash", "nodes", "under_replicated", "begun_anew",
+    }  # fmt: skip
     assert (status["epoch"], status["replicas"], status["hash"]) == (1, 3, "additive")
     assert status["under_replicated"] == []
     assert [node["id"] for node in status["nodes"]] == [1, 2, 3, 4, 5]
     assert {tuple(node) for node in status["nodes"]} == {
         (
             "id", "address", "pid", "incarnation", "state", "entries", "bytes", "partitions",
-            "primaries",
+            "primaries", "syncing",
         )
     }  # fmt: skip
 
@@ -183,10 +185,16 @@ def test_json_status(cluster: Cluster, manager: str, capsys: pytest.CaptureFixtu
 def test_status_of_a_manager_that_lies() -> None:
     """What it says of a node's address is shown escaped, and stays in its line."""
     node = dict.fromkeys(
-        ("id", "pid", "incarnation", "entries", "bytes", "partitions", "primaries"), 1
+        ("id", "pid", "incarnation", "entries", "bytes", "partitions", "primaries", "syncing"), 1
     )
     node |= {"state": "alive", "address": "host\n\x1b[2Jnode 2 is dead:1"}
-    shape = {"epoch": 1, "replicas": 1, "hash": "additive", "under_replicated": []}
+    shape = {
+        "epoch": 1,
+        "replicas": 1,
+        "hash": "additive",
+        "under_replicated": [],
+        "begun_anew": [],
+    }
     lines = list(cli._status_lines({**shape, "nodes": [node]}))
     assert len(lines) == 3
     assert "host\\n\\x1b[2Jnode 2 is dead:1" in lines[2]
@@ -208,6 +216,7 @@ def test_status(cluster: Cluster, manager: str, capsys: pytest.CaptureFixture[st
     assert titles.split() == [
         "node", "state", "address", "pid", "incarnation", "entries", "bytes", "partitions",
         "primaries",
+        "syncing",
     ]  # fmt: skip
     assert [row.split()[:2] for row in rows] == [[str(node), "alive"] for node in range(1, 6)]
     assert [int(row.split()[3]) for row in rows] == list(cluster.node_pids.values())

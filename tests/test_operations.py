@@ -1287,8 +1287,13 @@ def test_where() -> None:
     )
     network.kill(1)
     network.notice(1)
-    assert client.run(operations.where(client.routes, client.source, KEY)) == (PARTITION, (2,))
+    assert client.run(operations.where(client.routes, client.source, KEY)) == (PARTITION, (2,), ())
     assert client.routes.find(KEY).nodes == (2,)
+    network.bring_back(1)
+    found = client.run(operations.where(client.routes, client.source, KEY))
+    assert found == (PARTITION, (2, 1), (1,))
+    network.kill(1)
+    network.notice(1)
     network.kill(2)
     with pytest.raises(Unavailable):
         client.run(operations.where(client.routes, client.source, KEY))
@@ -1324,6 +1329,7 @@ def test_status() -> None:
         "bytes": len(KEY) + 21 + 1,
         "partitions": 128,
         "primaries": 128,
+        "syncing": 0,
     }
     assert (two["state"], two["entries"], two["partitions"], two["primaries"]) == (
         "alive",

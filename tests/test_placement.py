@@ -18,12 +18,14 @@ from gtstore.placement import (
     Route,
     Routes,
     additive,
+    begun_anew,
     cluster_of,
     crc16,
     epoch_of,
     home_owners,
     is_serving,
     partition_count,
+    row_begun_anew,
     under_replicated,
 )
 from gtstore.wire.messages import (
@@ -384,6 +386,21 @@ def test_under_replicated(partition_map: PartitionMap, replicas: int, alive: set
         if copies < replicas:
             expected.append(row.partition)
     assert list(under_replicated(partition_map.rows, replicas, alive)) == expected
+
+
+def test_begun_anew() -> None:
+    """A partition that lost all copies (M5); neither a new one, nor one with another primary."""
+    partition_map = first_map(3, 2)
+    assert list(begun_anew(partition_map.rows)) == []
+    after = partition_map.changed_by(
+        lambda row, epoch: row_begun_anew(row, [2, 1], {1: 5, 2: 6}, epoch), [7]
+    )
+    assert list(begun_anew(after.rows)) == [7]
+    assert [(o.node, o.incarnation, o.in_sync) for o in after.rows[7].owners] == [
+        (2, 6, 1), (1, 5, 1),
+    ]  # fmt: skip
+    assert list(begun_anew(after.without(2).rows)) == []
+    assert list(begun_anew(partition_map.without(2).rows)) == []
 
 
 @pytest.mark.parametrize(

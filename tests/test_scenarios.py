@@ -37,6 +37,7 @@ KEY, VALUE = b"key1", b"value1"
 PARTITION = 186
 NOW_US = 1_700_000_000_000_000
 DETAILS = {
+    "TOO_OLD": messages.FloorDetail(bytes(16)),
     "BUSY": messages.BusyDetail(1),
     "UNAVAILABLE": messages.AliveDetail(2, 0),
 }

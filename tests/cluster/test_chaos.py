@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from ..chaos.__main__ import print_figures
 from ..chaos.clients import as_line, histories, path_of
 from ..chaos.run import CLIENTS, run
 from ..linearizability import Done
@@ -44,10 +45,15 @@ def command_of(pid: int) -> bytes:
 
 
 @pytest.mark.parametrize(("nodes", "replicas"), [(4, 2), (5, 3)])
-def test_histories_are_linearizable(nodes: int, replicas: int, tmp_path: Path) -> None:
+def test_histories_are_linearizable(
+    nodes: int, replicas: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Nothing that was acknowledged is lost or done twice, few outcomes are unknown, and no process
     is left behind."""
     report = run(tmp_path, replicas, SECONDS, nodes, replicas, overlap=True)
+    with capsys.disabled():
+        print(f"\nk = {replicas}, {report.seconds:.0f} s:")
+        print_figures(report)
     assert report.errors == []
     assert not report.violations, "\n".join(map(str, report.violations))
     assert report.unknown_share < 0.01

@@ -60,6 +60,7 @@ class Fault(enum.Enum):
     DROP = "the connection ends before the peer saw the request"
     DROP_REPLY = "done, but the connection ends before the reply"
     LATE = "the connection ends; the request is done later (Network.deliver_late)"
+    AGAIN = "done and answered, and done once more later"
     SILENT = "not done; nothing is heard until the deadline"
 
 
@@ -309,6 +310,8 @@ class Network:
             self.late.append((peer, frame))
             return lost
         reply = self.handle(peer, frame, request)
+        if action is Fault.AGAIN:
+            self.late.append((peer, frame))
         return lost if action is Fault.DROP_REPLY else frame_of(reply)
 
     def handle(self, peer: int, frame: bytes, request: Message | None = None) -> bytes:
