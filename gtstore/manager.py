@@ -61,6 +61,8 @@ _EXIT_WAIT_S = 0.25
 _PUBLISH_TIMEOUT_S = 0.25
 _FIRST_PUBLISH_TIMEOUT_S = 1.0
 _FIRST_PUBLISH_TIMEOUT_MAX_S = 4.0
+_SAVE_AGAIN_S = 3600.0
+"""What cleans up old files must not take the state file of a cluster that lives long."""
 _HOLDER_TIMEOUT_S = 0.5
 _MAP_BODIES_MAX = 16
 _BUSY_SHARE = 0.2
@@ -202,7 +204,8 @@ class Manager:
         self._nursery.close()
         if processes:
             # While the port is held: then the file there may be the next manager's.
-            self._state_file.remove()
+            with self._saving:
+                self._state_file.remove()
         self._server.drain()
         self._probe_session.abort()
 
@@ -506,8 +509,8 @@ class Manager:
         its epochs again; without a file it does not begin."""
         with self._saving:
             published = published or self._published  # not before: another one may just be saved
-            if not published.map.epoch:
-                return  # nobody needs a successor before there is a first map
+            if not published.map.epoch or self._is_stopping.is_set():
+                return  # nobody needs a successor before there is a first map, nor after the end
             with self._changed:
                 processes = [
                     Process(node, process.incarnation, process.pid, process.started)
@@ -547,6 +550,7 @@ class Manager:
         interval_s = self._options.probe_interval_ms / 1000
         membership = self._membership
         assert membership is not None
+        saves_at = time.monotonic() + _SAVE_AGAIN_S
         while not self._is_stopping.is_set():
             with self._changed:
                 actions = membership.tick(time.monotonic())
@@ -555,6 +559,9 @@ class Manager:
             try:
                 self._apply(lambda others=others: others)  # type: ignore[misc]
                 self._probe(membership, nodes, interval_s)
+                if time.monotonic() > saves_at:
+                    saves_at += _SAVE_AGAIN_S
+                    self._save()
             except Exception:
                 # For example too many open files. Without this thread no hung node is noticed.
                 logger.exception("a round of probes failed")
