@@ -219,7 +219,8 @@ class Client:
         Args:
             expected: the value that must be there; None: the key must have no value.
             version: instead of ``expected``, the version that must be there, as ``get_entry`` and
-                the writes return it.
+                the writes return it. That of a delete is known for ten minutes. A node that sees to
+                what a client has left half done may give the same value another version.
             ttl: the new value's time to live, as for ``put``.
 
         Raises VersionMismatch if something else is there.
