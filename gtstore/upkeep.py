@@ -40,7 +40,8 @@ _REPORT_AGAIN_S: Final = 2.0
 _LOOK_PAUSE_S: Final = 0.05
 _ENTRIES_A_LOOK: Final = 1000
 _PARTITIONS_A_LOOK: Final = 32
-_SETTLED_A_LOOK: Final = 5
+_SETTLED_AT_ONCE: Final = 5
+_SETTLE_PAUSE_S: Final = 0.02
 """Looking and settling are done in small portions, of less than a millisecond, because every client
 waits for them: on two processors the work of a second at once could be felt as 60 ms."""
 _SETTLE_TIMEOUT_S: Final = 5.0
@@ -156,8 +157,11 @@ class Upkeep:
                 at = 0
                 while at < len(self._replicas):
                     at, found = self._look_through(at)
-                    if found:
-                        self._settle(session, source, found)
+                    for first in range(0, len(found), _SETTLED_AT_ONCE):
+                        some = found[first : first + _SETTLED_AT_ONCE]
+                        if not self._settle(session, source, some):
+                            break  # an owner does not answer; the other partitions' may
+                        time.sleep(_SETTLE_PAUSE_S)
                     time.sleep(_LOOK_PAUSE_S)
                 source.owe_now()
             except Exception as error:
@@ -177,12 +181,13 @@ class Upkeep:
                 seen += len(self._replicas[partition].entries)
             found += [(partition, key, version) for key, version in pending]
             if seen > _ENTRIES_A_LOOK or found:
-                return partition + 1, found[:_SETTLED_A_LOOK]
+                return partition + 1, found
         return last, found
 
     def _settle(
         self, session: Session, source: Source, found: list[tuple[int, bytes, bytes]]
-    ) -> None:
+    ) -> bool:
+        """Settle these; say whether all of them were."""
         self._know_the_cluster(session)
         outcomes = session.run_many(
             (operations.settle(self._routes, source, key, version) for _, key, version in found),
@@ -195,6 +200,7 @@ class Upkeep:
             elif outcome:
                 with self._lock:
                     self._replicas.commit_held(self._replicas[partition], key, version)
+        return not any(isinstance(outcome, GTStoreError) for outcome in outcomes)
 
     # --- the others ------------------------------------------------------------------------------
 
