@@ -103,9 +103,10 @@ def _source_of(replicas: Replicas, partition: int) -> _Source | None:
     return None
 
 
-def pending(replicas: Replicas) -> list[int]:
-    """The partitions that this node can copy now."""
-    return [p for p in range(len(replicas)) if _source_of(replicas, p) is not None]
+def pending(replicas: Replicas) -> dict[int, int]:
+    """The partitions that this node can copy now, and the node that each is copied from."""
+    sources = ((partition, _source_of(replicas, partition)) for partition in range(len(replicas)))
+    return {partition: source.node for partition, source in sources if source is not None}
 
 
 def copy(

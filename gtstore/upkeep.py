@@ -1,7 +1,8 @@
 """What a node does of its own accord: it copies what it is to hold, and settles what is pending.
 
-Two threads, each with connections of its own. What they do is decided in copying.py and
-settling.py; while they wait for the network, they hold no lock.
+A thread for either, and one for each source that is being copied from, with connections of their
+own. What they do is decided in copying.py and settling.py; while they wait for the network, they
+hold no lock.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ logger = logging.getLogger("gtstore.upkeep")
 
 _INIT_TIMEOUT_S: Final = 5.0
 _COPIES_MAX: Final = 2
-"""How many partitions are copied at once, so that their sources and the copier are at work
+"""How many partitions are copied at once from one source, so that it and the copier are at work
 together."""
 _REPORTED_AT_ONCE: Final = 32
 """So many partitions make one report, and so one map: each costs every node some work."""
@@ -39,14 +40,15 @@ _REPORT_AGAIN_S: Final = 2.0
 _LOOK_PAUSE_S: Final = 0.05
 _ENTRIES_A_LOOK: Final = 1000
 _PARTITIONS_A_LOOK: Final = 32
-_SETTLED_A_LOOK: Final = 5
+_SETTLED_AT_ONCE: Final = 5
+_SETTLE_PAUSE_S: Final = 0.02
 """Looking and settling are done in small portions, of less than a millisecond, because every client
 waits for them: on two processors the work of a second at once could be felt as 60 ms."""
 _SETTLE_TIMEOUT_S: Final = 5.0
 
 
 class Upkeep:
-    """The two threads of one node.
+    """The threads of one node.
 
     Args:
         manager: host and port of the manager.
@@ -75,28 +77,48 @@ class Upkeep:
     # --- copying (N6) ----------------------------------------------------------------------------
 
     def _copy_forever(self) -> None:
-        """Whenever the map has changed, copy the partitions that this node has joined."""
+        """Whenever the map has changed, copy the partitions that this node has joined: those of
+        each source in a thread of their own, so that one that hangs holds up no other."""
         numbers = itertools.cycle(range(1, 1 << 32))
-        session = Session(self._locate, calls_max=_COPIES_MAX)
         reported: dict[int, int] = {}  # partition -> the join_epoch as which it was copied
+        copiers: dict[int, threading.Thread] = {}  # by the source's node
         while True:
             if not self._has_new_map.wait(_REPORT_AGAIN_S):
                 reported.clear()
             self._has_new_map.clear()
-            try:
-                self._copy(session, numbers.__next__, reported)
-            except Exception as error:
-                # Without this thread no copy is ever restored.
-                logger.warning("copying failed; it goes on in %g s: %s", _REPORT_AGAIN_S, error)
+            sources: dict[int, list[int]] = {}
+            with self._lock:
+                for partition, source in copying.pending(self._replicas).items():
+                    if reported.get(partition) != self._replicas[partition].join_epoch:
+                        sources.setdefault(source, []).append(partition)
+            for source, todo in sources.items():
+                if source not in copiers or not copiers[source].is_alive():
+                    copiers[source] = threading.Thread(
+                        target=self._copy_from, args=(todo, numbers.__next__, reported), daemon=True
+                    )
+                    copiers[source].start()
+
+    def _copy_from(
+        self, todo: list[int], next_number: Callable[[], int], reported: dict[int, int]
+    ) -> None:
+        session = Session(self._locate, calls_max=_COPIES_MAX)
+        try:
+            self._copy(session, todo, next_number, reported)
+        except Exception as error:
+            # Without this thread no copy is ever restored.
+            logger.warning("copying failed; it goes on in %g s: %s", _REPORT_AGAIN_S, error)
+        else:
+            self._has_new_map.set()  # there may be more by now
+        finally:
+            session.close()
 
     def _copy(
-        self, session: Session, next_number: Callable[[], int], reported: dict[int, int]
+        self,
+        session: Session,
+        todo: list[int],
+        next_number: Callable[[], int],
+        reported: dict[int, int],
     ) -> None:
-        with self._lock:
-            joined = {p: self._replicas[p].join_epoch for p in copying.pending(self._replicas)}
-        todo = [p for p, join_epoch in joined.items() if reported.get(p) != join_epoch]
-        if not todo:
-            return
         self._know_the_cluster(session)
         total = 0
         for at in range(0, len(todo), _REPORTED_AT_ONCE):
@@ -135,8 +157,11 @@ class Upkeep:
                 at = 0
                 while at < len(self._replicas):
                     at, found = self._look_through(at)
-                    if found:
-                        self._settle(session, source, found)
+                    for first in range(0, len(found), _SETTLED_AT_ONCE):
+                        some = found[first : first + _SETTLED_AT_ONCE]
+                        if not self._settle(session, source, some):
+                            break  # an owner does not answer; the other partitions' may
+                        time.sleep(_SETTLE_PAUSE_S)
                     time.sleep(_LOOK_PAUSE_S)
                 source.owe_now()
             except Exception as error:
@@ -156,12 +181,13 @@ class Upkeep:
                 seen += len(self._replicas[partition].entries)
             found += [(partition, key, version) for key, version in pending]
             if seen > _ENTRIES_A_LOOK or found:
-                return partition + 1, found[:_SETTLED_A_LOOK]
+                return partition + 1, found
         return last, found
 
     def _settle(
         self, session: Session, source: Source, found: list[tuple[int, bytes, bytes]]
-    ) -> None:
+    ) -> bool:
+        """Settle these; say whether all of them were."""
         self._know_the_cluster(session)
         outcomes = session.run_many(
             (operations.settle(self._routes, source, key, version) for _, key, version in found),
@@ -174,6 +200,7 @@ class Upkeep:
             elif outcome:
                 with self._lock:
                     self._replicas.commit_held(self._replicas[partition], key, version)
+        return not any(isinstance(outcome, GTStoreError) for outcome in outcomes)
 
     # --- the others ------------------------------------------------------------------------------
 

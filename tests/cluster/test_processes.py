@@ -17,7 +17,7 @@ from gtstore.membership import Membership
 from gtstore.nursery import NodeProcess, Nursery, start_time
 from gtstore.placement import PartitionMap
 from gtstore.state_file import StateFile
-from gtstore.testing import wait_until
+from gtstore.testing import Cluster, wait_until
 from gtstore.wire.messages import ALIVE, HASH_ADDITIVE, START_TIMEOUT_S, Member
 
 pytestmark = pytest.mark.cluster
@@ -177,3 +177,21 @@ def test_the_state_directory_is_made_again(
     manager._save()
     assert file.path.exists()
     assert file.path.parent.stat().st_mode & 0o777 == 0o700
+
+
+def test_a_source_that_hangs_holds_up_no_other() -> None:
+    """Node 1 copies from nodes 2 and 4. While node 2, which has the last copy of some partitions,
+    is stopped, the copies from node 4 are restored all the same."""
+    with Cluster(4, 2) as cluster, cluster.connect() as store:
+        store.put_many({f"key{number}": bytes(4000) for number in range(4000)})
+        cluster.kill_node(1)
+        wait_until(lambda: store.status()["nodes"][0]["incarnation"] == 2, "a new node 1")
+        cluster.pause_node(2)
+        assert {partition % 4 for partition in store.status()["under_replicated"]} == {0, 3}
+
+        def is_node_4_done() -> bool:
+            return {partition % 4 for partition in store.status()["under_replicated"]} == {0}
+
+        wait_until(is_node_4_done, "copies from node 4")
+        cluster.resume_node(2)
+        cluster.wait_in_sync()
