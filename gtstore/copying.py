@@ -29,8 +29,9 @@ _COPIED_HEAD: Final = struct.Struct(">QB16sI")  # a test holds it against Copied
 _KEY_SIZE: Final = struct.Struct(">H")
 _ENTRY_SIZE: Final = struct.Struct(">I")
 _COPIED: Final = head_word(Copied.kind)
-BYTES_A_SECOND: Final = 4 * messages.MIB
-"""What one copy asks for at most. bench/fail_over.py measures what clients feel of it."""
+BYTES_A_SECOND: Final = 8 * messages.MIB
+"""What a node asks for at most, with all that it copies at once. bench/fail_over.py measures what
+clients feel of it."""
 _PAUSE_FIRST_S: Final = 0.005
 _PAUSE_MAX_S: Final = 0.5
 
@@ -115,6 +116,7 @@ def copy(
     partition: int,
     token: bytes,
     next_number: Callable[[], int],
+    share: int = 1,
 ) -> Operation[tuple[int, Join | None]]:
     """Copy one partition; return how many entries came from the source, and as what we have them.
 
@@ -124,6 +126,7 @@ def copy(
     Args:
         lock: guards the replicas; taken around each look at them, never while waiting.
         next_number: a new request id.
+        share: how many copies there are at once.
     """
     received: set[bytes] = set()
     after = b""
@@ -150,7 +153,7 @@ def copy(
             after, is_last = _take_batch(replicas, partition, source, after, reply[3], received)
         if is_last:
             return len(received), Join(partition, source.join_epoch)
-        yield Pause(len(reply[3]) / BYTES_A_SECOND)
+        yield Pause(len(reply[3]) * share / BYTES_A_SECOND)
 
 
 def _take_batch(

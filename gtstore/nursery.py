@@ -34,6 +34,7 @@ from .connection import describe
 from .errors import ClusterError
 
 _ANSWER_TIMEOUT_S = 5.0
+_REAP_TIMEOUT_S = 1.0
 _TICKS_A_SECOND = os.sysconf("SC_CLK_TCK")
 
 
@@ -159,7 +160,8 @@ class Nursery:
         return process if is_it else None
 
     def reap(self, pid: int) -> int | None:
-        answer = self._ask({"reap": pid})
+        # A death is told after this, so it must not wait for long.
+        answer = self._ask({"reap": pid}, _REAP_TIMEOUT_S)
         return None if answer is None else answer["code"]
 
     def close(self) -> None:
@@ -181,7 +183,9 @@ class Nursery:
             self._process.kill()
             self._process.wait()
 
-    def _ask(self, question: dict[str, Any]) -> dict[str, Any] | None:
+    def _ask(
+        self, question: dict[str, Any], timeout_s: float = _ANSWER_TIMEOUT_S
+    ) -> dict[str, Any] | None:
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         with self._lock:
@@ -193,7 +197,7 @@ class Nursery:
                 poll = select.poll()
                 poll.register(self._process.stdout, select.POLLIN)
                 # A late answer would be taken for that to the next question.
-                self._is_silent = not poll.poll(_ANSWER_TIMEOUT_S * 1000)
+                self._is_silent = not poll.poll(timeout_s * 1000)
                 if self._is_silent:
                     return None
                 answer: dict[str, Any] = json.loads(self._process.stdout.readline())

@@ -9,6 +9,7 @@ token; it is removed when the cluster is stopped, and of no use once no node run
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import tempfile
@@ -54,25 +55,31 @@ class SavedState:
 def to_text(state: SavedState) -> str:
     """The file's content: a JSON object. The map is the body of MAP (PROTOCOL.md section 7)."""
     body = encode(messages.Map(state.map.epoch, state.map.rows))[messages.HEADER_SIZE :]
-    return json.dumps(
-        {
-            "format": _FORMAT,
-            "cluster": state.cluster_id,
-            "nodes": state.nodes,
-            "replicas": state.replicas,
-            "hash": HASHES[state.hash_code],
-            "token": state.token.hex(),
-            "members": [asdict(member) for member in state.members],
-            "processes": [asdict(process) for process in state.processes],
-            "map": body.hex(),
-        }
-    )
+    form = {
+        "format": _FORMAT,
+        "cluster": state.cluster_id,
+        "nodes": state.nodes,
+        "replicas": state.replicas,
+        "hash": HASHES[state.hash_code],
+        "token": state.token.hex(),
+        "members": [asdict(member) for member in state.members],
+        "processes": [asdict(process) for process in state.processes],
+        "map": body.hex(),
+    }
+    return json.dumps({**form, "sha256": _checksum(form)})
+
+
+def _checksum(form: dict[str, Any]) -> str:
+    """Of all other fields: an epoch with one wrong digit must not be believed."""
+    return hashlib.sha256(json.dumps(form, sort_keys=True).encode()).hexdigest()
 
 
 def from_text(text: str) -> SavedState:
     """Raises ValueError, with a reason, if that is no state, or none that fits together."""
     try:
         form = json.loads(text)
+        if form.pop("sha256") != _checksum(form):
+            raise ValueError("it is damaged")
         if form["format"] != _FORMAT:
             raise ValueError(f"its format is {form['format']!r}, not {_FORMAT}")
         body = decode(messages.Map.kind, bytes.fromhex(form["map"]))

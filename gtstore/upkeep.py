@@ -42,8 +42,9 @@ _ENTRIES_A_LOOK: Final = 1000
 _PARTITIONS_A_LOOK: Final = 32
 _SETTLED_AT_ONCE: Final = 5
 _SETTLE_PAUSE_S: Final = 0.02
-"""Looking and settling are done in small portions, of less than a millisecond, because every client
-waits for them: on two processors the work of a second at once could be felt as 60 ms."""
+"""Looking and settling are done in small portions, of less than a millisecond where partitions have
+some thousand entries, because every client waits for them: on two processors the work of a second
+at once could be felt as 60 ms."""
 _SETTLE_TIMEOUT_S: Final = 5.0
 
 
@@ -93,17 +94,24 @@ class Upkeep:
                         sources.setdefault(source, []).append(partition)
             for source, todo in sources.items():
                 if source not in copiers or not copiers[source].is_alive():
+                    share = _COPIES_MAX * len(sources)
                     copiers[source] = threading.Thread(
-                        target=self._copy_from, args=(todo, numbers.__next__, reported), daemon=True
+                        target=self._copy_from,
+                        args=(todo, numbers.__next__, reported, share),
+                        daemon=True,
                     )
                     copiers[source].start()
 
     def _copy_from(
-        self, todo: list[int], next_number: Callable[[], int], reported: dict[int, int]
+        self,
+        todo: list[int],
+        next_number: Callable[[], int],
+        reported: dict[int, int],
+        share: int,
     ) -> None:
         session = Session(self._locate, calls_max=_COPIES_MAX)
         try:
-            self._copy(session, todo, next_number, reported)
+            self._copy(session, todo, next_number, reported, share)
         except Exception as error:
             # Without this thread no copy is ever restored.
             logger.warning("copying failed; it goes on in %g s: %s", _REPORT_AGAIN_S, error)
@@ -118,6 +126,7 @@ class Upkeep:
         todo: list[int],
         next_number: Callable[[], int],
         reported: dict[int, int],
+        share: int,
     ) -> None:
         self._know_the_cluster(session)
         total = 0
@@ -125,7 +134,9 @@ class Upkeep:
             some = todo[at : at + _REPORTED_AT_ONCE]
             outcomes = session.run_many(
                 (
-                    copying.copy(self._replicas, self._lock, partition, self._token, next_number)
+                    copying.copy(
+                        self._replicas, self._lock, partition, self._token, next_number, share
+                    )
                     for partition in some
                 ),
                 _COPY_TIMEOUT_S,

@@ -62,14 +62,25 @@ def test_a_round_trip(file: StateFile) -> None:
 
 
 def damaged(**changes: Any) -> str:
-    form = json.loads(to_text(a_state()))
-    return json.dumps({**form, **changes})
+    """With a right checksum, so that the other checks are tried too."""
+    form = json.loads(to_text(a_state())) | changes
+    del form["sha256"]
+    return json.dumps({**form, "sha256": state_file._checksum(form)})
 
 
 def without(name: str) -> str:
     form = json.loads(to_text(a_state()))
     del form[name]
     return json.dumps(form)
+
+
+def test_one_wrong_character_is_found() -> None:
+    """Wherever it is."""
+    text = to_text(a_state())
+    for at in range(0, len(text), 97):
+        other = "1" if text[at] != "1" else "2"
+        with pytest.raises(ValueError, match=r"."):
+            from_text(text[:at] + other + text[at + 1 :])
 
 
 @pytest.mark.parametrize(
