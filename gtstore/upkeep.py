@@ -37,9 +37,9 @@ _COPY_TIMEOUT_S: Final = 600.0
 """Then copying begins again. A source that hangs is the manager's business."""
 _REPORT_AGAIN_S: Final = 2.0
 """What was copied and reported, and does not count as in sync after that time, is copied anew."""
-_LOOK_PAUSE_S: Final = 0.05
-_ENTRIES_A_LOOK: Final = 1000
-_PARTITIONS_A_LOOK: Final = 32
+_LOOK_PAUSE_S: Final = 0.1
+_ENTRIES_A_LOOK: Final = 500
+_PARTITIONS_A_LOOK: Final = 64
 _SETTLED_AT_ONCE: Final = 5
 _SETTLE_PAUSE_S: Final = 0.02
 """Looking and settling are done in small portions, of less than a millisecond where partitions have
