@@ -29,7 +29,7 @@ _COPIED_HEAD: Final = struct.Struct(">QB16sI")  # a test holds it against Copied
 _KEY_SIZE: Final = struct.Struct(">H")
 _ENTRY_SIZE: Final = struct.Struct(">I")
 _COPIED: Final = head_word(Copied.kind)
-BYTES_A_SECOND: Final = 8 * messages.MIB
+BYTES_A_SECOND: Final = 6 * messages.MIB
 """What a node asks for at most, with all that it copies at once. bench/fail_over.py measures what
 clients feel of it."""
 _PAUSE_FIRST_S: Final = 0.005
