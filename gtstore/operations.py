@@ -26,7 +26,7 @@ from __future__ import annotations
 import logging
 import struct
 from collections.abc import Callable, Generator, Sequence
-from typing import Any, Final, NamedTuple, TypeAlias, TypeVar
+from typing import Any, ClassVar, Final, NamedTuple, TypeAlias, TypeVar
 
 from .errors import (
     ConnectError,
@@ -434,15 +434,21 @@ class _Mutation:
     known to have done nothing, and the write is as if it had not begun.
     """
 
-    def __init__(self, routes: Routes, source: Source, key: bytes, what: str) -> None:
+    kind: ClassVar[str]
+    """For messages."""
+
+    def __init__(self, routes: Routes, source: Source, key: bytes) -> None:
         self._routes = routes
         self._source = source
         self._key = key
-        self._what = f"the {what} of {shown(key)}"
         self._time = 0
         self._client = source.client
         self._touched = False
         self._is_clock_right = False  # the manager was asked for it since this began
+
+    @property
+    def _what(self) -> str:
+        return f"the {self.kind} of {shown(self._key)}"
 
     def _begin_again(self, replies: Sequence[Reply]) -> Generator[Step, Sequence[Reply], None]:
         """Look for refusals that sending again does not mend. Where nobody holds the write, it may
@@ -490,6 +496,8 @@ class _Write(_Mutation):
     version; a request was left behind without its primary's answer.
     """
 
+    kind = "write"
+
     def __init__(
         self,
         routes: Routes,
@@ -498,7 +506,7 @@ class _Write(_Mutation):
         value: bytes,
         head: bytes,
     ) -> None:
-        super().__init__(routes, source, key, "write")
+        super().__init__(routes, source, key)
         self._value = value
         self._time, self._client, self._counter, self._flags = ENTRY_HEAD.unpack(head)
         self._versions = 1
@@ -702,6 +710,8 @@ class _Change(_Mutation):
     list_epoch in which that last happened. ``touched``: some owner holds the result, or may.
     """
 
+    kind = "change"
+
     def __init__(
         self,
         routes: Routes,
@@ -712,7 +722,7 @@ class _Change(_Mutation):
         expected: bytes,
         flags: int,
     ) -> None:
-        super().__init__(routes, source, key, "change")
+        super().__init__(routes, source, key)
         self._operation = operation
         self._operand = operand
         self._expected = expected

@@ -82,9 +82,9 @@ def tombstone_of(entry: bytes) -> bytes:
     refuses would have been refused by the entry. And every node makes the same tombstone of it, so
     that also a version that two primaries made has one content.
 
-    (Next to it is a version of another client, whose number nobody draws but once in 2^64. Where a
-    floor is higher than the entry (N7), the version must be next to the floor: a backup refuses
-    what is at or below its own, and floors never rise along the list.)
+    (Next to it is a version of another client, whose number nobody draws but once in 2^64. An owner
+    that finds it at or below its floor refuses it, which is no answer that counts, and then the key
+    is touched: N7, C6.)
     """
     version = int.from_bytes(entry[:VERSION_SIZE], "big") + 1
     counter = entry[VERSION_SIZE:FLAGS_AT]

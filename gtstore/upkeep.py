@@ -111,12 +111,11 @@ class Upkeep:
     ) -> None:
         session = Session(self._locate, calls_max=_COPIES_MAX)
         try:
-            self._copy(session, todo, next_number, reported, share)
+            if self._copy(session, todo, next_number, reported, share):
+                self._has_new_map.set()  # there may be more by now
         except Exception as error:
             # Without this thread no copy is ever restored.
             logger.warning("copying failed; it goes on in %g s: %s", _REPORT_AGAIN_S, error)
-        else:
-            self._has_new_map.set()  # there may be more by now
         finally:
             session.close()
 
@@ -127,9 +126,10 @@ class Upkeep:
         next_number: Callable[[], int],
         reported: dict[int, int],
         share: int,
-    ) -> None:
+    ) -> bool:
+        """Say whether nothing failed: else it is tried again after a pause."""
         self._know_the_cluster(session)
-        total = 0
+        total = failed = 0
         for at in range(0, len(todo), _REPORTED_AT_ONCE):
             some = todo[at : at + _REPORTED_AT_ONCE]
             outcomes = session.run_many(
@@ -146,15 +146,18 @@ class Upkeep:
             for partition, outcome in zip(some, outcomes, strict=True):
                 if isinstance(outcome, GTStoreError):
                     logger.warning("partition %d was not copied: %s", partition, outcome)
+                    failed += 1
                     continue
                 count, join = outcome
                 total += count
                 if join is not None:
                     joins.append(join)
-            report = copying.report(self._token, self._replicas.node, joins, next_number)
-            session.run(report, _COPY_TIMEOUT_S)
-            reported.update((join.partition, join.join_epoch) for join in joins)
-        logger.info("copied %d entries of %d partitions", total, len(todo))
+            if joins:
+                report = copying.report(self._token, self._replicas.node, joins, next_number)
+                session.run(report, _COPY_TIMEOUT_S)
+                reported.update((join.partition, join.join_epoch) for join in joins)
+        logger.info("copied %d entries of %d partitions", total, len(todo) - failed)
+        return not failed
 
     # --- settling (N8) ---------------------------------------------------------------------------
 

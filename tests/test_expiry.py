@@ -35,7 +35,7 @@ from gtstore.wire.messages import (
 
 from .linearizability import Done, What
 from .sim.network import Call, Client, Fault, Network, after
-from .sim.run import Run
+from .sim.run import Run, run_many
 from .test_operations import KEY, another, cluster, owed, values, version_bytes, writes
 
 RUNS = 300
@@ -478,16 +478,16 @@ class ExpiringRun(Run):
         for key in self.keys:
             assert is_linearizable([done for done in self.history if done.key == key]), key
 
-    @property
-    def tombstones(self) -> int:
-        """How many of them were given to backups."""
+    def count(self, outcomes: Counter[str]) -> None:
+        """Also how many tombstones of expired values were given to backups."""
+        super().count(outcomes)
         entries = [
             decode_entry(message.entry)
             for _, message in self.network.seen
             if isinstance(message, Write)
         ]
         clients = {client.source.client for client in self.clients}
-        return sum(
+        outcomes["tombstones"] += sum(
             bool(entry.flags & TOMBSTONE) and entry.client - 1 in clients for entry in entries
         )
 
@@ -497,17 +497,7 @@ def test_at_random(monkeypatch: pytest.MonkeyPatch) -> None:
     event, whatever happens."""
     monkeypatch.setattr(placement, "PARTITIONS_PER_NODE", 1)
     monkeypatch.setattr(copying, "COPY_SIZE", 40)
-    outcomes: Counter[str] = Counter()
-    for seed in range(RUNS):
-        run = ExpiringRun(seed)
-        try:
-            run.run()
-        except BaseException:
-            print(f"seed {seed}")
-            raise
-        outcomes["complete"] += sum(done.end is not None for done in run.history)
-        outcomes["tombstones"] += run.tombstones
-        outcomes["copied"] += run.copied
+    outcomes = run_many(range(RUNS), ExpiringRun)
     assert outcomes["complete"] > 5 * RUNS
     assert outcomes["tombstones"] > RUNS // 2
     assert outcomes["copied"] > RUNS // 2

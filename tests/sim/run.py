@@ -12,7 +12,7 @@ from __future__ import annotations
 import dataclasses
 import random
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from gtstore import copying, operations, settling
@@ -30,25 +30,22 @@ SECOND_US = 1_000_000
 FAULTS = (Fault.REFUSE, Fault.DROP, Fault.DROP_REPLY, Fault.LATE, Fault.AGAIN)
 
 
-def run_many(seeds: Iterable[int]) -> Counter[str]:
-    """Run them all, and count what happened. Prints the seed of the first run that fails."""
+def run_many(seeds: Iterable[int], make: Callable[[int], Run] | None = None) -> Counter[str]:
+    """Run them all, and count what happened. Prints the seed of the first run that fails.
+
+    Args:
+        make: makes the run of a seed; Run if not given.
+    """
+    make = make or Run
     outcomes: Counter[str] = Counter()
     for seed in seeds:
-        run = Run(seed)
+        run = make(seed)
         try:
             run.run()
         except BaseException:
-            print(f"seed {seed}; again: python -m tests.sim --seed {seed} --runs 1")
+            print(f"seed {seed} of {make.__name__}")
             raise
-        outcomes["complete"] += sum(done.end is not None for done in run.history)
-        outcomes["unknown"] += sum(done.end is None for done in run.history)
-        outcomes["failed"] += len(run.failed)
-        members = run.network.membership.members.values()
-        assert all(member.state == ALIVE for member in members)
-        outcomes["returned"] += sum(member.incarnation - 1 for member in members)
-        outcomes["copied"] += run.copied
-        outcomes["settled"] += run.settled
-        outcomes["dropped"] += run.dropped
+        run.count(outcomes)
     return outcomes
 
 
@@ -334,6 +331,18 @@ class Run:
         network.publish(network.map)
         for node in network.nodes.values():
             node.fetches = True
+
+    def count(self, outcomes: Counter[str]) -> None:
+        """Add what happened in this run."""
+        outcomes["complete"] += sum(done.end is not None for done in self.history)
+        outcomes["unknown"] += sum(done.end is None for done in self.history)
+        outcomes["failed"] += len(self.failed)
+        members = self.network.membership.members.values()
+        assert all(member.state == ALIVE for member in members)
+        outcomes["returned"] += sum(member.incarnation - 1 for member in members)
+        outcomes["copied"] += self.copied
+        outcomes["settled"] += self.settled
+        outcomes["dropped"] += self.dropped
 
     def check_history(self) -> None:
         """Each key's operations are linearizable."""
