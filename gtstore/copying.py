@@ -4,13 +4,14 @@ Both ends, without sockets, clocks or threads. ``answer`` is the source's: it se
 follows it in the partition's list. ``copy`` is the copier's: an operation like a client's, which
 asks for one batch after the other; ``report`` then tells the manager. Meanwhile the copier takes
 part in every write, so keys that arrive during the scan need no visit, and nothing has to stand
-still. Between batches it pauses, so that clients get their share of the processors.
+still. Between batches it pauses, so that clients get their share of the processors (``Pace``).
 
 Batches are packed and taken apart here, by hand: the codec would take longer than all the rest.
 """
 
 from __future__ import annotations
 
+import math
 import struct
 from bisect import bisect_right
 from collections.abc import Callable, Iterable
@@ -29,9 +30,9 @@ _COPIED_HEAD: Final = struct.Struct(">QB16sI")  # a test holds it against Copied
 _KEY_SIZE: Final = struct.Struct(">H")
 _ENTRY_SIZE: Final = struct.Struct(">I")
 _COPIED: Final = head_word(Copied.kind)
-BYTES_A_SECOND: Final = 6 * messages.MIB
-"""What a node asks for at most, with all that it copies at once. bench/fail_over.py measures what
-clients feel of it."""
+BYTES_A_SECOND: Final = 4 * messages.MIB
+"""What a node asks for at most, with all that it copies at once (``Pace``). bench/fail_over.py
+measures what clients feel of it."""
 _PAUSE_FIRST_S: Final = 0.005
 _PAUSE_MAX_S: Final = 0.5
 
@@ -104,6 +105,27 @@ def _source_of(replicas: Replicas, partition: int) -> _Source | None:
     return None
 
 
+class Pace:
+    """Spreads what is copied over time: no more than so many bytes a second, all copies of a node
+    taken together. Not for several threads at once.
+
+    Args:
+        clock: seconds; only goes forward.
+    """
+
+    def __init__(self, bytes_a_second: float, clock: Callable[[], float]) -> None:
+        self._bytes_a_second = bytes_a_second
+        self._clock = clock
+        self._paid_at = -math.inf
+        """When the time of everything that was copied so far is over."""
+
+    def pause_after(self, size: int) -> float:
+        """How many seconds to wait after a batch of so many bytes."""
+        now = self._clock()
+        self._paid_at = max(self._paid_at, now) + size / self._bytes_a_second
+        return self._paid_at - now
+
+
 def pending(replicas: Replicas) -> dict[int, int]:
     """The partitions that this node can copy now, and the node that each is copied from."""
     sources = ((partition, _source_of(replicas, partition)) for partition in range(len(replicas)))
@@ -116,7 +138,7 @@ def copy(
     partition: int,
     token: bytes,
     next_number: Callable[[], int],
-    share: int = 1,
+    pause_after: Callable[[int], float],
 ) -> Operation[tuple[int, Join | None]]:
     """Copy one partition; return how many entries came from the source, and as what we have them.
 
@@ -126,7 +148,7 @@ def copy(
     Args:
         lock: guards the replicas; taken around each look at them, never while waiting.
         next_number: a new request id.
-        share: how many copies there are at once.
+        pause_after: how many seconds to wait after a batch of so many bytes.
     """
     received: set[bytes] = set()
     after = b""
@@ -153,7 +175,7 @@ def copy(
             after, is_last = _take_batch(replicas, partition, source, after, reply[3], received)
         if is_last:
             return len(received), Join(partition, source.join_epoch)
-        yield Pause(len(reply[3]) * share / BYTES_A_SECOND)
+        yield Pause(pause_after(len(reply[3])))
 
 
 def _take_batch(

@@ -16,6 +16,7 @@ then a successor is started, which joins as syncing and copies what it is to hol
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -42,6 +43,12 @@ from .wire.messages import (
 STAND_IN_AFTER_S: Final = 2.0
 """A dead node's places are kept for it so long. It is usually back within a second, and copies to
 stand-ins would be made in vain."""
+CLIENTS_FIRST_S: Final = 0.2
+"""So long after a death the successor is started: clients have found the other owners by then, and
+the start, the joining and the copying do not make them wait for the processors at that moment."""
+JOINS_MAX: Final = 32
+"""So many places a node fills at once; for each that is filled it joins another partition. Each
+change of the map costs everybody some work for each row, and all at once it would be felt."""
 _SETTLED_S: Final = 60.0
 """A node that lived so long does not keep dying."""
 _BUSY_MISS: Final = Fraction(1, 10)
@@ -118,6 +125,7 @@ class Membership:
         probe_interval_s: how often each node is probed.
         misses_max: how many probes in a row may be missed before the manager acts.
         respawns: whether dead nodes are started again.
+        joins_max: how many places a node fills at once.
 
     Times are those of one clock that only goes forward, in seconds.
     """
@@ -130,6 +138,7 @@ class Membership:
         probe_interval_s: float,
         misses_max: int,
         respawns: bool = True,
+        joins_max: int = JOINS_MAX,
     ) -> None:
         self.members = {member.node: member for member in members}
         self.map = partition_map
@@ -137,6 +146,7 @@ class Membership:
         self._interval_s = probe_interval_s
         self._misses_max = misses_max
         self._respawns = respawns
+        self._joins_max = joins_max
         self._misses: dict[int, Fraction] = dict.fromkeys(self.members, Fraction(0))
         self._fenced: set[int] = set()
         self._next_tick: float | None = None
@@ -267,22 +277,25 @@ class Membership:
         """A node reports that it has copied everything of these partitions, as of these joins
         (N6)."""
         before = self.map
-        for join in joins:
-            if join.partition < len(self.map.rows):
-                self._change(
-                    lambda row, epoch, join=join: row_in_sync(  # type: ignore[misc]
-                        row, node, join.join_epoch, epoch
-                    ),
-                    [join.partition],
-                )
-                self._repair([join.partition])
-        return [Publish()] if self.map is not before else []
+        join_epochs = {join.partition: join.join_epoch for join in joins}
+        self._change(
+            lambda row, epoch: row_in_sync(row, node, join_epochs[row.partition], epoch),
+            [partition for partition in join_epochs if partition < len(before.rows)],
+        )
+        if self.map is before:
+            return []
+        self._repair()
+        return [Publish()]
 
     def _respawn_pause_s(self, node: int) -> float:
-        """0, 1, 2, 4 .. seconds, longer each time while it keeps dying soon after its start."""
+        """How long after its death it is started again. At once if something is Unavailable until
+        then; 1, 2, 4 .. seconds, longer each time, while it keeps dying soon after its start."""
         deaths = self._early_deaths[node]
         self._early_deaths[node] += 1
-        return float(min(2 ** min(deaths - 1, 10), RESPAWN_PAUSE_MAX_S)) if deaths else 0.0
+        if deaths:
+            return float(min(2 ** min(deaths - 1, 10), RESPAWN_PAUSE_MAX_S))
+        is_missed = any(row.owners[0].node == node for row in self.map.rows)
+        return 0.0 if is_missed else CLIENTS_FIRST_S
 
     # --- the next map ----------------------------------------------------------------------------
 
@@ -298,15 +311,22 @@ class Membership:
     ) -> None:
         self.map = self.map.changed_by(change, partitions)
 
-    def _repair(self, partitions: Iterable[int] | None = None) -> None:
-        """M7: one step towards k copies."""
+    def _repair(self) -> None:
+        """M7: one step towards k copies, in as many partitions as may join at once."""
         nodes, living = len(self.members), self._living()
-        self._change(
-            lambda row, epoch: row_repaired(
-                row, nodes, self._replicas, living, self._awaited, epoch
-            ),
-            partitions,
+        joins = Counter(
+            owner.node for row in self.map.rows for owner in row.owners if not owner.in_sync
         )
+
+        def change(row: Row, epoch: int) -> Row:
+            full = {node for node, count in joins.items() if count >= self._joins_max}
+            repaired = row_repaired(row, nodes, self._replicas, living, self._awaited, full, epoch)
+            if repaired is not row:
+                joins.subtract(owner.node for owner in row.owners if not owner.in_sync)
+                joins.update(owner.node for owner in repaired.owners if not owner.in_sync)
+            return repaired
+
+        self._change(change)
 
     def _begin_anew(self) -> list[Action]:
         """M5, in memory: partitions whose in-sync owners have all died begin empty on their other

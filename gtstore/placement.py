@@ -179,6 +179,7 @@ def row_repaired(
     replicas: int,
     living: Mapping[int, int],
     awaited: Collection[int],
+    full: Collection[int],
     epoch: int,
 ) -> Row:
     """A row after one step towards k copies on the nodes where they belong (M7).
@@ -192,6 +193,7 @@ def row_repaired(
         nodes, replicas: the cluster's shape.
         living: the incarnation of each living node.
         awaited: dead nodes that are expected back soon: their places are kept for them.
+        full: nodes that join as many partitions as they may at once: their places wait for them.
     """
     present = [owner.node for owner in row.owners]
     if living.get(present[0]) != row.owners[0].incarnation:
@@ -204,7 +206,8 @@ def row_repaired(
         if sum(other.in_sync for other in owners) > replicas and owner.node not in wanted:
             owners.remove(owner)
     for node in wanted:
-        if node not in present and node in living and len(owners) <= replicas:
+        may_join = node not in present and node in living and node not in full
+        if may_join and len(owners) <= replicas:
             owners.append(Owner(node, living[node], epoch, 0))
     return row if tuple(owners) == row.owners else _row_with(row, tuple(owners), epoch)
 

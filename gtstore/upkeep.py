@@ -66,6 +66,9 @@ class Upkeep:
         self._token = token
         self._routes = Routes()
         self._has_new_map = threading.Event()
+        self._asking = threading.Lock()  # several threads want to know the cluster at once
+        self._pace = copying.Pace(copying.BYTES_A_SECOND, time.monotonic)
+        self._pacing = threading.Lock()
 
     def start(self) -> None:
         for work in (self._copy_forever, self._settle_forever):
@@ -94,10 +97,9 @@ class Upkeep:
                         sources.setdefault(source, []).append(partition)
             for source, todo in sources.items():
                 if source not in copiers or not copiers[source].is_alive():
-                    share = _COPIES_MAX * len(sources)
                     copiers[source] = threading.Thread(
                         target=self._copy_from,
-                        args=(todo, numbers.__next__, reported, share),
+                        args=(todo, numbers.__next__, reported),
                         daemon=True,
                     )
                     copiers[source].start()
@@ -107,11 +109,10 @@ class Upkeep:
         todo: list[int],
         next_number: Callable[[], int],
         reported: dict[int, int],
-        share: int,
     ) -> None:
         session = Session(self._locate, calls_max=_COPIES_MAX)
         try:
-            if self._copy(session, todo, next_number, reported, share):
+            if self._copy(session, todo, next_number, reported):
                 self._has_new_map.set()  # there may be more by now
         except Exception as error:
             # Without this thread no copy is ever restored.
@@ -125,7 +126,6 @@ class Upkeep:
         todo: list[int],
         next_number: Callable[[], int],
         reported: dict[int, int],
-        share: int,
     ) -> bool:
         """Say whether nothing failed: else it is tried again after a pause."""
         self._know_the_cluster(session)
@@ -135,7 +135,12 @@ class Upkeep:
             outcomes = session.run_many(
                 (
                     copying.copy(
-                        self._replicas, self._lock, partition, self._token, next_number, share
+                        self._replicas,
+                        self._lock,
+                        partition,
+                        self._token,
+                        next_number,
+                        self._pause_after,
                     )
                     for partition in some
                 ),
@@ -158,6 +163,10 @@ class Upkeep:
                 reported.update((join.partition, join.join_epoch) for join in joins)
         logger.info("copied %d entries of %d partitions", total, len(todo) - failed)
         return not failed
+
+    def _pause_after(self, size: int) -> float:
+        with self._pacing:
+            return self._pace.pause_after(size)
 
     # --- settling (N8) ---------------------------------------------------------------------------
 
@@ -220,9 +229,10 @@ class Upkeep:
 
     def _know_the_cluster(self, session: Session) -> None:
         """Raises a GTStoreError if the manager does not answer."""
-        if not self._routes.cluster_id:
-            source = Source(lambda: secrets.randbits(64), time.time_ns, random.random)
-            session.run(operations.initialize(self._routes, source), _INIT_TIMEOUT_S)
+        with self._asking:
+            if not self._routes.cluster_id:
+                source = Source(lambda: secrets.randbits(64), time.time_ns, random.random)
+                session.run(operations.initialize(self._routes, source), _INIT_TIMEOUT_S)
 
     def _locate(self, peer: int) -> tuple[str, str, int]:
         if peer == MANAGER:

@@ -324,3 +324,15 @@ def test_the_packed_batch_is_the_tables() -> None:
     assert encode(message, 9) == frame
     assert isinstance(message, Copied)
     assert [entry.key for entry in message.entries] == sorted(KEYS)
+
+
+def test_all_copies_together_keep_the_pace() -> None:
+    """Each pause is over when the time of all batches so far is; idle time is not saved up."""
+    now = 100.0
+    pace = copying.Pace(1000, lambda: now)
+    assert pace.pause_after(500) == pytest.approx(0.5)
+    assert pace.pause_after(500) == pytest.approx(1.0)
+    now = 100.75
+    assert pace.pause_after(100) == pytest.approx(0.35)
+    now = 200.0
+    assert pace.pause_after(500) == pytest.approx(0.5)

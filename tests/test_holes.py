@@ -117,7 +117,7 @@ def stored_after_the_copy(node: StorageNode, is_first: bool, wait_s: float) -> N
     copier = Replicas(2, 1, CLUSTER, 3, messages.HASH_ADDITIVE, MemoryEngine(), lambda: now_us)
     copier.adopt(at(2), [joined])
     numbers = itertools.count(1)
-    copy = copying.copy(copier, threading.Lock(), PARTITION, TOKEN, numbers.__next__)
+    copy = copying.copy(copier, threading.Lock(), PARTITION, TOKEN, numbers.__next__, lambda _: 0.0)
     port = node._server.port
     with Talk(port) as writer, Talk(port) as source:
         if not is_first:  # a connection's first request goes another way through the server
@@ -277,8 +277,9 @@ def test_with_another_repair_the_property_would_fail(monkeypatch: pytest.MonkeyP
 
 
 @st.composite
-def rows(draw: st.DrawFn) -> tuple[Row, int, int, dict[int, int], set[int]]:
-    """A row, the cluster's shape, who lives in which incarnation, and who is awaited."""
+def rows(draw: st.DrawFn) -> tuple[Row, int, int, dict[int, int], set[int], set[int]]:
+    """A row, the cluster's shape, who lives in which incarnation, who is awaited, and who may not
+    join."""
     nodes = draw(st.integers(1, NODES_MAX))
     replicas = draw(st.integers(1, nodes))
     numbers = draw(st.permutations(range(1, nodes + 1)))
@@ -292,18 +293,20 @@ def rows(draw: st.DrawFn) -> tuple[Row, int, int, dict[int, int], set[int]]:
     )
     living = {node: draw(st.integers(1, 2)) for node in numbers if draw(st.booleans())}
     awaited = {node for node in numbers if node not in living and draw(st.booleans())}
-    return row, nodes, replicas, living, awaited
+    full = {node for node in living if draw(st.booleans())}
+    return row, nodes, replicas, living, awaited, full
 
 
 @settings(max_examples=300, deadline=None)
 @given(rows())
 def test_a_repair_keeps_the_primary(
-    given_row: tuple[Row, int, int, dict[int, int], set[int]],
+    given_row: tuple[Row, int, int, dict[int, int], set[int], set[int]],
 ) -> None:
     """M7, hole H14: also in rows that no history leads to."""
-    row, nodes, replicas, living, awaited = given_row
-    repaired = row_repaired(row, nodes, replicas, living, awaited, at(9))
+    row, nodes, replicas, living, awaited, full = given_row
+    repaired = row_repaired(row, nodes, replicas, living, awaited, full, at(9))
     assert repaired.owners[0] == row.owners[0]
+    assert not full.intersection(o.node for o in repaired.owners if o not in row.owners)
     assert repaired.primary_epoch == row.primary_epoch
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from collections.abc import Collection
 
 import pytest
@@ -11,7 +12,9 @@ from hypothesis import strategies as st
 
 from gtstore.membership import (
     ANSWERED,
+    CLIENTS_FIRST_S,
     EXITED,
+    JOINS_MAX,
     MISSED,
     RETURNED,
     STAND_IN_AFTER_S,
@@ -48,7 +51,9 @@ def member(node: int, incarnation: int = 1) -> Member:
     return Member(node, ALIVE, incarnation, 100 * incarnation + node, 10000 + node, "127.0.0.1")
 
 
-def cluster(nodes: int, replicas: int, respawns: bool = True) -> Membership:
+def cluster(
+    nodes: int, replicas: int, respawns: bool = True, joins_max: int = JOINS_MAX
+) -> Membership:
     """A new cluster with every node alive."""
     numbers = range(1, nodes + 1)
     return Membership(
@@ -58,6 +63,7 @@ def cluster(nodes: int, replicas: int, respawns: bool = True) -> Membership:
         INTERVAL_S,
         MISSES_MAX,
         respawns,
+        joins_max,
     )
 
 
@@ -265,7 +271,11 @@ def test_an_exit_changes_the_map_then_publishes_it() -> None:
     membership = cluster(3, 2)
     before = membership.map
     actions = membership.exited(2, "killed by signal 9", NOW)
-    assert actions == [Report("node 2 is dead: killed by signal 9"), Publish(), Start(2, 0.0)]
+    assert actions == [
+        Report("node 2 is dead: killed by signal 9"),
+        Publish(),
+        Start(2, CLIENTS_FIRST_S),
+    ]
     assert membership.map.epoch == before.epoch + 1
     assert all(owner.node != 2 for row in membership.map.rows for owner in row.owners)
     assert state_of(membership, 2) == DEAD
@@ -382,7 +392,29 @@ def test_a_node_returns() -> None:
     assert membership.synced(1, [Join(0, row.owners[1].join_epoch)]) == [Publish()]
     assert nodes_of(membership, 0) == [(2, 1), (1, 1)]
     assert membership.map.rows[0].list_epoch == row.list_epoch, "who is written to is the same"
-    assert membership.map.rows_since(before.epoch) == (membership.map.rows[0],)
+    assert membership.map.rows_since(before.epoch)[0] == membership.map.rows[0]
+
+
+def test_a_node_joins_some_partitions_after_the_others() -> None:
+    """As many as it may at once, and for each that it has copied the next one (M7)."""
+    membership = cluster(3, 2)
+    membership.exited(1, "killed", NOW)
+    membership.returned(member(1, 2), NOW)
+    its = [p for p in range(192) if p % 3 != 1]  # of which it is a home owner
+
+    def joined() -> list[int]:
+        return [p for p in its if (1, 0) in nodes_of(membership, p)]
+
+    assert joined() == its[:JOINS_MAX]
+    epoch = membership.map.epoch
+    first, second = (membership.map.rows[p].owners[1].join_epoch for p in its[:2])
+    assert membership.synced(1, [Join(its[0], first), Join(its[1], second)]) == [Publish()]
+    assert joined() == its[2 : JOINS_MAX + 2]
+    assert len(membership.map.rows_since(epoch)) == 4
+    for partition in its:
+        sync(membership, 1, partition)
+    assert not joined()
+    assert all(len(row.owners) == 2 for row in membership.map.rows)
 
 
 def test_reports_of_other_joins_change_nothing() -> None:
@@ -464,7 +496,7 @@ def test_without_respawn_stand_ins_come_at_once() -> None:
 
 def test_lists_have_no_more_than_one_owner_too_many() -> None:
     """Two that return replace two stand-ins one after the other."""
-    membership = cluster(6, 3, respawns=False)
+    membership = cluster(6, 3, respawns=False, joins_max=1000)
     for node in (2, 3):
         membership.exited(node, "killed", NOW)
         sync(membership, 4, 0)
@@ -480,7 +512,7 @@ def test_lists_have_no_more_than_one_owner_too_many() -> None:
 
 
 def test_what_keeps_dying_is_started_later_each_time() -> None:
-    """0, 1, 2, 4 .. 30 s; anew after it has lived for a while. One that is away for long is not
+    """0.2, 1, 2, 4 .. 30 s; anew after it has lived for a while. One that is away for long is not
     awaited: others stand in at once."""
     membership = cluster(4, 2)
     now, pauses = NOW, []
@@ -489,15 +521,21 @@ def test_what_keeps_dying_is_started_later_each_time() -> None:
         now += 0.2
         membership.returned(member(1, incarnation), now)
         now += 0.2
-    assert pauses == [Start(1, float(pause)) for pause in (0, 1, 2, 4, 8, 16, 30, 30)]
+    assert pauses == [Start(1, float(pause)) for pause in (CLIENTS_FIRST_S, 1, 2, 4, 8, 16, 30, 30)]
     now += 100
-    assert membership.exited(1, "crashed", now)[-1] == Start(1, 0.0)
+    assert membership.exited(1, "crashed", now)[-1] == Start(1, CLIENTS_FIRST_S)
     assert nodes_of(membership, 0) == [(2, 1)]
     membership.returned(member(1, 10), now)
     membership.exited(1, "crashed", now)
     membership.returned(member(1, 11), now)
     membership.exited(1, "crashed", now)  # the pause is 2 s now
     assert nodes_of(membership, 0) == [(2, 1), (3, 0)]
+
+
+def test_what_is_unavailable_is_started_at_once() -> None:
+    """Nobody has to be let go first: some clients wait for nothing else."""
+    membership = cluster(3, 1)
+    assert membership.exited(1, "killed", NOW)[-1] == Start(1, 0.0)
 
 
 def test_a_start_that_comes_to_nothing() -> None:
@@ -637,12 +675,17 @@ def test_whatever_happens(history: tuple[int, int, bool, list[tuple[str, int]]])
 
 
 @quick
-@given(st.integers(2, 6), st.integers(1, 3), st.lists(st.integers(1, 6), max_size=8))
-def test_all_copies_come_back(nodes: int, replicas: int, deaths: list[int]) -> None:
+@given(
+    st.integers(2, 6),
+    st.integers(1, 3),
+    st.lists(st.integers(1, 6), max_size=8),
+    st.sampled_from([1, 5, 1000]),
+)
+def test_all_copies_come_back(nodes: int, replicas: int, deaths: list[int], joins_max: int) -> None:
     """Once everybody is back and copies, every partition has k copies in sync again, in lists of k
-    owners."""
+    owners, however few a node joins at once."""
     replicas = min(nodes, replicas)
-    membership = cluster(nodes, replicas)
+    membership = cluster(nodes, replicas, joins_max=joins_max)
     now = NOW
     for number in deaths:
         node = (number - 1) % nodes + 1
@@ -653,11 +696,19 @@ def test_all_copies_come_back(nodes: int, replicas: int, deaths: list[int]) -> N
     for node, known in list(membership.members.items()):
         if known.state == DEAD:
             membership.returned(member(node, known.incarnation + 1), now)
-    for _ in range(3 * replicas):
-        for row in membership.map.rows[: 2 * nodes]:
-            for owner in row.owners:
-                sync(membership, owner.node, row.partition)
-    for row in membership.map.rows[: 2 * nodes]:
+    while syncing := [
+        (owner, row.partition)
+        for row in membership.map.rows
+        for owner in row.owners
+        if not owner.in_sync
+    ]:
+        joining = Counter(owner.node for owner, _ in syncing)
+        assert max(joining.values()) <= joins_max
+        before = membership.map
+        for owner, partition in syncing:
+            membership.synced(owner.node, [Join(partition, owner.join_epoch)])
+        assert membership.map is not before
+    for row in membership.map.rows:
         assert [owner.in_sync for owner in row.owners] == [1] * replicas
 
 

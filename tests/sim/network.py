@@ -181,6 +181,7 @@ class Network:
             replicas,
             0.25,
             4,
+            joins_max=partition_count(nodes),
         )
         for node in self.nodes.values():
             node.adopt()
@@ -228,7 +229,7 @@ class Network:
 
         def copy_and_report() -> Operation[int]:
             count, join = yield from copying.copy(
-                replicas, contextlib.nullcontext(), partition, TOKEN, number
+                replicas, contextlib.nullcontext(), partition, TOKEN, number, lambda _: 0.0
             )
             if join is not None:
                 yield from copying.report(TOKEN, node, [join], number)
