@@ -54,6 +54,8 @@ CALM_S = 2.0
 RESTORE_TIMEOUT_S = 120.0
 UNTIL_FIRST_LOOK_S = 1.0
 LOOK_PAUSE_S = 0.01
+STATUS_PAUSE_S = 0.05
+"""status() asks every node and the manager, and decodes the whole map: milliseconds of a CPU."""
 PING_TIMEOUT_S = 0.25
 ASK_ANYWAY_S = 10.0
 """Before it failed, a node may have held more than it gets back."""
@@ -160,7 +162,7 @@ def fail(store: Client, node: int, number: signal.Signals, first_look_s: float) 
     until the next process is there and all partitions have all their copies.
 
     It is not enough that under_replicated is empty: so it is until the manager knows. And status()
-    takes milliseconds of a CPU: until the node has as many entries as before, only it is asked.
+    takes its time: until the node has as many entries as before, only it is asked.
     """
     before = member(store.status(), node)
     failed_at = time.monotonic()
@@ -181,6 +183,7 @@ def fail(store: Client, node: int, number: signal.Signals, first_look_s: float) 
             if is_whole:
                 # Not the status's entries: its connection may be to the dead process.
                 return Return(node, failed_at, returned_at, now, entries)
+            time.sleep(STATUS_PAUSE_S)
         time.sleep(LOOK_PAUSE_S)
     raise TimeoutError(f"node {node} was not restored within {RESTORE_TIMEOUT_S:g} s")
 

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Final, TypeAlias
@@ -28,6 +28,7 @@ from .placement import (
     row_begun_anew,
     row_in_sync,
     row_repaired,
+    row_source,
 )
 from .wire.messages import (
     ALIVE,
@@ -46,9 +47,10 @@ stand-ins would be made in vain."""
 CLIENTS_FIRST_S: Final = 0.2
 """So long after a death the successor is started: clients have found the other owners by then, and
 the start, the joining and the copying do not make them wait for the processors at that moment."""
-JOINS_MAX: Final = 32
-"""So many places a node fills at once; for each that is filled it joins another partition. Each
-change of the map costs everybody some work for each row, and all at once it would be felt."""
+JOINS_MAX: Final = 12
+"""So many partitions a node copies at once from one other; for each that it has copied it joins
+another one. Each change of the map costs everybody some work for each row, and all at once it would
+be felt. From each other node, so that one that hangs holds up its own partitions only."""
 _SETTLED_S: Final = 60.0
 """A node that lived so long does not keep dying."""
 _BUSY_MISS: Final = Fraction(1, 10)
@@ -125,7 +127,7 @@ class Membership:
         probe_interval_s: how often each node is probed.
         misses_max: how many probes in a row may be missed before the manager acts.
         respawns: whether dead nodes are started again.
-        joins_max: how many places a node fills at once.
+        joins_max: how many partitions a node copies at once from one other.
 
     Times are those of one clock that only goes forward, in seconds.
     """
@@ -314,16 +316,15 @@ class Membership:
     def _repair(self) -> None:
         """M7: one step towards k copies, in as many partitions as may join at once."""
         nodes, living = len(self.members), self._living()
-        joins = Counter(
-            owner.node for row in self.map.rows for owner in row.owners if not owner.in_sync
-        )
+        joins = Counter(_joins(self.map.rows))
 
         def change(row: Row, epoch: int) -> Row:
-            full = {node for node, count in joins.items() if count >= self._joins_max}
+            source = row_source(row)
+            full = [node for node in living if joins[node, source] >= self._joins_max]
             repaired = row_repaired(row, nodes, self._replicas, living, self._awaited, full, epoch)
             if repaired is not row:
-                joins.subtract(owner.node for owner in row.owners if not owner.in_sync)
-                joins.update(owner.node for owner in repaired.owners if not owner.in_sync)
+                joins.subtract(_joins([row]))
+                joins.update(_joins([repaired]))
             return repaired
 
         self._change(change)
@@ -367,6 +368,11 @@ class Membership:
         if event == EXITED:
             return []
         return [Report(f"node {node} is {'suspect' if state == SUSPECT else 'alive again'}")]
+
+
+def _joins(rows: Iterable[Row]) -> Iterator[tuple[int, int]]:
+    """For each syncing owner: its node, and the one that it copies from."""
+    return ((o.node, row_source(row)) for row in rows for o in row.owners if not o.in_sync)
 
 
 def _some(numbers: list[int]) -> str:

@@ -138,6 +138,11 @@ class PartitionMap:
         )
 
 
+def row_source(row: Row) -> int:
+    """The node that the next syncing owner copies from: the last one in sync (H8)."""
+    return [owner.node for owner in row.owners if owner.in_sync][-1]
+
+
 # --- how rows change -----------------------------------------------------------------------------
 #
 # Each of these returns the row itself if there is nothing to change. ``epoch`` is that of the

@@ -14,6 +14,7 @@ import secrets
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Final
 
 from . import copying, operations, settling
@@ -48,6 +49,37 @@ at once could be felt as 60 ms."""
 _SETTLE_TIMEOUT_S: Final = 5.0
 
 
+class _Copier:
+    """What copies from one source: its session, its newest thread, and what it has copied since
+    that was last told."""
+
+    def __init__(self, session: Session) -> None:
+        self.session = session
+        self.entries = 0
+        self.partitions = 0
+        self._thread: threading.Thread | None = None
+
+    def begin(self, work: Callable[[], None]) -> None:
+        """Let a thread do this. Not while it is at work."""
+        self._thread = threading.Thread(target=work, name="copier", daemon=True)
+        self._thread.start()
+
+    def is_at_work(self) -> bool:
+        return self._thread is not None and self._thread.is_alive()
+
+
+def _tell_what_was_copied(copiers: dict[int, _Copier]) -> None:
+    """One line for all that was copied, and an end for the connections that are not needed."""
+    idle = {source: copier for source, copier in copiers.items() if not copier.is_at_work()}
+    partitions = sum(copier.partitions for copier in idle.values())
+    if partitions:
+        entries = sum(copier.entries for copier in idle.values())
+        logger.info("copied %d entries of %d partitions", entries, partitions)
+    for source, copier in idle.items():
+        copier.session.close()
+        del copiers[source]
+
+
 class Upkeep:
     """The threads of one node.
 
@@ -69,6 +101,7 @@ class Upkeep:
         self._asking = threading.Lock()  # several threads want to know the cluster at once
         self._pace = copying.Pace(copying.BYTES_A_SECOND, time.monotonic)
         self._pacing = threading.Lock()
+        self._next_number = itertools.cycle(range(1, 1 << 32)).__next__
 
     def start(self) -> None:
         for work in (self._copy_forever, self._settle_forever):
@@ -83,12 +116,12 @@ class Upkeep:
     def _copy_forever(self) -> None:
         """Whenever the map has changed, copy the partitions that this node has joined: those of
         each source in a thread of their own, so that one that hangs holds up no other."""
-        numbers = itertools.cycle(range(1, 1 << 32))
+        copiers: dict[int, _Copier] = {}  # by the source's node
         reported: dict[int, int] = {}  # partition -> the join_epoch as which it was copied
-        copiers: dict[int, threading.Thread] = {}  # by the source's node
         while True:
             if not self._has_new_map.wait(_REPORT_AGAIN_S):
                 reported.clear()
+                _tell_what_was_copied(copiers)
             self._has_new_map.clear()
             sources: dict[int, list[int]] = {}
             with self._lock:
@@ -96,50 +129,35 @@ class Upkeep:
                     if reported.get(partition) != self._replicas[partition].join_epoch:
                         sources.setdefault(source, []).append(partition)
             for source, todo in sources.items():
-                if source not in copiers or not copiers[source].is_alive():
-                    copiers[source] = threading.Thread(
-                        target=self._copy_from,
-                        args=(todo, numbers.__next__, reported),
-                        daemon=True,
-                    )
-                    copiers[source].start()
+                if source not in copiers:
+                    copiers[source] = _Copier(Session(self._locate, calls_max=_COPIES_MAX))
+                copier = copiers[source]
+                if not copier.is_at_work():
+                    copier.begin(partial(self._copy_from, copier, todo, reported))
 
-    def _copy_from(
-        self,
-        todo: list[int],
-        next_number: Callable[[], int],
-        reported: dict[int, int],
-    ) -> None:
-        session = Session(self._locate, calls_max=_COPIES_MAX)
+    def _copy_from(self, copier: _Copier, todo: list[int], reported: dict[int, int]) -> None:
         try:
-            if self._copy(session, todo, next_number, reported):
+            self._know_the_cluster(copier.session)
+            if self._copy(copier, todo, reported):
                 self._has_new_map.set()  # there may be more by now
         except Exception as error:
             # Without this thread no copy is ever restored.
             logger.warning("copying failed; it goes on in %g s: %s", _REPORT_AGAIN_S, error)
-        finally:
-            session.close()
 
-    def _copy(
-        self,
-        session: Session,
-        todo: list[int],
-        next_number: Callable[[], int],
-        reported: dict[int, int],
-    ) -> bool:
+    def _copy(self, copier: _Copier, todo: list[int], reported: dict[int, int]) -> bool:
         """Say whether nothing failed: else it is tried again after a pause."""
-        self._know_the_cluster(session)
-        total = failed = 0
+        node, token = self._replicas.node, self._token
+        failed = 0
         for at in range(0, len(todo), _REPORTED_AT_ONCE):
             some = todo[at : at + _REPORTED_AT_ONCE]
-            outcomes = session.run_many(
+            outcomes = copier.session.run_many(
                 (
                     copying.copy(
                         self._replicas,
                         self._lock,
                         partition,
-                        self._token,
-                        next_number,
+                        token,
+                        self._next_number,
                         self._pause_after,
                     )
                     for partition in some
@@ -154,14 +172,14 @@ class Upkeep:
                     failed += 1
                     continue
                 count, join = outcome
-                total += count
+                copier.entries += count
                 if join is not None:
                     joins.append(join)
             if joins:
-                report = copying.report(self._token, self._replicas.node, joins, next_number)
-                session.run(report, _COPY_TIMEOUT_S)
+                report = copying.report(token, node, joins, self._next_number)
+                copier.session.run(report, _COPY_TIMEOUT_S)
+                copier.partitions += len(joins)
                 reported.update((join.partition, join.join_epoch) for join in joins)
-        logger.info("copied %d entries of %d partitions", total, len(todo) - failed)
         return not failed
 
     def _pause_after(self, size: int) -> float:

@@ -133,9 +133,9 @@ LIMITS: Final = (
     ),
     Limit(
         "pause before a node is started again",
-        f"0, 1, 2, 4 .. {RESPAWN_PAUSE_MAX_S} s",
-        "longer while it keeps dying within a minute; a process that does not register within "
-        f"{START_TIMEOUT_S} s is killed",
+        f"0.2, 1, 2, 4 .. {RESPAWN_PAUSE_MAX_S} s",
+        "longer while it keeps dying within a minute; none before the first time if something is "
+        f"Unavailable; a process that does not register within {START_TIMEOUT_S} s is killed",
     ),
     Limit(
         "entries of one COPIED",
