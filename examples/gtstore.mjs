@@ -2,293 +2,258 @@
 // It was written from docs/PROTOCOL.md alone; the numbers in brackets are its sections.
 import { randomBytes } from "node:crypto";
 import net from "node:net";
-
-const CLUSTER_INFO = 0x02, GET_MAP = 0x03, NEXT_PRIMARY = 0x05; // kinds of messages [6]
-const GET = 0x10, WRITE = 0x11, COMMIT = 0x12;
-const CLUSTER = 0x82, MAP = 0x83, OWNERS = 0x84, ENTRY = 0x90, NOT_FOUND = 0x91;
-const ACK = 0x92, SUPERSEDED = 0x93, ERROR = 0xff;
-const COMMITTED = 1, ORDERED = 2, TOMBSTONE = 4, EXPIRES = 8; // flags of an entry [2]
-const STALE_EPOCH = 12, TOO_FAR = 15, NO_SPACE = 16, INTERNAL = 18, TOO_OLD = 19; // errors [8]
-const NO_RETRY = [1, 2, 3, 4, 5, 6, 8, 10, 14, 17];
-const CLOSES = [1, 2, 3, 7, 8, 9, 18];
-const HEADER_SIZE = 12, BODY_SIZE_MAX = 16_778_228, VALUE_SIZE_MAX = 16_777_216;
+import { setTimeout as sleep } from "node:timers/promises";
 
 export class DidNotHappen extends Error {} // and never will
 export class OutcomeUnknown extends Error {} // it happens at most once: before, now, later or never
 
-const u16 = (n) => Buffer.from([n >> 8, n & 255]);
-const u32 = (n) => { const b = Buffer.alloc(4); b.writeUInt32BE(n); return b; };
-const u64 = (n) => { const b = Buffer.alloc(8); b.writeBigUInt64BE(n); return b; };
-const keyed = (key) => Buffer.concat([u16(key.length), key]);
+// A type is a function that takes its value from a body; beyond the body's end it throws [2].
+const uint = (size) => (from) => from.body.readUIntBE((from.at += size) - size, size);
+const [u8, u16, u32] = [uint(1), uint(2), uint(4)];
+const u64 = (from) => from.body.readBigUInt64BE((from.at += 8) - 8);
+const list = (count, item) => (from) => Array.from({ length: count(from) }, () => item(from));
+const text = (from) => Buffer.from(list(u16, u8)(from)).toString();
+const record = (fields) => (from) =>
+  Object.fromEntries(Object.entries(fields).map(([name, type]) => [name, type(from)]));
+
+const OWNER = record({ node: u16, incarnation: u32, joinEpoch: u64, inSync: u8 });
+const ROW = record({ partition: u32, listEpoch: u64, primaryEpoch: u64, owners: list(u8, OWNER) });
+const MEMBER = record({ node: u16, state: u8, incarnation: u32, pid: u32, port: u16, host: text });
+const SHAPE = { epoch: u64, nodes: u16, replicas: u16, hash: u8, partitions: u32, time: u64 };
+const CLUSTER_INFO = 0x02, GET_MAP = 0x03, NEXT_PRIMARY = 0x05; // kinds of requests [6]
+const GET = 0x10, WRITE = 0x11, COMMIT = 0x12;
+const REPLIES = { // by kind: the request that it belongs to, its name, and how its body begins [7]
+  0x82: [CLUSTER_INFO, "CLUSTER", record({ ...SHAPE, members: list(u16, MEMBER) })],
+  0x83: [GET_MAP, "MAP", record({ epoch: u64, rows: list(u32, ROW) })],
+  0x84: [NEXT_PRIMARY, "OWNERS", record({ row: ROW, members: list(u16, MEMBER) })],
+  0x90: [GET, "ENTRY", record({ time: u64, client: u64, counter: u32, flags: u8 })],
+  0x91: [GET, "NOT_FOUND", record({})],
+  0x92: [WRITE, "ACK", record({})],
+  0x93: [WRITE, "SUPERSEDED", record({ time: u64, client: u64 })],
+  0xff: ["any", "ERROR", record({ code: u16, text })],
+};
+const COMMITTED = 1, ORDERED = 2, TOMBSTONE = 4, EXPIRES = 8; // flags of an entry [2]
+const NOT_READY = 11, STALE_EPOCH = 12, TOO_FAR = 15, NO_SPACE = 16, INTERNAL = 18, TOO_OLD = 19;
+const NO_RETRY = [1, 2, 3, 4, 5, 6, 8, 10, 14, 17], CLOSES = [1, 2, 3, 7, 8, 9, 18]; // errors [8]
+const MANAGER = 0; // among the numbers of nodes, which begin with 1
+
+const bytes = (size, n) => Buffer.from(n.toString(16).padStart(2 * size, "0"), "hex");
+const keyed = (key) => Buffer.concat([bytes(2, key.length), key]);
 const clusterOf = (epoch) => epoch >> 32n;
-const tenureOf = (row) => `${clusterOf(row.epoch)} ${row.owners[0]} ${row.primaryEpoch}`;
-const isHeld = (answer) => answer.kind === ACK || answer.kind === SUPERSEDED;
-const pause = (ms) => new Promise((resolve) => setTimeout(resolve, ms));
+const isHeld = ({ name }) => name === "ACK" || name === "SUPERSEDED";
 
-class Reader { // takes the fields of a body, one after the other [2]
-  constructor(bytes) { this.bytes = bytes; this.at = 0; }
-  take(size) {
-    if (this.at + size > this.bytes.length) throw new Error("a reply's body ends too early");
-    return this.bytes.subarray(this.at, (this.at += size));
-  }
-  int(size) { return this.take(size).readUIntBE(0, size); }
-  u64() { return this.take(8).readBigUInt64BE(); }
-  list(countSize, item) { return Array.from({ length: this.int(countSize) }, item); }
-  owner() { const node = this.int(2); this.take(13); return node; }
-  row() {
-    const [partition, epoch, primaryEpoch] = [this.int(4), this.u64(), this.u64()];
-    return { partition, epoch, primaryEpoch, owners: this.list(1, () => this.owner()) };
-  }
-  member() {
-    const node = this.int(2);
-    this.take(9); // state, incarnation, process
-    return { node, port: this.int(2), host: this.take(this.int(2)).toString() };
-  }
+function decode(request, kind, body) {
+  const [owner, name, fields] = REPLIES[kind] ?? [], from = { body, at: 0 };
+  if (name !== "ERROR" && owner !== request) throw new Error("a reply to some other request");
+  const answer = { name, body, ...fields(from), rest: body.subarray(from.at) };
+  if (answer.code === STALE_EPOCH) answer.row = ROW(from);
+  // A code of a later version, too, may mean that it was done [4].
+  answer.maybe = answer.code === INTERNAL || answer.code > TOO_OLD;
+  return answer;
 }
 
-function decode(kind, body) { // a reply's fields, those that a client needs [7]
-  const r = new Reader(body);
-  switch (kind) {
-    case CLUSTER: {
-      const epoch = r.u64();
-      r.take(4);
-      const [hash, partitions, time] = [r.int(1), r.int(4), r.u64()];
-      return { kind, epoch, hash, partitions, time, members: r.list(2, () => r.member()) };
-    }
-    case MAP: return { kind, epoch: r.u64(), rows: r.list(4, () => r.row()) };
-    case OWNERS: return { kind, row: r.row(), members: r.list(2, () => r.member()) };
-    case ENTRY: {
-      const [version, flags] = [r.take(16), r.take(5)[4]];
-      if (flags & EXPIRES) r.take(8);
-      return { kind, entry: body, version, flags, value: body.subarray(r.at) };
-    }
-    case SUPERSEDED: return { kind, time: r.u64() };
-    case ERROR: {
-      const [code, text] = [r.int(2), r.take(r.int(2)).toString()];
-      // A code of a later version, too, may mean that it was done [4].
-      const maybe = code === INTERNAL || code > TOO_OLD;
-      return { kind, code, text, maybe, row: code === STALE_EPOCH ? r.row() : undefined };
-    }
-    case ACK: case NOT_FOUND: return { kind };
-  }
-  throw new Error(`a reply of kind ${kind}`);
-}
-
-class Connection {
-  static id = 0;
-  constructor({ host, port }) {
-    Object.assign(this, { waiting: new Map(), owed: [], bytes: Buffer.alloc(0) });
-    this.socket = net.connect({ host, port, noDelay: true }, () => { this.opened = true; });
-    this.socket.on("data", (data) => this.receive(data));
-    this.socket.on("error", (error) => this.end(error.message));
-    this.socket.on("close", () => this.end("the connection was closed"));
+class Connection { // for one request at a time: the others wait for their turn
+  constructor({ node, host, port }) {
+    this.socket = net.connect({ host, port, noDelay: true }, () => { this.isOpen = true; });
+    this.socket.on("error", () => {}).unref(); // whoever reads gets it; it keeps no program alive
+    this.chunks = this.socket[Symbol.asyncIterator]();
+    Object.assign(this, { node, isOpen: false, bytes: Buffer.alloc(0), turn: Promise.resolve() });
   }
   /** Resolves, always: with the reply, or with what became of the request without one. */
-  ask(kind, body, deadline) {
-    return new Promise((resolve) => {
-      const id = (Connection.id = (Connection.id % 0xffffffff) + 1); // never 0 [3]
-      // The late reply must not be taken for another one's: no answer ends the connection [5].
-      const timer = setTimeout(() => this.end("no answer in time"), deadline - performance.now());
-      this.waiting.set(id, (answer) => { clearTimeout(timer); resolve(answer); });
-      this.socket.write(Buffer.concat([...this.owed.splice(0), frame(kind, id, body)]));
-    });
+  ask(kind, parts, deadline) {
+    // The late reply must not be taken for another one's: no answer ends the connection [5].
+    const expire = () => this.socket.destroy(new Error("no answer in time"));
+    const timer = setTimeout(expire, deadline - performance.now());
+    const answer = this.turn.then(() => this.exchange(kind, parts));
+    return (this.turn = answer.finally(() => clearTimeout(timer)));
   }
-  receive(data) {
-    this.bytes = Buffer.concat([this.bytes, data]);
-    while (this.bytes.length >= HEADER_SIZE && !this.ended) {
-      const length = this.bytes.readUInt32BE(8);
-      const isFrame = this.bytes.readUInt16BE(0) === 0xc701 && length <= BODY_SIZE_MAX;
-      if (!isFrame) return this.end("it answers with something that is no frame");
-      if (this.bytes.length < HEADER_SIZE + length) return;
-      const [id, kind] = [this.bytes.readUInt32BE(4), this.bytes[2]];
-      const body = Buffer.from(this.bytes.subarray(HEADER_SIZE, HEADER_SIZE + length));
-      this.bytes = this.bytes.subarray(HEADER_SIZE + length);
-      try { this.take(id, decode(kind, body)); } catch (error) { this.end(error.message); }
+  async exchange(kind, parts) {
+    let maybe = !this.socket.destroyed; // otherwise it ended before our turn: nothing is sent
+    try {
+      this.send(kind, 1, parts); // one at a time: they may all have the same id
+      const header = await this.read(12), size = header.readUInt32BE(8);
+      const isFrame = header.readUInt16BE(0) === 0xc701 && size <= 16_778_228; // [9]
+      if (!isFrame) throw new Error("what it answers is no frame");
+      const answer = decode(kind, header[2], await this.read(size)), id = header.readUInt32BE(4);
+      if (id === 0) maybe = false; // about the connection: what is awaited was not done [5]
+      if (id !== 1) throw new Error(answer.text ?? "a reply that nobody awaits");
+      if (CLOSES.includes(answer.code)) this.socket.destroy();
+      return answer;
+    } catch (error) {
+      this.socket.destroy();
+      return { node: this.node, isLost: true, maybe: maybe && this.isOpen, text: error.message };
     }
   }
-  take(id, answer) {
-    const isLast = answer.kind === ERROR && (id === 0 || CLOSES.includes(answer.code));
-    if (!this.waiting.has(id) && !isLast) throw new Error("a reply that nobody awaits");
-    this.waiting.get(id)?.(answer);
-    this.waiting.delete(id);
-    // Nothing more is handled after such an ERROR: what else is awaited was not done [5].
-    if (isLast) this.end(answer.text, false);
+  send(kind, id, parts) { // [3]
+    const body = Buffer.concat(parts), start = Buffer.from([0xc7, 1, kind, 0]);
+    this.socket.write(Buffer.concat([start, bytes(4, id), bytes(4, body.length), body]));
   }
-  end(lost, maybe = Boolean(this.opened)) {
-    this.ended = true;
-    this.socket.destroy();
-    for (const resolve of this.waiting.values()) resolve({ lost, maybe, refused: !this.opened });
-    this.waiting.clear();
-  }
-  close() { // requests that were sent are handled after our end, and so are COMMITs [5]
-    if (!this.opened || this.ended) return this.end("closed");
-    return new Promise((done) => this.socket.once("close", done).end(Buffer.concat(this.owed)));
+  async read(size) {
+    while (this.bytes.length < size) {
+      const { value, done } = await this.chunks.next();
+      if (done) throw new Error("the connection was closed");
+      this.bytes = Buffer.concat([this.bytes, value]);
+    }
+    const taken = this.bytes.subarray(0, size);
+    this.bytes = this.bytes.subarray(size);
+    return taken;
   }
 }
-
-const frame = (kind, id, body) =>
-  Buffer.concat([Buffer.from([0xc7, 1, kind, 0]), u32(id), u32(body.length), body]);
 
 export class Client {
   static async connect(host, port, { timeoutMs = 5000 } = {}) {
-    const client = Object.assign(new Client(), { manager: { host, port }, timeoutMs, shiftMs: 0 });
-    Object.assign(client, { connections: new Map(), members: new Map(), lastTime: 0n, counter: 0 });
-    client.id = randomBytes(8);
-    await client.init(performance.now() + timeoutMs, false);
-    return client;
+    const client = Object.assign(new Client(), { timeoutMs, shiftMs: 0, connections: new Map() });
+    client.members = new Map([[MANAGER, { node: MANAGER, host, port }]]);
+    return client.init(client.newCall());
   }
-  close() { return Promise.all([...this.connections.values()].map((c) => c.close())); }
-  put(key, value) { return this.write(bytesOf(key, 1, 500), bytesOf(value, 0, VALUE_SIZE_MAX), 0); }
+  close() { // when no call is under way; what was sent is handled after our end, too [5]
+    for (const { socket } of this.connections.values()) socket.destroySoon();
+  }
+  put(key, value) { return this.write(bytesOf(key, 1, 500), bytesOf(value, 0, 16_777_216), 0); }
   delete(key) { return this.write(bytesOf(key, 1, 500), Buffer.alloc(0), TOMBSTONE); }
 
   async get(text) { // [10.4]
-    const key = bytesOf(text, 1, 500), call = this.call();
+    const key = bytesOf(text, 1, 500), call = this.newCall();
     for (;;) {
-      const row = this.rowOf(key), others = row.owners.slice(1);
-      let answers = [await this.askNode(row.owners[0], GET, [place(row, key)], call)];
-      const { kind, flags, entry, version, value } = answers[0];
-      const found = flags & TOMBSTONE ? null : value;
-      if (kind === NOT_FOUND) return null;
-      if (kind === ENTRY && (flags & COMMITTED || !others.length)) return found;
-      if (kind === ENTRY) { // pending: some owner may not hold it, and it could vanish
-        answers = await this.round(row, others, key, entry, flags, call);
-        if (answers.every(isHeld)) return this.commit(row, key, version), found;
+      const row = this.rowOf(key), [primary, ...others] = row.owners;
+      let answers = await this.round(GET, row, [primary], key, Buffer.alloc(0), call);
+      const { name, flags, body: entry, rest } = answers[0];
+      if (name === "NOT_FOUND") return null;
+      if (name === "ENTRY") {
+        const value = flags & TOMBSTONE ? null : rest.subarray(flags & EXPIRES ? 8 : 0);
+        if (flags & COMMITTED) return value;
+        // Pending: some owner may not hold it, and then it could vanish with the primary.
+        answers = await this.round(WRITE, row, others, key, entry, call);
+        if (answers.every(isHeld)) return this.commit(row, key, entry), value;
       }
-      const why = await this.learn(answers, row, key, call);
-      if (why) throw new DidNotHappen(why);
+      await this.learn(answers, row, key, call);
     }
   }
 
   async write(key, value, flags) { // [10.3]: the same names as there
-    const call = this.call(), counter = u32(++this.counter);
-    let row = this.rowOf(key), time = this.newTime(0n), versions = 1;
-    let acked = false, unresolved = false, touched = false;
+    // Client and counter are drawn for each write, so that no version is ever used twice [10.2].
+    const call = this.newCall(), rid = randomBytes(12);
+    let row = this.rowOf(key), time = this.newTime(), versions = 1;
+    let acked = false, unresolved = false;
     for (;;) {
-      const entry = Buffer.concat([u64(time), this.id, counter, Buffer.from([flags]), value]);
-      const answers = await this.round(row, row.owners, key, entry, flags, call, !acked);
-      acked ||= answers[0].kind === ACK;
-      unresolved ||= Boolean(answers[0].maybe);
-      touched ||= answers.some((answer) => answer.kind === ACK || answer.maybe);
-      if (acked && answers.length === row.owners.length && answers.every(isHeld)) {
-        this.commit(row, key, entry.subarray(0, 16));
-        return row.owners;
-      }
-      const isFinal = ({ code }) => code === TOO_FAR || code === NO_SPACE || code === TOO_OLD;
-      const refusal = touched ? answers.slice(0, 1).find(({ code }) => code === TOO_OLD)
-        : answers.find(isFinal);
-      let why = refusal ? refusal.text : await this.learn(answers, row, key, call);
+      const entry = Buffer.concat([bytes(8, time), rid, bytes(1, flags), value]);
+      const answers = await this.round(WRITE, row, row.owners, key, entry, call, acked);
+      const primary = answers[0];
+      acked ||= primary.name === "ACK";
+      unresolved ||= primary.maybe;
+      call.touched ||= answers.some(({ name, maybe }) => name === "ACK" || maybe);
+      if (acked && answers.every(isHeld)) return this.commit(row, key, entry);
+      const refusal = answers.find(({ code }) => [TOO_FAR, NO_SPACE, TOO_OLD].includes(code));
+      if (refusal && !call.touched) giveUp(call, refusal.text);
+      if (primary.code === TOO_OLD) giveUp(call, primary.text);
+      await this.learn(answers, row, key, call);
       const next = this.rowOf(key); // only now: another call may have brought a newer one
-      if (!why && tenureOf(next) !== tenureOf(row)) {
-        if (touched && versions > 1) why = "another primary, after two versions";
-        [acked, unresolved] = [false, touched];
-      } else if (!why && answers[0].kind === SUPERSEDED && !acked) {
+      if (next.primaryEpoch !== row.primaryEpoch) { // another tenure
+        if (call.touched && versions > 1) giveUp(call, "another primary, after two versions");
+        [acked, unresolved] = [false, call.touched];
+      } else if (primary.name === "SUPERSEDED" && !acked) {
         // The unanswered one may be older than what refuses this one: it could happen twice.
-        if (unresolved) why = "overtaken, while an answer was missing";
-        const step = versions === 1 ? 1n : 1000n << BigInt(Math.min(versions, 10));
-        time = this.newTime(answers[0].time + step); // [10.7]
+        if (unresolved) giveUp(call, "overtaken, while an answer was missing");
+        const step = versions === 1 ? 1n : 1000n << BigInt(Math.min(versions, 10)); // [10.7]
+        time = this.newTime(primary.time + step);
         [flags, versions] = [flags | ORDERED, versions + 1];
       }
-      if (why) throw new (touched ? OutcomeUnknown : DidNotHappen)(why);
       row = next;
     }
   }
 
-  /** WRITE to these owners; ordered entries one after the other, and not past a refusal. */
-  async round(row, owners, key, entry, flags, call, needsPrimary = false) {
-    const ask = (node) => this.askNode(node, WRITE, [place(row, key), entry], call);
-    if (!(flags & ORDERED)) return Promise.all(owners.map(ask));
+  /** Asks these owners: at once, or with an ordered entry one by one, and not past a refusal. */
+  async round(kind, row, owners, key, entry, call, acked = true) {
+    const parts = [bytes(8, row.listEpoch), bytes(4, row.partition), keyed(key), entry];
     const answers = [];
-    for (const node of owners) {
-      answers.push(await ask(node));
-      const isRefused = needsPrimary && answers.length === 1 && answers[0].kind !== ACK;
-      if (isRefused || !isHeld(answers.at(-1))) break;
+    for (const { node } of owners) {
+      answers.push(this.to(node).ask(kind, parts, call.deadline));
+      if (!(entry[20] & ORDERED)) continue;
+      const answer = await answers.at(-1);
+      acked ||= answer.name === "ACK";
+      if (!acked || !isHeld(answer)) break;
     }
-    return answers;
+    return Promise.all(answers);
+  }
+  /** Tells the owners that all of them hold it: it saves the next reader a round trip [10.3]. */
+  commit(row, key, entry) {
+    const nodes = row.owners.map(({ node }) => node);
+    const parts = [bytes(4, row.partition), entry.subarray(0, 16), keyed(key)];
+    for (const node of nodes) this.to(node).send(COMMIT, 0, parts);
+    return nodes;
   }
 
-  /** Does what the answers ask for [10.5]. Returns why the call must end, or nothing. */
+  /** Does what the answers ask for, and pauses unless that has brought a newer row [10.5]. */
   async learn(answers, row, key, call) {
-    let isNew = false;
-    for (const { code, text, lost, refused, row: theirs, node } of answers) {
-      if (NO_RETRY.includes(code)) return text;
-      isNew ||= Boolean(lost) && !refused && !call.lost; // it may only have been old: once more
-      if (code === STALE_EPOCH) await this.adopt(theirs, call);
-      if (!lost || (!refused && !call.lost)) continue;
-      const until = performance.now() + (call.deadline - performance.now()) / 2;
-      const body = Buffer.concat([u16(node), keyed(key)]);
-      const reply = await this.connection(this.manager).ask(NEXT_PRIMARY, body, until);
-      if (NO_RETRY.includes(reply.code)) return reply.text;
-      for (const member of reply.members ?? []) this.members.set(member.node, member);
-      if (reply.row) await this.adopt(reply.row, call);
+    const news = [...answers], half = (performance.now() + call.deadline) / 2;
+    for (const { node, isLost, maybe } of answers) {
+      // It may only have been an old connection: the first time, just try a new one.
+      if (!isLost || (maybe && call.pauses === 0)) continue;
+      news.push(await this.to(MANAGER).ask(NEXT_PRIMARY, [bytes(2, node), keyed(key)], half));
     }
-    call.lost ||= answers.some(({ lost }) => lost);
-    isNew ||= this.rowOf(key) !== row || (answers.every(isHeld) && !call.pauses);
-    const ms = isNew ? 0 : Math.min(50, 2 ** call.pauses++) * (0.5 + Math.random() / 2);
-    const bad = answers.find((answer) => answer.text ?? answer.lost) ?? {};
-    if (performance.now() + ms >= call.deadline) return bad.text ?? bad.lost ?? "no success in time";
-    if (ms) await pause(ms);
+    for (const { code, text, row: theirs, members = [] } of news) {
+      if (NO_RETRY.includes(code)) giveUp(call, text);
+      for (const member of members) this.members.set(member.node, member);
+      if (!theirs) continue;
+      const { partition, listEpoch } = theirs;
+      if (clusterOf(listEpoch) !== clusterOf(this.rows[0].listEpoch)) await this.init(call);
+      else if (listEpoch > this.rows[partition].listEpoch) this.rows[partition] = theirs;
+    }
+    if (this.rowOf(key) === row) await pause(call, news.find(({ text }) => text)?.text);
   }
-  async adopt(row, call) {
-    if (clusterOf(row.epoch) !== this.cluster) return this.init(call.deadline, true); // another one
-    if (row.epoch > this.rows[row.partition].epoch) this.rows[row.partition] = row;
-  }
-  async init(deadline, isPatient) { // [10.2]
-    for (let ms = 1; ; ms = Math.min(50, 2 * ms)) {
-      const ask = (kind, body) => this.connection(this.manager).ask(kind, body, deadline);
-      const shape = await ask(CLUSTER_INFO, Buffer.alloc(0)), map = await ask(GET_MAP, u64(0n));
-      const isWhole = shape.kind === CLUSTER && map.rows?.length === shape.partitions;
-      if (isWhole && clusterOf(shape.epoch) === clusterOf(map.epoch)) {
-        if (shape.hash > 2) throw new DidNotHappen(`hash ${shape.hash} is not known here`);
+  async init(call) { // [10.2]
+    for (;;) {
+      const shape = await this.to(MANAGER).ask(CLUSTER_INFO, [], call.deadline);
+      const map = await this.to(MANAGER).ask(GET_MAP, [bytes(8, 0)], call.deadline);
+      const { isLost, maybe, code, text } = "text" in shape ? shape : map;
+      const isOfOne = text === undefined && clusterOf(shape.epoch) === clusterOf(map.epoch);
+      if (isOfOne && shape.partitions === map.rows.length) {
+        if (!HASHES[shape.hash]) giveUp(call, `hash ${shape.hash} is not known here`);
         for (const member of shape.members) this.members.set(member.node, member);
-        const { hash, partitions, time } = shape;
-        return Object.assign(this, { hash, partitions, time, since: process.hrtime.bigint(),
-          rows: map.rows, cluster: clusterOf(map.epoch) });
+        Object.assign(this, { rows: map.rows, hash: HASHES[shape.hash], time: shape.time });
+        this.since = performance.now();
+        return this;
       }
-      const isOver = (map.refused && !isPatient) || performance.now() + ms > deadline;
-      if (isOver) throw new DidNotHappen(map.text ?? map.lost ?? "two halves of two clusters");
-      await pause(ms);
+      const isNobody = isLost && !maybe && !this.rows; // a new client does not wait for a manager
+      if (isNobody || (code && code !== NOT_READY)) giveUp(call, text);
+      await pause(call, text ?? "two halves of two clusters");
     }
   }
-  call() { return { deadline: performance.now() + this.timeoutMs, pauses: 0, lost: false }; }
-  rowOf(key) { return this.rows[hashes[this.hash](key) % this.partitions]; } // [10.1]
-  /** Never the same twice: a second entry with one version would be answered ACK and lost [10.2]. */
-  newTime(above) {
-    const clock = this.time + (process.hrtime.bigint() - this.since) / 1000n;
-    const times = [clock + BigInt(this.shiftMs) * 1000n, above, this.lastTime + 1n];
-    return (this.lastTime = times.reduce((a, b) => (a > b ? a : b)));
+
+  newCall() { return { deadline: performance.now() + this.timeoutMs, pauses: 0, touched: false }; }
+  rowOf(key) { return this.rows[this.hash(key) % this.rows.length]; } // [10.1]
+  newTime(above = 0n) { // the manager's clock, carried on by one that nobody sets [10.2]
+    const ms = performance.now() - this.since + this.shiftMs;
+    const clock = this.time + BigInt(Math.floor(1000 * ms));
+    return clock > above ? clock : above;
   }
-  async askNode(node, kind, parts, call) {
-    const member = this.members.get(node);
-    if (!member) return { node, lost: `node ${node} has no address`, refused: true };
-    const answer = await this.connection(member).ask(kind, Buffer.concat(parts), call.deadline);
-    return { ...answer, node };
-  }
-  connection(address) {
-    const name = `${address.host} ${address.port}`;
-    if (this.connections.get(name)?.ended !== false) {
-      this.connections.set(name, Object.assign(new Connection(address), { ended: false }));
-    }
-    return this.connections.get(name);
-  }
-  /** COMMIT goes in front of the next request to the primary, or with the end [10.3]. */
-  commit(row, key, version) {
-    const body = Buffer.concat([u32(row.partition), version, keyed(key)]);
-    const member = this.members.get(row.owners[0]);
-    if (row.owners.length > 1 && member) this.connection(member).owed.push(frame(COMMIT, 0, body));
+  to(node) {
+    const member = this.members.get(node), name = `${member.host} ${member.port}`;
+    const known = this.connections.get(name);
+    if (known?.socket.destroyed === false) return known;
+    return this.connections.set(name, new Connection(member)).get(name);
   }
 }
 
-const place = (row, key) => Buffer.concat([u64(row.epoch), u32(row.partition), keyed(key)]);
-const hashes = [, (key) => key.reduce((sum, byte) => sum + byte, 0), crc16];
+function giveUp(call, why) {
+  throw new (call.touched ? OutcomeUnknown : DidNotHappen)(why);
+}
 
-function crc16(key) {
-  let crc = 0;
-  for (const byte of key) {
+/** 1 ms, doubled each time up to 50 ms, half of it random; gives up if the deadline is sooner. */
+async function pause(call, why = "no success in time") {
+  const ms = Math.min(50, 2 ** call.pauses++) * (0.5 + Math.random() / 2);
+  if (performance.now() + ms >= call.deadline) giveUp(call, why);
+  await sleep(ms);
+}
+
+const HASHES = { // [10.1]
+  1: (key) => key.reduce((sum, byte) => sum + byte, 0),
+  2: (key) => key.reduce((crc, byte) => {
     crc ^= byte << 8;
-    for (let i = 0; i < 8; i++) crc = ((crc << 1) ^ (crc & 0x8000 ? 0x1021 : 0)) & 0xffff;
-  }
-  return crc;
-}
+    for (let bit = 0; bit < 8; bit++) crc = (crc << 1) ^ (crc & 0x8000 ? 0x1021 : 0);
+    return crc & 0xffff;
+  }, 0),
+};
 
 function bytesOf(data, min, max) {
   const bytes = Buffer.from(data);
