@@ -51,7 +51,7 @@ from .server import FrameServer, Gathered, Handler, on_control_message, on_messa
 from .session import Session
 from .state_file import Process, SavedState, StateFile
 from .wire import messages
-from .wire.codec import decode, encode, head_word, reply_frame
+from .wire.codec import RowEncoder, decode, encode, head_word, reply_frame
 from .wire.fields import TOKEN_SIZE
 
 logger = logging.getLogger("gtstore.manager")
@@ -122,6 +122,7 @@ class Manager:
         # An epoch, and bodies of MAP by the epoch that they begin after; replaced as a whole,
         # without a lock.
         self._map_bodies: tuple[int, dict[int, bytes]] = (0, {})
+        self._encoder = RowEncoder()
         self._changed = threading.Condition()
         # Guarded by _changed:
         self._processes: dict[int, NodeProcess] = {}  # the newest of each node
@@ -481,7 +482,7 @@ class Manager:
         ]
         # The same for all nodes that hold the same map: made once.
         frames = {
-            since: encode(
+            since: self._encoder.frame(
                 messages.MapUpdate(
                     self._token, published.map.epoch, published.map.rows_since(since)
                 ),
@@ -634,7 +635,7 @@ class Manager:
         found = bodies.get(since)
         if found is None:
             rows = partition_map.rows_since(since)
-            found = encode(messages.Map(epoch, rows))[messages.HEADER_SIZE :]
+            found = self._encoder.body(messages.Map(epoch, rows))
             if len(bodies) < _MAP_BODIES_MAX:
                 bodies[since] = found
         return reply_frame(_MAP_WORD, request_id, found)

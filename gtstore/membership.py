@@ -319,9 +319,12 @@ class Membership:
         joins = Counter(_joins(self.map.rows))
 
         def change(row: Row, epoch: int) -> Row:
-            source = row_source(row)
-            full = [node for node in living if joins[node, source] >= self._joins_max]
-            repaired = row_repaired(row, nodes, self._replicas, living, self._awaited, full, epoch)
+            def may_join(node: int) -> bool:
+                return joins[node, row_source(row)] < self._joins_max
+
+            repaired = row_repaired(
+                row, nodes, self._replicas, living, self._awaited, may_join, epoch
+            )
             if repaired is not row:
                 joins.subtract(_joins([row]))
                 joins.update(_joins([repaired]))

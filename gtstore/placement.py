@@ -184,7 +184,7 @@ def row_repaired(
     replicas: int,
     living: Mapping[int, int],
     awaited: Collection[int],
-    full: Collection[int],
+    may_join: Callable[[int], bool],
     epoch: int,
 ) -> Row:
     """A row after one step towards k copies on the nodes where they belong (M7).
@@ -198,8 +198,12 @@ def row_repaired(
         nodes, replicas: the cluster's shape.
         living: the incarnation of each living node.
         awaited: dead nodes that are expected back soon: their places are kept for them.
-        full: nodes that join as many partitions as they may at once: their places wait for them.
+        may_join: whether that node may join this partition now; or else its place waits for it.
     """
+    if len(row.owners) == replicas and all(
+        (owner.node - 1 - row.partition) % nodes < replicas for owner in row.owners
+    ):
+        return row  # these are the home owners; it is so with nearly all rows, at each change
     present = [owner.node for owner in row.owners]
     if living.get(present[0]) != row.owners[0].incarnation:
         return row  # unavailable (M5)
@@ -211,8 +215,8 @@ def row_repaired(
         if sum(other.in_sync for other in owners) > replicas and owner.node not in wanted:
             owners.remove(owner)
     for node in wanted:
-        may_join = node not in present and node in living and node not in full
-        if may_join and len(owners) <= replicas:
+        is_missing = node not in present and node in living
+        if is_missing and len(owners) <= replicas and may_join(node):
             owners.append(Owner(node, living[node], epoch, 0))
     return row if tuple(owners) == row.owners else _row_with(row, tuple(owners), epoch)
 

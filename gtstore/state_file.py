@@ -20,7 +20,7 @@ from typing import Any
 from .errors import ClusterError, RemoteProtocolError
 from .placement import PartitionMap, partition_count
 from .wire import messages
-from .wire.codec import decode, encode
+from .wire.codec import RowEncoder, decode
 from .wire.fields import TOKEN_SIZE
 from .wire.messages import HASHES, NODES_MAX, REPLICAS_MAX, Member
 
@@ -52,9 +52,9 @@ class SavedState:
     processes: tuple[Process, ...]
 
 
-def to_text(state: SavedState) -> str:
+def to_text(state: SavedState, encoder: RowEncoder | None = None) -> str:
     """The file's content: a JSON object. The map is the body of MAP (PROTOCOL.md section 7)."""
-    body = encode(messages.Map(state.map.epoch, state.map.rows))[messages.HEADER_SIZE :]
+    body = (encoder or RowEncoder()).body(messages.Map(state.map.epoch, state.map.rows))
     form = {
         "format": _FORMAT,
         "cluster": state.cluster_id,
@@ -124,6 +124,7 @@ class StateFile:
 
     def __init__(self, host: str, port: int) -> None:
         self.path = _runtime_directory() / f"manager-{host.replace(':', '_')}-{port}.json"
+        self._encoder = RowEncoder()
 
     def read(self) -> SavedState | None:
         """What is there, or None. Raises ClusterError if it cannot be understood."""
@@ -145,7 +146,7 @@ class StateFile:
         number, name = tempfile.mkstemp(dir=self.path.parent, prefix=".manager-")
         try:
             with open(number, "w", encoding="ascii") as file:
-                file.write(to_text(state))
+                file.write(to_text(state, self._encoder))
             os.replace(name, self.path)
         except BaseException:
             os.unlink(name)

@@ -13,8 +13,6 @@ import random
 import secrets
 import threading
 import time
-from collections.abc import Callable
-from functools import partial
 from typing import Final
 
 from . import copying, operations, settling
@@ -50,27 +48,19 @@ _SETTLE_TIMEOUT_S: Final = 5.0
 
 
 class _Copier:
-    """What copies from one source: its session, its newest thread, and what it has copied since
-    that was last told."""
+    """What copies from one source: its session, whether a thread is at work with it, and what it
+    has copied since that was last told."""
 
     def __init__(self, session: Session) -> None:
         self.session = session
         self.entries = 0
         self.partitions = 0
-        self._thread: threading.Thread | None = None
-
-    def begin(self, work: Callable[[], None]) -> None:
-        """Let a thread do this. Not while it is at work."""
-        self._thread = threading.Thread(target=work, name="copier", daemon=True)
-        self._thread.start()
-
-    def is_at_work(self) -> bool:
-        return self._thread is not None and self._thread.is_alive()
+        self.is_at_work = False
 
 
 def _tell_what_was_copied(copiers: dict[int, _Copier]) -> None:
     """One line for all that was copied, and an end for the connections that are not needed."""
-    idle = {source: copier for source, copier in copiers.items() if not copier.is_at_work()}
+    idle = {source: copier for source, copier in copiers.items() if not copier.is_at_work}
     partitions = sum(copier.partitions for copier in idle.values())
     if partitions:
         entries = sum(copier.entries for copier in idle.values())
@@ -132,17 +122,26 @@ class Upkeep:
                 if source not in copiers:
                     copiers[source] = _Copier(Session(self._locate, calls_max=_COPIES_MAX))
                 copier = copiers[source]
-                if not copier.is_at_work():
-                    copier.begin(partial(self._copy_from, copier, todo, reported))
+                if not copier.is_at_work:
+                    copier.is_at_work = True
+                    threading.Thread(
+                        target=self._copy_from,
+                        args=(copier, todo, reported),
+                        name=f"copier from node {source}",
+                        daemon=True,
+                    ).start()
 
     def _copy_from(self, copier: _Copier, todo: list[int], reported: dict[int, int]) -> None:
+        is_done = False
         try:
             self._know_the_cluster(copier.session)
-            if self._copy(copier, todo, reported):
-                self._has_new_map.set()  # there may be more by now
+            is_done = self._copy(copier, todo, reported)
         except Exception as error:
             # Without this thread no copy is ever restored.
             logger.warning("copying failed; it goes on in %g s: %s", _REPORT_AGAIN_S, error)
+        copier.is_at_work = False
+        if is_done:
+            self._has_new_map.set()  # what came meanwhile was left to this thread
 
     def _copy(self, copier: _Copier, todo: list[int], reported: dict[int, int]) -> bool:
         """Say whether nothing failed: else it is tried again after a pause."""

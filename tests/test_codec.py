@@ -24,6 +24,7 @@ from gtstore.wire.codec import (
     HEADER,
     HEADER_WORDS,
     MAGIC_VERSION,
+    RowEncoder,
     body_struct,
     decode,
     decode_entry,
@@ -553,3 +554,20 @@ def test_hot_frames_built_by_hand(
 def test_request_ids_have_32_bits(request_id: int) -> None:
     with pytest.raises(LocalProtocolError, match="no request id"):
         encode(messages.Ping(), request_id)
+
+
+def test_rows_are_encoded_once() -> None:
+    """What a RowEncoder returns is what encode does, also when a row has changed since."""
+    encoder = RowEncoder()
+    rows = [
+        messages.Row(partition, 5, 5, (messages.Owner(1 + partition, 1, 5, 1),))
+        for partition in range(3)
+    ]
+    for change in (0, 1, 1, 2):
+        rows[change] = dataclasses.replace(rows[change], list_epoch=6 + change)
+        for message in (
+            messages.Map(9, tuple(rows)),
+            messages.Map(9, ()),
+            messages.MapUpdate(bytes(16), 9, tuple(rows[change:])),
+        ):
+            assert encoder.frame(message, 7) == encode(message, 7)
