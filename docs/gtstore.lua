@@ -127,6 +127,7 @@ local MESSAGES = {
     {name = "incarnation", filter = "gtstore.incarnation", type = "number", size = 4},
     {name = "pid", filter = "gtstore.pid", type = "number", size = 4},
     {name = "port", filter = "gtstore.port", type = "number", size = 2},
+    {name = "joins", filter = "gtstore.joins", type = "array", length = 4, record = "join"},
   }},
   [0x86] = {name = "REGISTERED", fields = {
     {name = "epoch", filter = "gtstore.epoch", type = "epoch", size = 8},

@@ -228,7 +228,7 @@ def _take_floor(replicas: Replicas, replica: Replica, floor: bytes, received: se
         entry = replica.entries.get(key)
         if key not in received and entry is not None and entry[:VERSION_SIZE] <= floor:
             replicas.drop(replica, key)
-    replica.floor = max(replica.floor, floor)
+    replicas.raise_floor(replica, floor)
 
 
 def report(

@@ -1,42 +1,73 @@
-"""Where a node keeps its entries.
+"""Where a node keeps its entries: what replica.py needs of an engine, and the engine in memory.
 
-An engine hands out one mapping for each partition: key -> entry, both bytes, the entry as it stands
-on the wire. A partition is the unit that is copied and discarded, so it is the unit here too. The
+An engine keeps, for each partition, a mapping key -> entry, both bytes, the entry as it stands on
+the wire. A partition is the unit that is copied and discarded, so it is the unit here too. The
 rules of what may be stored over what are replica.py's; an engine only keeps.
 
 The engine in memory keeps plain dicts: nothing in them is tracked by the garbage collector, so full
-collections stay short however many keys there are.
+collections stay short however many keys there are. The one on disk is in disk.py.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Protocol
+from collections.abc import Callable, Iterator
+from typing import NamedTuple, Protocol
 
 
 class Entries(Protocol):
-    """The entries of one partition."""
+    """The entries of one partition, as the next request finds them."""
 
     def get(self, key: bytes, /) -> bytes | None: ...
     def __setitem__(self, key: bytes, entry: bytes, /) -> None: ...
     def __delitem__(self, key: bytes, /) -> None: ...
     def __iter__(self) -> Iterator[bytes]: ...
-    def __len__(self) -> int: ...
     def clear(self) -> None: ...
+
+
+class Remembered(NamedTuple):
+    """What is kept of a partition beside its entries; see Replica, whose fields these are."""
+
+    join_epoch: int
+    floor: bytes
+    stored: int
+    tombstones: int
+    size: int
+
+
+class Partition(NamedTuple):
+    """What an engine has for one partition.
+
+    ``shown(key)`` is the entry as nothing can take it away any more, ``remembered`` what the engine
+    still knows from before, if it does. ``changed()`` is to be called when a field of Remembered
+    changes, but no entry.
+    """
+
+    entries: Entries
+    shown: Callable[[bytes], bytes | None]
+    remembered: Remembered | None
+    changed: Callable[[], None]
 
 
 class Engine(Protocol):
     """Where all entries of a node are."""
 
-    def partition(self, number: int) -> Entries: ...
-    def close(self) -> None: ...
+    def partition(self, number: int) -> Partition: ...
+
+    def depend(self) -> None:
+        """The answer that is being made depends on what was stored so far: it must not leave before
+        that can not be lost any more (N2)."""
 
 
 class MemoryEngine:
-    """Entries in memory: gone when the process ends."""
+    """Entries in memory: gone when the process ends, so there is nothing to wait for."""
 
-    def partition(self, number: int) -> Entries:  # noqa: ARG002  # one dict is like the other
-        return dict[bytes, bytes]()
+    def partition(self, number: int) -> Partition:  # noqa: ARG002  # one dict is like the other
+        entries: dict[bytes, bytes] = {}
+        return Partition(entries, entries.get, None, _nothing)
 
-    def close(self) -> None:
+    def depend(self) -> None:
         pass
+
+
+def _nothing() -> None:
+    pass

@@ -17,6 +17,10 @@
       OutcomeUnknown                   it MAY have happened, at most once, now or later
       BatchFailed                      put_many, get_many: some keys failed; .results and .errors
       ClusterError                     a daemon could not start or go on
+      StoreError                       a node's disk; abstract, and never raised to a client
+        StoreFull                      there is no room for what is to be stored
+        StoreFailed                    it cannot be written to or read
+        StoreDamaged                   what was read is not what was written
 
 What an error says to a person: what happened, to which address, after how long, whether the
 operation took effect, and what to do next.
@@ -167,3 +171,23 @@ class BatchFailed(GTStoreError):
 
 class ClusterError(GTStoreError):
     """A daemon could not start or go on; the message is the one line that its user reads."""
+
+
+class StoreError(GTStoreError):
+    """A node's disk does not do what it should. See the subclasses."""
+
+
+class StoreFull(StoreError):
+    """There is no room on the disk for what is to be stored; nothing of it was."""
+
+
+class StoreFailed(StoreError):
+    """The disk cannot be written to or read. What it holds is not known."""
+
+
+class StoreDamaged(StoreError):
+    """An entry on the disk is not the one that was stored there. ``key`` is its key."""
+
+    def __init__(self, key: bytes) -> None:
+        super().__init__(f"the stored entry of key {printable(repr(key))} is damaged")
+        self.key = key

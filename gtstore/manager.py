@@ -23,12 +23,15 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import NamedTuple
 
+from .committer import DISK_FAILED_EXIT
 from .connection import call_once, describe
+from .data_directory import DataDirectory
 from .errors import (
     ClusterError,
     ConnectionLost,
@@ -49,7 +52,7 @@ from .placement import (
 )
 from .server import FrameServer, Gathered, Handler, on_control_message, on_message
 from .session import Session
-from .state_file import Process, SavedState, StateFile
+from .state_file import MEMORY, Process, SavedState, StateFile
 from .wire import messages
 from .wire.codec import RowEncoder, decode, encode, head_word, reply_frame
 from .wire.fields import TOKEN_SIZE
@@ -99,6 +102,8 @@ class ManagerOptions:
     frame_timeout_ms: int
     log_level: str
     log_format: str
+    engine: str = MEMORY
+    data_dir: Path | None = None
 
 
 class Manager:
@@ -138,6 +143,9 @@ class Manager:
         self._adopted: dict[int, tuple[int, int]] = {}  # node -> its incarnation, its map's epoch
         self._probe_session = Session(self._locate)  # the prober's own
         self._handlers: dict[int, Handler] = {}
+        # What nodes that were started again have said, until the map of all of them is made.
+        self._returns: list[tuple[messages.Member, tuple[messages.Join, ...]]] | None = None
+        self._ended: set[int] = set()  # nodes whose process ended meanwhile
         try:
             # The port is also what keeps a second manager away from the state file.
             self._server = FrameServer(
@@ -149,7 +157,16 @@ class Manager:
         except ClusterError as error:
             holder = describe_holders(options.host, [options.port])
             raise ClusterError(holder or str(error)) from error
-        self._state_file = StateFile(options.host, self._server.port)
+        try:
+            self._directory = DataDirectory(options.data_dir) if options.data_dir else None
+            self._state_file = (
+                StateFile(self._directory.state_path, is_synced=True)
+                if self._directory
+                else StateFile.of_address(options.host, self._server.port)
+            )
+        except ClusterError:
+            self._server.server_close()
+            raise
         self._nursery = Nursery()
 
     # --- start and stop --------------------------------------------------------------------------
@@ -163,10 +180,16 @@ class Manager:
         try:
             saved = self._state_file.read()
             adopted = self._find_running(saved) if saved else {}
-            if saved and adopted:
+            if saved and (adopted or self._directory):
                 self._check_shape(saved, adopted)
+            if saved and adopted:
                 self._take_over(saved, adopted)
+            elif saved and saved.engine != MEMORY:
+                self._check_node_ports()
+                self._open_again(saved)
             else:
+                if self._directory:
+                    self._directory.check_is_new()
                 self._check_node_ports()
                 self._serve()
                 for node in range(1, self._options.nodes + 1):
@@ -203,7 +226,10 @@ class Manager:
                 process.send_signal(signal.SIGKILL)
                 process.exited.wait()
         self._nursery.close()
-        if processes:
+        if self._directory:
+            with self._saving:
+                self._directory.release()
+        elif processes:
             # While the port is held: then the file there may be the next manager's.
             with self._saving:
                 self._state_file.remove()
@@ -234,15 +260,20 @@ class Manager:
         return found
 
     def _check_shape(self, saved: SavedState, running: dict[int, NodeProcess]) -> None:
-        shape = (saved.nodes, saved.replicas, saved.hash_code)
         options = self._options
-        if shape == (options.nodes, options.replicas, options.hash_code):
+        shape = _describe_shape(saved.nodes, saved.replicas, saved.hash_code, saved.engine)
+        asked = _describe_shape(options.nodes, options.replicas, options.hash_code, options.engine)
+        if shape == asked:
             return
+        if self._directory:
+            raise ClusterError(
+                f"the directory {self._directory.path} holds a cluster of {shape}; asked for was "
+                f"{asked}. A backup can be restored into a cluster of any shape"
+            )
         pids = " ".join(str(process.pid) for process in running.values())
         raise ClusterError(
-            f"the nodes of a manager that was killed still run on this port: {saved.nodes} nodes, "
-            f"{saved.replicas} replicas, --hash {messages.HASHES[saved.hash_code]}; start it with "
-            f"these, or stop them with: kill {pids}"
+            f"the nodes of a manager that was killed still run on this port: {shape}; start it "
+            f"with these, or stop them with: kill {pids}"
         )
 
     def _take_over(self, saved: SavedState, running: dict[int, NodeProcess]) -> None:
@@ -258,14 +289,7 @@ class Manager:
         with self._changed:
             self._processes = dict(running)
             self._registered = dict(members)
-            self._membership = Membership(
-                members.values(),
-                saved.map,
-                self._options.replicas,
-                self._options.probe_interval_ms / 1000,
-                messages.PROBE_MISSES_MAX,
-                self._options.respawns,
-            )
+            self._membership = self._new_membership(members.values(), saved.map)
             self._published = _Published(saved.map, members)
         for node, process in running.items():
             self._looks[node] = Gathered(partial(self._look_at, node, process))
@@ -287,6 +311,55 @@ class Manager:
         event = partial(self._membership.exited, node, how, time.monotonic())
         actions = self._apply(event)
         return lambda: self._keep(node, self._succeed(node, incarnation, actions))
+
+    # --- a cluster whose entries are on disk -----------------------------------------------------
+
+    def _open_again(self, saved: SavedState) -> None:
+        """Start the nodes of a data directory, and go on with what they have (M5).
+
+        Their first map is made when all have said what that is, or when the others are known to be
+        late: whoever comes after it has to copy what was written meanwhile.
+        """
+        self._cluster_id = saved.cluster_id
+        members = [replace(member, state=messages.DEAD) for member in saved.members]
+        with self._changed:
+            self._membership = membership = self._new_membership(members, saved.map)
+            self._registered = {member.node: member for member in members}
+            self._returns = []
+        self._serve()
+        for known in saved.processes:
+            process = self._spawn(known.node, known.incarnation + 1)
+            self._start_keeper(partial(self._keep, known.node, process), known.node)
+
+        def are_back() -> bool:
+            assert self._returns is not None
+            settled = self._ended.union(member.node for member, _ in self._returns)
+            return len(settled) == len(members)
+
+        with self._changed:
+            end = time.monotonic() + messages.START_TIMEOUT_S
+            while not are_back() and time.monotonic() < end:
+                self._changed.wait(0.1)  # a signal may interrupt, and notifies nobody
+                if self._is_interrupted():
+                    raise ClusterError("stopped before all storage nodes were ready")
+            returns, self._returns = self._returns, None
+        if not returns:
+            raise ClusterError("no storage node has started; their lines above say why")
+        self._apply(partial(membership.all_returned, returns, time.monotonic()))
+        self._publish(_FIRST_PUBLISH_TIMEOUT_S)
+
+    def _new_membership(
+        self, members: Iterable[messages.Member], partition_map: PartitionMap
+    ) -> Membership:
+        return Membership(
+            members,
+            partition_map,
+            self._options.replicas,
+            self._options.probe_interval_ms / 1000,
+            messages.PROBE_MISSES_MAX,
+            self._options.respawns,
+            is_durable=self._options.engine != MEMORY,
+        )
 
     # --- the nodes' ports ------------------------------------------------------------------------
 
@@ -316,7 +389,7 @@ class Manager:
                 raise ClusterError("the cluster is being stopped")
             # A node that returns listens where its clients know it.
             member = self._registered.get(node)
-            port = member.port if member else first + node - 1 if first else 0
+            port = first + node - 1 if first else member.port if member else 0
             process = self._nursery.start(
                 {
                     "node": node,
@@ -331,6 +404,7 @@ class Manager:
                     "frame_timeout_ms": options.frame_timeout_ms,
                     "log_level": options.log_level,
                     "log_format": options.log_format,
+                    "data_dir": self._data_path(node),
                 },
                 incarnation,
             )
@@ -344,6 +418,11 @@ class Manager:
             self._save()
         return process
 
+    def _data_path(self, node: int) -> str | None:
+        if self._directory is None or self._options.engine == MEMORY:
+            return None
+        return str(self._directory.node_path(node))
+
     def _start_keeper(self, keep: Callable[[], None], node: int) -> None:
         threading.Thread(target=keep, name=f"keeper of node {node}", daemon=True).start()
 
@@ -352,6 +431,7 @@ class Manager:
         while process is not None:
             how = _describe_exit(process.wait())
             with self._changed:
+                self._ended.add(node)
                 self._changed.notify_all()
                 membership = self._membership
             if membership is None or self._is_stopping.is_set():
@@ -408,7 +488,7 @@ class Manager:
                     f"node {_ranges(missing)} did not register within {messages.START_TIMEOUT_S} s"
                 )
             members = [self._registered[node] for node in sorted(self._registered)]
-            self._membership = Membership(
+            self._membership = self._new_membership(
                 members,
                 PartitionMap.first(
                     self._cluster_id,
@@ -416,10 +496,6 @@ class Manager:
                     self._options.replicas,
                     {member.node: member.incarnation for member in members},
                 ),
-                self._options.replicas,
-                self._options.probe_interval_ms / 1000,
-                messages.PROBE_MISSES_MAX,
-                self._options.respawns,
             )
         timeout_s = _FIRST_PUBLISH_TIMEOUT_S  # not all at once: a signal may interrupt
         while late := self._publish(timeout_s):
@@ -524,6 +600,7 @@ class Manager:
                 options.nodes,
                 options.replicas,
                 options.hash_code,
+                options.engine,
                 self._token,
                 published.map,
                 members,
@@ -673,8 +750,11 @@ class Manager:
             self._registered[request.node] = member
             self._changed.notify_all()
             membership = self._membership
+            if self._returns is not None:
+                self._returns.append((member, request.joins))
+                membership = None
         if membership is not None:
-            self._apply(partial(membership.returned, member, time.monotonic()))
+            self._apply(partial(membership.returned, member, time.monotonic(), request.joins))
         return messages.Registered(
             epoch_of(self._cluster_id, 0),
             self._options.nodes,
@@ -707,8 +787,12 @@ class Manager:
         if not alive:
             raise RemoteProtocolError(
                 messages.UNAVAILABLE,
-                f"all owners of partition {partition} are dead, and its data is gone: it begins "
-                "anew, empty, when one of them returns",
+                f"all owners of partition {partition} are dead, "
+                + (
+                    "and its data is gone: it begins anew, empty, when one of them returns"
+                    if self._options.engine == MEMORY
+                    else "and its data is on their disks: it opens again when one of them returns"
+                ),
                 detail=messages.AliveDetail(self._options.replicas, alive),
             )
         return messages.Owners(row, members)
@@ -754,11 +838,18 @@ def _request(node: int, frame: bytes) -> Operation[messages.Message]:
     return decode(reply[0], reply[3])
 
 
+def _describe_shape(nodes: int, replicas: int, hash_code: int, engine: str) -> str:
+    hash_name = messages.HASHES[hash_code]
+    return f"{nodes} nodes, {replicas} replicas, --hash {hash_name}, --engine {engine}"
+
+
 def _describe_exit(code: int | None) -> str:
     if code is None:
         return "its process ended"
     if code < 0:
         return f"its process was killed by {signal.Signals(-code).name}"
+    if code == DISK_FAILED_EXIT:
+        return "its disk has failed (its own line above says how)"
     return f"its process ended with exit status {code}"
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
+from . import lmdb_store
 from .allocator import use_one_heap
 from .command_line import (
     DONE,
@@ -18,6 +20,7 @@ from .command_line import (
 )
 from .errors import ClusterError
 from .manager import Manager, ManagerOptions
+from .state_file import ENGINES, LMDB, MEMORY
 from .wire.messages import (
     HASHES,
     MANAGER_PORT,
@@ -53,9 +56,16 @@ def parser() -> OneLineParser:
         help="the first node's port, the others follow; 0 for free ones (%(default)s)",
     )
     result.add_argument(
-        "--data-dir", metavar="DIR", help="keep the entries on disk (not built yet)"
+        "--data-dir",
+        metavar="DIR",
+        type=Path,
+        help="keep everything in this directory: what was acknowledged is on disk",
     )
-    result.add_argument("--engine", choices=("memory", "lmdb"), help="where entries are (memory)")
+    result.add_argument(
+        "--engine",
+        choices=ENGINES,
+        help="where entries are (lmdb with --data-dir, memory without)",
+    )
     result.add_argument(
         "--hash", choices=tuple(HASHES.values()), default="additive", help="(%(default)s)"
     )
@@ -94,11 +104,11 @@ def main(arguments: list[str] | None = None) -> int:
         arguments_parser.error("--node-port: the last node's port would be above 65535")
     if 0 <= options.port - options.node_port < options.nodes and options.node_port:
         arguments_parser.error(f"--port {options.port} is the port of a storage node too")
-    if options.engine == "lmdb" or (options.data_dir and options.engine is None):
-        arguments_parser.error(
-            "this version keeps entries in memory only: --data-dir and --engine lmdb are not "
-            "built yet"
-        )
+    engine = options.engine or (LMDB if options.data_dir else MEMORY)
+    if engine == LMDB and not options.data_dir:
+        arguments_parser.error("--engine lmdb needs a directory: --data-dir DIR")
+    if engine == LMDB and not lmdb_store.is_installed():
+        arguments_parser.error(lmdb_store.INSTALL_HINT)
     raise_file_limit()
     share_processor()
     use_one_heap()
@@ -120,6 +130,8 @@ def main(arguments: list[str] | None = None) -> int:
                 options.frame_timeout_ms,
                 options.log_level,
                 options.log_format,
+                engine,
+                options.data_dir.absolute() if options.data_dir else None,
             ),
             stop.was_asked,
         )

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Final, TypeAlias
@@ -27,6 +27,7 @@ from .placement import (
     home_owners,
     row_begun_anew,
     row_in_sync,
+    row_reopened,
     row_repaired,
     row_source,
 )
@@ -128,6 +129,7 @@ class Membership:
         misses_max: how many probes in a row may be missed before the manager acts.
         respawns: whether dead nodes are started again.
         joins_max: how many partitions a node copies at once from one other.
+        is_durable: whether nodes come back with what they held.
 
     Times are those of one clock that only goes forward, in seconds.
     """
@@ -141,6 +143,7 @@ class Membership:
         misses_max: int,
         respawns: bool = True,
         joins_max: int = JOINS_MAX,
+        is_durable: bool = False,
     ) -> None:
         self.members = {member.node: member for member in members}
         self.map = partition_map
@@ -149,6 +152,7 @@ class Membership:
         self._misses_max = misses_max
         self._respawns = respawns
         self._joins_max = joins_max
+        self._is_durable = is_durable
         self._misses: dict[int, Fraction] = dict.fromkeys(self.members, Fraction(0))
         self._fenced: set[int] = set()
         self._next_tick: float | None = None
@@ -261,19 +265,52 @@ class Membership:
         awaited and does not come is killed."""
         self._starting[node] = now
 
-    def returned(self, member: Member, now: float) -> list[Action]:
-        """A node that was started again has registered: a new incarnation, which owns nothing yet
-        (N0)."""
-        node = member.node
-        actions = self._enter(node, RETURNED)
-        self.members[node] = member
-        self._misses[node] = Fraction(0)
-        self._starting.pop(node, None)
-        self._awaited.pop(node, None)
-        self._alive_since[node] = now
+    def returned(self, member: Member, now: float, joins: Iterable[Join] = ()) -> list[Action]:
+        """A node that was started again has registered: a new incarnation. See all_returned."""
+        return self.all_returned([(member, joins)], now)
+
+    def all_returned(
+        self, members: Iterable[tuple[Member, Iterable[Join]]], now: float
+    ) -> list[Action]:
+        """Nodes that were started again have registered, each with what its disk has: so much of
+        the partitions whose owners in sync have all died opens again with those that are back (M5).
+        Of the others they own nothing yet (N0)."""
+        actions: list[Action] = []
+        held: dict[int, dict[int, int]] = {}
+        for member, joins in members:
+            node = member.node
+            actions += self._enter(node, RETURNED)
+            self.members[node] = member
+            self._misses[node] = Fraction(0)
+            self._starting.pop(node, None)
+            self._awaited.pop(node, None)
+            self._alive_since[node] = now
+            held[node] = {join.partition: join.join_epoch for join in joins}
+        living = self._living()
+        self._change(lambda row, epoch: row_reopened(row, living, held, epoch))
+        actions += self._report_what_is_missing(held)
         actions += self._begin_anew()
         self._repair()
         return [*actions, Publish()]
+
+    def _report_what_is_missing(self, returned: Collection[int]) -> list[Action]:
+        """Say which nodes are back without what only they had, of those that have returned."""
+        if not self._is_durable:
+            return []
+        lost = Counter(
+            owner.node
+            for row in self.map.rows
+            if not self.alive_owners(row.partition)
+            for owner in row.owners
+            if owner.in_sync and owner.node in returned
+        )
+        return [
+            Report(
+                f"node {node} is back without its data of {count} partitions, which are "
+                "Unavailable until it is started with it (docs/OPERATIONS.md)"
+            )
+            for node, count in lost.items()
+        ]
 
     def synced(self, node: int, joins: Iterable[Join]) -> list[Action]:
         """A node reports that it has copied everything of these partitions, as of these joins
@@ -335,6 +372,8 @@ class Membership:
     def _begin_anew(self) -> list[Action]:
         """M5, in memory: partitions whose in-sync owners have all died begin empty on their other
         owners, or their home owners, if one lives; otherwise when one returns."""
+        if self._is_durable:
+            return []
         living = self._living()
         nodes = len(self.members)
         begun: list[int] = []

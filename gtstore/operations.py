@@ -1068,12 +1068,19 @@ def recover(
         if isinstance(reply, Lost):
             # A connection that was lost may only have been old: try a new one before asking.
             if isinstance(reply.error, ConnectError) or attempt > 0:
-                yield from _ask_next_primary(routes, source, key, route, reply)
+                role = "primary" if reply.peer == route.nodes[0] else "backup"
+                why = f"{role} unavailable ({reply.error})"
+                yield from _ask_next_primary(routes, source, key, reply.peer, why)
                 pause = True
         elif reply[0] == ERROR:
             error = remote_error("a storage node", reply)
             if error.code == messages.STALE_EPOCH:
                 yield from _take_row(routes, source, error.detail.row)
+                if attempt > 0 and routes.find(key).epoch == route.epoch:
+                    # A later process on its address is no owner of what it has lost.
+                    why = "the primary is not the process that the map names"
+                    yield from _ask_next_primary(routes, source, key, route.nodes[0], why)
+                    pause = True
             elif messages.ERRORS.get(error.code) and messages.ERRORS[error.code].retry == "no":
                 raise error
             else:
@@ -1123,17 +1130,16 @@ def _catch_up(routes: Routes, source: Source, epoch: int) -> Generator[Step, Seq
 
 
 def _ask_next_primary(
-    routes: Routes, source: Source, key: bytes, route: Route, lost: Lost
+    routes: Routes, source: Source, key: bytes, node: int, why: str
 ) -> Generator[Step, Sequence[Reply], None]:
     """The report's ProvideNextPrimaryID: tell the manager which node failed, and take the row that
     it answers with once it has looked for itself."""
-    if lost.peer in routes.asked_about:
+    if node in routes.asked_about:
         return  # another operation is asking about this node: wait for its answer
-    role = "primary" if lost.peer == route.nodes[0] else "backup"
-    logger.info("%s unavailable (%s), asking the manager", role, lost.error)
-    routes.asked_about.add(lost.peer)
+    logger.info("%s, asking the manager", why)
+    routes.asked_about.add(node)
     try:
-        owners = yield from _ask_manager(source, messages.NextPrimary(lost.peer, key))
+        owners = yield from _ask_manager(source, messages.NextPrimary(node, key))
         assert isinstance(owners, messages.Owners)
         if cluster_of(owners.row.list_epoch) != routes.cluster_id:
             yield from _take_row(routes, source, owners.row)
@@ -1150,7 +1156,7 @@ def _ask_next_primary(
             raise
         logger.info("the cluster is still starting")
     finally:
-        routes.asked_about.discard(lost.peer)
+        routes.asked_about.discard(node)
 
 
 def shown(key: bytes) -> str:
@@ -1287,7 +1293,9 @@ def status(routes: Routes, source: Source) -> Operation[dict[str, Any]]:
             for member in cluster.members
         ],
         "under_replicated": list(
-            under_replicated(partition_map.rows, cluster.replicas, frozenset(serving))
+            under_replicated(
+                partition_map.rows, cluster.replicas, filter(is_serving, cluster.members)
+            )
         ),
         "begun_anew": list(begun_anew(partition_map.rows)),
     }

@@ -178,6 +178,29 @@ def row_begun_anew(row: Row, nodes: Sequence[int], living: Mapping[int, int], ep
     return Row(row.partition, epoch, epoch, owners)
 
 
+def row_reopened(
+    row: Row, living: Mapping[int, int], held: Mapping[int, Mapping[int, int]], epoch: int
+) -> Row:
+    """A row whose in-sync owners had all died, once some are back with what they held (M5): it goes
+    on with these, since each of them has every write that was acknowledged. The others may join.
+
+    Args:
+        living: the incarnation of each living node.
+        held: for nodes that have just returned, partition -> the join_epoch with which their disk
+            has it.
+    """
+    if any(living.get(owner.node) == owner.incarnation for owner in row.owners if owner.in_sync):
+        return row
+    owners = tuple(
+        replace(owner, incarnation=living[owner.node])
+        for owner in row.owners
+        if owner.in_sync
+        and owner.node in living
+        and held.get(owner.node, {}).get(row.partition) == owner.join_epoch
+    )
+    return _row_with(row, owners, epoch) if owners else row
+
+
 def row_repaired(
     row: Row,
     nodes: int,
@@ -226,10 +249,16 @@ def _row_with(row: Row, owners: tuple[Owner, ...], epoch: int) -> Row:
     return Row(row.partition, epoch, primary_epoch, owners)
 
 
-def under_replicated(rows: Iterable[Row], replicas: int, alive: Collection[int]) -> Iterator[int]:
+def under_replicated(
+    rows: Iterable[Row], replicas: int, serving: Iterable[Member]
+) -> Iterator[int]:
     """The partitions that have fewer living copies in sync than they are meant to have."""
+    living = {member.node: member.incarnation for member in serving}
     for row in rows:
-        if sum(owner.in_sync and owner.node in alive for owner in row.owners) < replicas:
+        copies = sum(
+            owner.in_sync and living.get(owner.node) == owner.incarnation for owner in row.owners
+        )
+        if copies < replicas:
             yield row.partition
 
 

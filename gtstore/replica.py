@@ -17,7 +17,7 @@ import struct
 from collections.abc import Callable, Iterable
 from typing import Final
 
-from .engine import Engine, Entries
+from .engine import Engine, Partition, Remembered
 from .errors import RemoteProtocolError
 from .placement import HASH_FUNCTIONS, cluster_of, partition_count
 from .read_modify_write import (
@@ -105,14 +105,30 @@ class Replica:
     wire. So the usual check of N1a is one comparison.
     """
 
-    __slots__ = ("entries", "floor", "join_epoch", "read_epoch", "row", "scan", "write_epoch")
+    __slots__ = (
+        "changed", "entries", "floor", "join_epoch", "read_epoch", "row", "scan", "shown", "size",
+        "stored", "tombstones", "write_epoch",
+    )  # fmt: skip
 
-    def __init__(self, entries: Entries) -> None:
-        self.entries = entries
+    def __init__(self, partition: Partition) -> None:
+        self.entries = partition.entries
+        self.shown = partition.shown
+        """A key's entry as a GET may tell of it: as nothing can take it away any more."""
+        self.changed = partition.changed
         self.row: messages.Row | None = None
         self.join_epoch = 0
         self.floor = b""
         """The highest version of the tombstones that were dropped (N7)."""
+        self.stored = 0
+        """Keys that have an entry."""
+        self.tombstones = 0
+        """Of them, those whose entry is a tombstone."""
+        self.size = 0
+        """Bytes of all keys and entries, tombstones included."""
+        if partition.remembered is not None:
+            self.join_epoch, self.floor, self.stored, self.tombstones, self.size = (
+                partition.remembered
+            )
         self.scan: tuple[int, list[bytes]] | None = None
         """The keys that are being copied from here, and the join_epoch of who copies them (N6)."""
         self.write_epoch = _NOBODY
@@ -148,15 +164,14 @@ class Replicas:
         self.incarnation = incarnation
         self.cluster_id = cluster_id
         self.epoch = 0  # of the newest map that was adopted; 0 = none yet (N0)
-        self.size = 0  # bytes of all keys and entries, tombstones included
         self._hash = HASH_FUNCTIONS[hash_code]
         self._now_us = now_us
         # A bound of N9 that was right at some time, as a time's eight bytes. Clocks go forward, so
         # it is not too high now; for one that is set back see follow_clock.
         self._time_max = bytes(8)
         self._memory_max = memory_max
-        self._stored = 0  # keys that have an entry
-        self._tombstones = 0  # of them, those whose entry is a tombstone
+        self._room = 0  # of it, that surely is free
+        self._engine = engine
         self._replicas = [Replica(engine.partition(p)) for p in range(partition_count(nodes))]
         self._partitions = len(self._replicas)
         self.handlers: dict[int, Callable[[int, bytes], bytes]] = {
@@ -178,20 +193,29 @@ class Replicas:
         key = body[KEY_AT:]
         if epoch != replica.read_epoch or len(key) != key_size:
             return self._get_unusual(request_id, body)
-        entry = replica.entries.get(key)
+        entry = replica.shown(key)
         if entry is None:
             return self._not_found(request_id, partition, key)
         # The flag first: what does not expire costs neither a call nor a look at the clock.
         if entry[FLAGS_AT] & EXPIRES and has_expired(entry, self._now_us()):
-            entry = self.expire(replica, key, entry)
+            entry = self._get_expired(replica, key)
         return reply_frame(_ENTRY, request_id, entry)
+
+    def _get_expired(self, replica: Replica, key: bytes) -> bytes:
+        """What GET answers, where what is shown has expired."""
+        entry = replica.entries.get(key)  # which may be newer
+        assert entry is not None
+        if has_expired(entry, self._now_us()):
+            entry = self.expire(replica, key, entry)
+        self._engine.depend()
+        return entry
 
     def _get_unusual(self, request_id: int, body: bytes) -> bytes:
         """A GET with epoch 0, one that is refused, or one that is malformed."""
         epoch, partition, key = _request_of("GET", body)
         if epoch or not self.epoch:
             return self.refuse(request_id, partition, epoch)
-        entry = self._replicas[self._hash(key) % self._partitions].entries.get(key)
+        entry = self._replicas[self._hash(key) % self._partitions].shown(key)
         if entry is None:
             return pack_words(_NOT_FOUND, request_id, 0)
         return reply_frame(_ENTRY, request_id, entry)
@@ -243,18 +267,18 @@ class Replicas:
         # complete it.
         if (
             self._memory_max is not None
-            and epoch == replica.read_epoch
             and self._is_full(key, entry, stored)
+            and epoch == replica.read_epoch
         ):
             text = f"this node's memory is full ({self._memory_max} bytes, --max-memory-mb)"
             return error_frame(request_id, messages.NO_SPACE, text)
         if growth:
-            self.size += growth
+            replica.size += growth
         if stored is None:
-            self._stored += 1
-            self._tombstones += bool(flags & TOMBSTONE)
+            replica.stored += 1
+            replica.tombstones += bool(flags & TOMBSTONE)
         elif (flags ^ stored[FLAGS_AT]) & TOMBSTONE:
-            self._tombstones += 1 if flags & TOMBSTONE else -1
+            replica.tombstones += 1 if flags & TOMBSTONE else -1
         entries[key] = entry
         return pack_words(_ACK, request_id, 0)
 
@@ -338,8 +362,8 @@ class Replicas:
         has it too, and the key cannot come back with another clock.
         """
         tombstone = tombstone_of(entry)
-        self.size -= len(entry) - len(tombstone)
-        self._tombstones += not entry[FLAGS_AT] & TOMBSTONE
+        replica.size -= len(entry) - len(tombstone)
+        replica.tombstones += not entry[FLAGS_AT] & TOMBSTONE
         replica.entries[key] = tombstone
         return tombstone
 
@@ -392,18 +416,26 @@ class Replicas:
     def __len__(self) -> int:
         return self._partitions
 
+    def remembered(self, partition: int) -> Remembered:
+        """What a process of this node that comes later is to know of a partition (N2)."""
+        replica = self._replicas[partition]
+        return Remembered(
+            replica.join_epoch, replica.floor, replica.stored, replica.tombstones, replica.size
+        )
+
     def merge(self, replica: Replica, key: bytes, entry: bytes) -> None:
         """Take an entry that was copied from another owner (N6): the higher version wins, and one
         that is committed there is committed here."""
+        self._room = 0
         stored = replica.entries.get(key)
         if stored is None:
-            self.size += len(key) + len(entry)
-            self._stored += 1
-            self._tombstones += bool(entry[FLAGS_AT] & TOMBSTONE)
+            replica.size += len(key) + len(entry)
+            replica.stored += 1
+            replica.tombstones += bool(entry[FLAGS_AT] & TOMBSTONE)
         elif entry[:VERSION_SIZE] > stored[:VERSION_SIZE]:
-            self.size += len(entry) - len(stored)
-            self._tombstones += bool(entry[FLAGS_AT] & TOMBSTONE)
-            self._tombstones -= bool(stored[FLAGS_AT] & TOMBSTONE)
+            replica.size += len(entry) - len(stored)
+            replica.tombstones += bool(entry[FLAGS_AT] & TOMBSTONE)
+            replica.tombstones -= bool(stored[FLAGS_AT] & TOMBSTONE)
         elif entry[:VERSION_SIZE] < stored[:VERSION_SIZE] or not entry[FLAGS_AT] & COMMITTED:
             return
         replica.entries[key] = entry
@@ -415,23 +447,25 @@ class Replicas:
             flags = _COMMITTED_FLAGS[stored[FLAGS_AT]]
             replica.entries[key] = b"".join((stored[:FLAGS_AT], flags, stored[ENTRY_HEAD_SIZE:]))
 
+    def raise_floor(self, replica: Replica, floor: bytes) -> None:
+        """Refuse from now on what is at or below it, of keys that are not stored (N7)."""
+        if floor > replica.floor:
+            replica.floor = floor
+            replica.changed()
+
     def drop(self, replica: Replica, key: bytes) -> None:
         """Hold nothing of a key any more. What its version was is the caller's to remember (N7)."""
-        self._forget(key, replica.entries)
+        entry = replica.entries.get(key)
+        assert entry is not None
+        replica.size -= len(key) + len(entry)
+        replica.tombstones -= bool(entry[FLAGS_AT] & TOMBSTONE)
+        replica.stored -= 1
         del replica.entries[key]
 
     def _discard(self, replica: Replica) -> None:
-        for key in replica.entries:
-            self._forget(key, replica.entries)
-        replica.entries.clear()
+        replica.entries.clear()  # also a change of what is remembered
+        replica.size = replica.stored = replica.tombstones = 0
         replica.floor = b""
-
-    def _forget(self, key: bytes, entries: Entries) -> None:
-        entry = entries.get(key)
-        assert entry is not None
-        self.size -= len(key) + len(entry)
-        self._tombstones -= bool(entry[FLAGS_AT] & TOMBSTONE)
-        self._stored -= 1
 
     # --- what is rare ----------------------------------------------------------------------------
 
@@ -497,19 +531,29 @@ class Replicas:
     @property
     def count(self) -> int:
         """Keys that have a value."""
-        return self._stored - self._tombstones
+        return sum(replica.stored - replica.tombstones for replica in self._replicas)
+
+    @property
+    def size(self) -> int:
+        """Bytes of all keys and entries, tombstones included."""
+        return sum(replica.size for replica in self._replicas)
 
     def _is_full(self, key: bytes, entry: bytes, stored: bytes | None) -> bool:
-        """Whether a write would take the node over its memory. A delete never does."""
+        """Whether a write takes the node over its memory. A delete never does."""
         assert self._memory_max is not None
         growth = (
             len(entry) - len(stored)
             if stored is not None
             else (len(key) + len(entry) + ENTRY_OVERHEAD_SIZE)
         )
-        memory = self.size + self._stored * ENTRY_OVERHEAD_SIZE
-        is_delete = bool(entry[FLAGS_AT] & TOMBSTONE)
-        return growth > 0 and not is_delete and memory + growth > self._memory_max
+        if growth <= 0 or entry[FLAGS_AT] & TOMBSTONE:
+            return False
+        if growth > self._room:
+            # Adding up takes its time, so it is done once for many writes.
+            overhead = ENTRY_OVERHEAD_SIZE * sum(replica.stored for replica in self._replicas)
+            self._room = self._memory_max - self.size - overhead
+        self._room -= growth
+        return self._room < 0
 
 
 def _too_old(request_id: int, floor: bytes) -> bytes:

@@ -168,6 +168,8 @@ class FrameServer(socketserver.ThreadingTCPServer):
             peer may take none of its answers.
         lock: held while a handler runs, if one is given.
         recover: told of what a handler raised, without the lock; True: call the handler once more.
+        before_sending: called by a connection's thread before it sends the answers that it has; if
+            it raises OSError, they are not sent, and the connection is closed.
 
     Raises ClusterError if the address cannot be had.
     """
@@ -187,9 +189,11 @@ class FrameServer(socketserver.ThreadingTCPServer):
         frame_timeout_ms: int = messages.FRAME_TIMEOUT_MS,
         lock: TokenLock | None = None,
         recover: Callable[[Exception], bool] = lambda _: False,
+        before_sending: Callable[[], None] | None = None,
     ) -> None:
         self.handler_lock = lock or _NoLock()
         self.recover = recover
+        self.before_sending = before_sending
         self.handlers = handlers
         self.counted = counted
         self.connections_max = connections_max
@@ -351,6 +355,7 @@ class _FrameHandler(socketserver.BaseRequestHandler):
         # Taken once: ``with`` would call two methods more for each frame.
         acquire = self.server.handler_lock.acquire
         release = self.server.handler_lock.release
+        before_sending = self.server.before_sending
         wanted = SHORT_RECEIVE_SIZE
         answer = b""
         while True:
@@ -395,6 +400,8 @@ class _FrameHandler(socketserver.BaseRequestHandler):
                     if len(answers) > 1:
                         self._send_many()
             if answer:
+                if before_sending is not None:
+                    before_sending()
                 sendall(answer)
                 answer = b""
                 continue
@@ -402,6 +409,8 @@ class _FrameHandler(socketserver.BaseRequestHandler):
                 self._handle_rest(data[at:])
                 wanted = buffer.receive_size
             if answers:
+                if before_sending is not None:
+                    before_sending()
                 sendall(answers[0] if len(answers) == 1 else b"".join(answers))
                 answers.clear()
             if not data:
@@ -480,7 +489,7 @@ class _FrameHandler(socketserver.BaseRequestHandler):
             # Or all that its handler had in hand would stay, too, as long as the peer takes.
             error.__traceback__ = error.__context__ = None
             self.server.memory.note()  # the entry may be replaced while the peer takes its time
-            self._send()
+            self._send()  # also waits for what this one depends on
             self.request.sendall(error.head)
             self.request.sendall(error.rest)
             return
@@ -504,6 +513,8 @@ class _FrameHandler(socketserver.BaseRequestHandler):
             self._send()
 
     def _send(self) -> None:
+        if self.server.before_sending is not None:
+            self.server.before_sending()
         self.request.sendall(b"".join(self._answers))
         self._answers.clear()
 

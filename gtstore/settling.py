@@ -59,7 +59,7 @@ def look_through(replicas: Replicas, partition: int, now_us: int) -> list[tuple[
     for key in old:
         entry = replica.entries.get(key)
         assert entry is not None
-        replica.floor = max(replica.floor, entry[:VERSION_SIZE])
+        replicas.raise_floor(replica, entry[:VERSION_SIZE])
         replicas.drop(replica, key)
     for key in expired:
         entry = replica.entries.get(key)

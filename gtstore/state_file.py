@@ -24,7 +24,14 @@ from .wire.codec import RowEncoder, decode
 from .wire.fields import TOKEN_SIZE
 from .wire.messages import HASHES, NODES_MAX, REPLICAS_MAX, Member
 
-_FORMAT = 1
+MEMORY = "memory"
+LMDB = "lmdb"
+ENGINES = (MEMORY, LMDB)
+"""Where entries are."""
+
+_FORMAT = 2
+_FIRST_FORMAT = 1
+"""It has no ``engine``: entries were in memory only."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +53,7 @@ class SavedState:
     nodes: int
     replicas: int
     hash_code: int
+    engine: str
     token: bytes
     map: PartitionMap
     members: tuple[Member, ...]
@@ -61,6 +69,7 @@ def to_text(state: SavedState, encoder: RowEncoder | None = None) -> str:
         "nodes": state.nodes,
         "replicas": state.replicas,
         "hash": HASHES[state.hash_code],
+        "engine": state.engine,
         "token": state.token.hex(),
         "members": [asdict(member) for member in state.members],
         "processes": [asdict(process) for process in state.processes],
@@ -80,8 +89,12 @@ def from_text(text: str) -> SavedState:
         form = json.loads(text)
         if form.pop("sha256") != _checksum(form):
             raise ValueError("it is damaged")
+        if form["format"] == _FIRST_FORMAT:
+            form |= {"format": _FORMAT, "engine": MEMORY}
         if form["format"] != _FORMAT:
-            raise ValueError(f"its format is {form['format']!r}, not {_FORMAT}")
+            raise ValueError(
+                f"its format is {form['format']!r}, and this version of GT Store knows {_FORMAT}"
+            )
         body = decode(messages.Map.kind, bytes.fromhex(form["map"]))
         assert isinstance(body, messages.Map)
         state = SavedState(
@@ -89,6 +102,7 @@ def from_text(text: str) -> SavedState:
             form["nodes"],
             form["replicas"],
             next(code for code, name in HASHES.items() if name == form["hash"]),
+            next(name for name in ENGINES if name == form["engine"]),
             bytes.fromhex(form["token"]),
             # Who holds an older map gets all rows: which of them changed since is not kept.
             PartitionMap(body.epoch, body.rows, [body.epoch] * len(body.rows)),
@@ -120,11 +134,25 @@ def _is_count(number: Any) -> bool:
 
 
 class StateFile:
-    """The file of the manager that listens on this address."""
+    """The file of one manager.
 
-    def __init__(self, host: str, port: int) -> None:
-        self.path = _runtime_directory() / f"manager-{host.replace(':', '_')}-{port}.json"
+    Args:
+        path: where it is.
+        is_synced: whether it has to outlive the machine.
+    """
+
+    def __init__(self, path: Path, is_synced: bool = False) -> None:
+        self.path = path
+        self._is_synced = is_synced
         self._encoder = RowEncoder()
+
+    @classmethod
+    def of_address(cls, host: str, port: int) -> StateFile:
+        """That of the manager that listens there, and has no data directory.
+
+        Raises ClusterError if the directory for it cannot be had.
+        """
+        return cls(_runtime_directory() / f"manager-{host.replace(':', '_')}-{port}.json")
 
     def read(self) -> SavedState | None:
         """What is there, or None. Raises ClusterError if it cannot be understood."""
@@ -134,8 +162,12 @@ class StateFile:
             return None
         except (OSError, ValueError) as error:
             raise ClusterError(
-                f"the manager's state file {self.path} cannot be read ({error}); if no storage "
-                "node of that cluster runs any more, remove it"
+                f"the manager's state file {self.path} cannot be read ({error}); "
+                + (
+                    "without it nobody knows what the nodes' data is worth: docs/OPERATIONS.md"
+                    if self._is_synced
+                    else "if no storage node of that cluster runs any more, remove it"
+                )
             ) from error
 
     def write(self, state: SavedState) -> None:
@@ -147,10 +179,20 @@ class StateFile:
         try:
             with open(number, "w", encoding="ascii") as file:
                 file.write(to_text(state, self._encoder))
+                if self._is_synced:
+                    file.flush()
+                    os.fsync(number)
             os.replace(name, self.path)
         except BaseException:
             os.unlink(name)
             raise
+        if self._is_synced:
+            # The name, too, must be on disk.
+            directory = os.open(self.path.parent, os.O_RDONLY)
+            try:
+                os.fsync(directory)
+            finally:
+                os.close(directory)
 
     def remove(self) -> None:
         """The cluster has ended."""

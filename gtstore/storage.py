@@ -13,12 +13,17 @@ from __future__ import annotations
 import logging
 import os
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from . import copying
+from .committer import Committer
 from .connection import call_once
+from .disk import DiskEngine, remembered_joins
 from .engine import MemoryEngine
 from .errors import ClusterError, NetworkError
+from .lmdb_store import LmdbStore
 from .placement import cluster_of
 from .replica import Behind, Replicas
 from .server import (
@@ -32,7 +37,7 @@ from .server import (
 )
 from .upkeep import Upkeep
 from .wire import messages
-from .wire.codec import decode
+from .wire.codec import decode, error_frame
 
 logger = logging.getLogger("gtstore.storage")
 
@@ -53,6 +58,7 @@ class NodeOptions:
     max_connections: int
     max_memory_mb: int | None
     frame_timeout_ms: int = messages.FRAME_TIMEOUT_MS
+    data_dir: Path | None = None
 
 
 class StorageNode:
@@ -62,6 +68,9 @@ class StorageNode:
     def __init__(self, options: NodeOptions) -> None:
         self._options = options
         self._lock = TokenLock()
+        self._store = LmdbStore(options.data_dir) if options.data_dir else None
+        self._engine = DiskEngine(self._store) if self._store else MemoryEngine()
+        self._committer: Committer | None = None
         self._fetch_map = Gathered(self._fetch_map_now)
         handlers: dict[int, Handler] = {}
         self._server = FrameServer(
@@ -78,8 +87,11 @@ class StorageNode:
             frame_timeout_ms=options.frame_timeout_ms,
             lock=self._lock,
             recover=self._recover,
+            before_sending=self._await_disk if self._store else None,
         )
         shape = self._register()
+        if self._store:
+            self._store.claim({"cluster": cluster_of(shape.epoch), "node": options.node})
         memory_max = options.max_memory_mb
         self._replicas = Replicas(
             options.node,
@@ -87,15 +99,22 @@ class StorageNode:
             cluster_of(shape.epoch),
             shape.nodes,
             shape.hash,
-            MemoryEngine(),
+            self._engine,
             lambda: time.time_ns() // 1000,
             memory_max * messages.MIB if memory_max else None,
         )
         handlers |= self._replicas.handlers
-        handlers |= on_message(self.on_ping)
         handlers |= on_control_message(self.on_map_update, options.token)
         handlers |= guarded({messages.Copy.kind: self.copy}, options.token)
-        self._upkeep = Upkeep(self._replicas, self._lock, options.manager, options.token)
+        if isinstance(self._engine, DiskEngine) and self._store:
+            handlers |= on_disk(handlers, self._engine)
+            self._committer = Committer(
+                self._engine, self._store, self._lock, self._replicas.remembered
+            )
+        handlers |= on_message(self.on_ping)
+        self._upkeep = Upkeep(
+            self._replicas, self._lock, options.manager, options.token, self._flush
+        )
 
     @property
     def has_map(self) -> bool:
@@ -104,12 +123,24 @@ class StorageNode:
 
     def start(self) -> None:
         """Serve, in threads of its own."""
+        if self._committer:
+            self._committer.start()
         self._server.start()
         self._upkeep.start()
 
     def stop(self) -> None:
         """Answer what has arrived, and close."""
         self._server.drain()
+        if self._committer:
+            self._committer.stop()
+
+    def _await_disk(self) -> None:
+        if self._committer:
+            self._committer.wait()
+
+    def _flush(self) -> None:
+        if self._committer:
+            self._committer.flush()
 
     # --- requests --------------------------------------------------------------------------------
 
@@ -146,7 +177,12 @@ class StorageNode:
     def _register(self) -> messages.Registered:
         options = self._options
         request = messages.Register(
-            options.token, options.node, options.incarnation, os.getpid(), self._server.port
+            options.token,
+            options.node,
+            options.incarnation,
+            os.getpid(),
+            self._server.port,
+            remembered_joins(self._store) if self._store else (),
         )
         try:
             reply = self._ask(request, _REGISTER_TIMEOUT_S)
@@ -179,3 +215,41 @@ class StorageNode:
     def _ask(self, request: messages.Message, timeout_s: float) -> messages.Message:
         host, port = self._options.manager
         return call_once("the manager", host, port, request, timeout_s)
+
+
+_NO_ROOM = "there is no room on this node's disk; reads go on"
+
+
+def on_disk(handlers: Mapping[int, Handler], engine: DiskEngine) -> dict[int, Handler]:
+    """The same handlers where entries are on disk: what they answer leaves when everything is there
+    that was stored before (N2), and writes are refused while there is no room.
+
+    A GET is shown what is there already, and waits only where it says so itself. COMMIT has no
+    answer.
+    """
+
+    def dependent(handle: Handler) -> Handler:
+        def handler(request_id: int, body: bytes) -> bytes:
+            answer = handle(request_id, body)
+            engine.depend()
+            return answer
+
+        return handler
+
+    def writing(handle: Handler) -> Handler:
+        def handler(request_id: int, body: bytes) -> bytes:
+            if engine.is_full:
+                return error_frame(request_id, messages.NO_SPACE, _NO_ROOM)
+            answer = handle(request_id, body)
+            engine.depend()
+            return answer
+
+        return handler
+
+    wrap = {
+        messages.Get.kind: lambda handle: handle,
+        messages.Commit.kind: lambda handle: handle,
+        messages.Write.kind: writing,
+        messages.Execute.kind: writing,
+    }
+    return {kind: wrap.get(kind, dependent)(handle) for kind, handle in handlers.items()}

@@ -10,6 +10,7 @@ import argparse
 import logging
 import os
 import sys
+from pathlib import Path
 from typing import Any
 
 from . import nursery
@@ -48,6 +49,7 @@ def parser() -> OneLineParser:
     result.add_argument("--host", default="127.0.0.1")
     result.add_argument("--port", type=integer(0, 65535))
     result.add_argument("--manager", type=argument(parse_address))
+    result.add_argument("--data-dir", metavar="DIR", help="keep the entries there, in LMDB")
     result.add_argument("--cpu", type=integer(0, 1 << 16), help="run on this CPU only")
     add_daemon_options(result)
     return result
@@ -95,6 +97,7 @@ def run_node(arguments: dict[str, Any]) -> int:
                 options.max_connections,
                 options.max_memory_mb,
                 options.frame_timeout_ms,
+                Path(options.data_dir) if options.data_dir else None,
             )
         )
     except ClusterError as error:

@@ -191,6 +191,14 @@ class Cluster:
         self._process.kill()
         self._process.wait()
 
+    def kill_everything(self) -> None:
+        """SIGKILL manager and nodes, all at once. With --data-dir, ``start`` brings them back."""
+        self.kill_manager()
+        for pid in self.node_pids.values():
+            self._signal(pid, signal.SIGKILL)
+        for node, pid in self.node_pids.items():
+            wait_until(lambda pid=pid: not _is_running(pid), f"the end of node {node}")  # type: ignore[misc]
+
     def pause_manager(self) -> None:
         """SIGSTOP the manager."""
         os.kill(self.manager_pid, signal.SIGSTOP)

@@ -13,6 +13,7 @@ import random
 import secrets
 import threading
 import time
+from collections.abc import Callable
 from typing import Final
 
 from . import copying, operations, settling
@@ -77,15 +78,22 @@ class Upkeep:
         manager: host and port of the manager.
         token: the cluster's.
         lock: guards the replicas.
+        flush: returns when everything that is stored now cannot be lost any more. Raises OSError.
     """
 
     def __init__(
-        self, replicas: Replicas, lock: TokenLock, manager: tuple[str, int], token: bytes
+        self,
+        replicas: Replicas,
+        lock: TokenLock,
+        manager: tuple[str, int],
+        token: bytes,
+        flush: Callable[[], None],
     ) -> None:
         self._replicas = replicas
         self._lock = lock
         self._manager = manager
         self._token = token
+        self._flush = flush
         self._routes = Routes()
         self._has_new_map = threading.Event()
         self._asking = threading.Lock()  # several threads want to know the cluster at once
@@ -175,6 +183,7 @@ class Upkeep:
                 if join is not None:
                     joins.append(join)
             if joins:
+                self._flush()  # N2: the report says that it is all here, for good
                 report = copying.report(token, node, joins, self._next_number)
                 copier.session.run(report, _COPY_TIMEOUT_S)
                 copier.partitions += len(joins)
@@ -218,7 +227,7 @@ class Upkeep:
         for partition in range(first, last):
             with self._lock:  # one partition at a time, so that requests come in between
                 pending = settling.look_through(self._replicas, partition, time.time_ns() // 1000)
-                seen += len(self._replicas[partition].entries)
+                seen += self._replicas[partition].stored
             found += [(partition, key, version) for key, version in pending]
             if seen > _ENTRIES_A_LOOK or found:
                 return partition + 1, found

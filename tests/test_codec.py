@@ -367,7 +367,7 @@ def test_illegal_values(cls: type[Any]) -> None:
         messages.Get(0, 0, b"k" * 501),
         messages.Superseded(b"v" * 15),
         messages.Write(0, 0, b"k", b"e" * 20),
-        messages.Register(b"t" * 17, 1, 1, 1, 1),
+        messages.Register(b"t" * 17, 1, 1, 1, 1, ()),
         messages.Map(1, (messages.Row(0, 1, 1, (messages.Owner(1, 1, 1, 1),) * 256),)),
         messages.Error(1 << 16, "", b""),
     ],

@@ -51,7 +51,11 @@ def member(node: int, incarnation: int = 1) -> Member:
 
 
 def cluster(
-    nodes: int, replicas: int, respawns: bool = True, joins_max: int = JOINS_MAX
+    nodes: int,
+    replicas: int,
+    respawns: bool = True,
+    joins_max: int = JOINS_MAX,
+    is_durable: bool = False,
 ) -> Membership:
     """A new cluster with every node alive."""
     numbers = range(1, nodes + 1)
@@ -63,6 +67,7 @@ def cluster(
         MISSES_MAX,
         respawns,
         joins_max,
+        is_durable,
     )
 
 
@@ -598,6 +603,83 @@ def test_the_last_copy_is_a_dead_stand_in() -> None:
     membership.exited(2, "killed", NOW)
     assert nodes_of(membership, 0) == [(1, 1)]
     assert nodes_of(membership, 1) == [(2, 1)], "its home owner is dead"
+
+
+# --- entries on disk (M5) ------------------------------------------------------------------------
+
+
+def joins_of(membership: Membership, node: int) -> list[Join]:
+    """What the disk of a node has that was in sync until now."""
+    return [
+        Join(row.partition, owner.join_epoch)
+        for row in membership.map.rows
+        for owner in row.owners
+        if owner.node == node and owner.in_sync
+    ]
+
+
+def test_all_return_with_their_disks() -> None:
+    """Every partition goes on where it was: the same owners, in sync, under the same join_epochs,
+    with new incarnations, in a new tenure."""
+    membership = durable_and_dead(3, 2)
+    before = membership.map
+    returns = [(member(node, 2), joins_of(membership, node)) for node in (3, 1, 2)]
+    assert membership.all_returned(returns, NOW)[-1] == Publish()
+    for old, row in zip(before.rows, membership.map.rows, strict=True):
+        assert [o.incarnation for o in row.owners] == [2, 2]
+        assert [(o.node, o.join_epoch, o.in_sync) for o in row.owners] == [
+            (o.node, o.join_epoch, o.in_sync) for o in old.owners
+        ]
+        assert row.primary_epoch == row.list_epoch > old.list_epoch
+
+
+def durable_and_dead(nodes: int, replicas: int) -> Membership:
+    """A cluster that was stopped as a whole."""
+    membership = cluster(nodes, replicas, is_durable=True)
+    for node, known in membership.members.items():
+        membership.members[node] = dataclasses.replace(known, state=DEAD)
+    return membership
+
+
+def test_one_that_is_late_has_to_copy() -> None:
+    """What opens without it may be written to, so it joins as any other."""
+    membership = durable_and_dead(3, 2)
+    joins = joins_of(membership, 1)
+    membership.all_returned([(member(n, 2), joins_of(membership, n)) for n in (2, 3)], NOW)
+    assert [nodes_of(membership, p) for p in range(3)] == [
+        [(2, 1), (3, 0)], [(2, 1), (3, 1)], [(3, 1), (2, 0)],
+    ]  # fmt: skip
+    membership.returned(member(1, 2), NOW, joins)
+    assert [nodes_of(membership, p) for p in range(3)] == [
+        [(2, 1), (1, 0)], [(2, 1), (3, 1)], [(3, 1), (1, 0)],
+    ]  # fmt: skip
+
+
+def test_only_who_was_last_opens_a_partition_again() -> None:
+    """M5: the last owner in sync, and only with what it held. Nobody begins anew."""
+    membership = cluster(2, 2, is_durable=True)
+    old = joins_of(membership, 1)
+    membership.exited(1, "killed", NOW)
+    last = joins_of(membership, 2)
+    membership.exited(2, "killed", NOW)
+    membership.returned(member(1, 2), NOW, old)
+    assert membership.alive_owners(0) == 0
+    actions = membership.returned(member(2, 2), NOW, [])
+    assert "node 2 is back without its data of 128 partitions" in texts(actions)
+    assert membership.alive_owners(0) == 0
+    membership.exited(2, "killed", NOW)
+    membership.returned(member(2, 3), NOW, last)
+    assert nodes_of(membership, 0) == [(2, 1), (1, 0)]
+    assert membership.map.rows[0].owners[0].incarnation == 3
+
+
+def test_a_node_of_two_has_lost_its_disk() -> None:
+    """Its partitions open with the other one, and it joins them."""
+    membership = durable_and_dead(2, 2)
+    joins = joins_of(membership, 2)
+    actions = membership.all_returned([(member(1, 2), []), (member(2, 2), joins)], NOW)
+    assert "without" not in texts(actions)
+    assert nodes_of(membership, 0) == [(2, 1), (1, 0)]
 
 
 def replace_owner(row: Row, node: int) -> Row:

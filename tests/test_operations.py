@@ -1039,6 +1039,20 @@ def test_fail_over_of_a_put(caplog: pytest.LogCaptureFixture) -> None:
     assert client.routes.members[1].state == messages.ALIVE
 
 
+def test_the_primary_is_another_process() -> None:
+    """It listens where the last one did, and has nothing of what that one held. It cannot say that
+    nobody has it, so at the second time the manager is asked."""
+    network, client = cluster()
+    client.put(KEY, b"v")
+    row = network.row_of(KEY)
+    stale = messages.Error(messages.STALE_EPOCH, "not the process", encode_record(StaleDetail(row)))
+    for _ in range(2):
+        network.script(1, Get, answer(stale))
+    assert client.get(KEY) == b"v"
+    kinds = [sent.peers for sent in client.sent()[1:]]
+    assert kinds == [(1,), (1,), (MANAGER,), (1,)]
+
+
 def test_a_connection_that_was_lost_is_tried_again_first() -> None:
     """It may only have been old: the manager is asked after the second loss."""
     network, client = cluster()

@@ -13,7 +13,7 @@ import pytest
 from gtstore import state_file
 from gtstore.errors import ClusterError
 from gtstore.placement import PartitionMap, row_without
-from gtstore.state_file import Process, SavedState, StateFile, from_text, to_text
+from gtstore.state_file import LMDB, MEMORY, Process, SavedState, StateFile, from_text, to_text
 from gtstore.wire.messages import ALIVE, DEAD, HASH_CRC16, Member
 
 
@@ -26,6 +26,7 @@ def a_state() -> SavedState:
         3,
         2,
         HASH_CRC16,
+        MEMORY,
         bytes(range(16)),
         first.changed_by(lambda row, epoch: row_without(row, 2, epoch)),
         tuple(
@@ -39,7 +40,7 @@ def a_state() -> SavedState:
 @pytest.fixture
 def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> StateFile:
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
-    return StateFile("127.0.0.1", 9001)
+    return StateFile.of_address("127.0.0.1", 9001)
 
 
 def test_a_round_trip(file: StateFile) -> None:
@@ -87,7 +88,8 @@ def test_one_wrong_character_is_found() -> None:
     "text",
     [
         "", "{", "[]", "1", '"text"', "null", to_text(a_state())[:-20],
-        damaged(format=2), damaged(nodes=4), damaged(nodes=0), damaged(nodes="3"),
+        damaged(format=3), damaged(engine="tape"),
+        damaged(nodes=4), damaged(nodes=0), damaged(nodes="3"),
         damaged(replicas=4), damaged(replicas=0), damaged(hash="sha"), damaged(token="00"),
         damaged(token="zz"), damaged(members=[]), damaged(processes=[{}]), damaged(processes=[]),
         damaged(map="00"), damaged(map=5), damaged(members=[1, 2, 3]), damaged(replicas="2"),
@@ -125,17 +127,55 @@ def test_the_directory_is_the_users_alone(tmp_path: Path, monkeypatch: pytest.Mo
     else may write there, it is not used."""
     monkeypatch.delenv("XDG_RUNTIME_DIR", raising=False)
     monkeypatch.setattr(state_file.tempfile, "gettempdir", lambda: str(tmp_path))
-    path = StateFile("::1", 9001).path
+    path = StateFile.of_address("::1", 9001).path
     assert path == tmp_path / f"gtstore-{os.getuid()}" / "manager-__1-9001.json"
     assert path.parent.stat().st_mode & 0o777 == 0o700
     path.parent.chmod(0o777)
     with pytest.raises(ClusterError, match="not a directory of this user alone"):
-        StateFile("127.0.0.1", 9001)
+        StateFile.of_address("127.0.0.1", 9001)
     path.parent.rmdir()
     path.parent.symlink_to(tmp_path)
     with pytest.raises(ClusterError, match="not a directory of this user alone"):
-        StateFile("127.0.0.1", 9001)
+        StateFile.of_address("127.0.0.1", 9001)
     path.parent.unlink()
     path.parent.write_text("")
     with pytest.raises(ClusterError, match="cannot make the directory"):
-        StateFile("127.0.0.1", 9001)
+        StateFile.of_address("127.0.0.1", 9001)
+
+
+def test_a_synced_file_is_on_disk_before_it_is_known(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """First its content, then its name takes the old one's place, then the directory."""
+    done: list[str] = []
+    fsync, replace = os.fsync, os.replace
+
+    def note_fsync(number: int) -> None:
+        is_directory = os.path.isdir(f"/proc/self/fd/{number}")
+        size = os.fstat(number).st_size
+        done.append("directory" if is_directory else "file" if size > 1000 else "nothing")
+        fsync(number)
+
+    def note_replace(old: str, new: Path) -> None:
+        done.append("replace")
+        replace(old, new)
+
+    monkeypatch.setattr(state_file.os, "fsync", note_fsync)
+    monkeypatch.setattr(state_file.os, "replace", note_replace)
+    file = StateFile(tmp_path / "manager" / "state.json", is_synced=True)
+    file.write(dataclasses.replace(a_state(), engine=LMDB))
+    assert done == ["file", "replace", "directory"]
+    found = file.read()
+    assert found is not None
+    assert found.engine == LMDB
+    file.path.write_text("{")
+    with pytest.raises(ClusterError, match=r"nobody knows .*OPERATIONS"):
+        file.read()
+
+
+def test_the_first_format_is_read() -> None:
+    """It knew no engines: entries were in memory."""
+    form = json.loads(damaged(format=1))
+    del form["engine"], form["sha256"]
+    text = json.dumps({**form, "sha256": state_file._checksum(form)})
+    assert from_text(text).engine == MEMORY

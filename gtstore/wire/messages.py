@@ -433,6 +433,11 @@ class Register(Message):
     incarnation: Annotated[U32, "which start of the node this is, as the manager told it"]
     pid: Annotated[U32, "its process"]
     port: Annotated[U16, "where it listens"]
+    joins: Annotated[
+        tuple[Join, ...],
+        Array(_U32, Record(Join)),
+        "the partitions of which its disk has everything since it joined; none without a disk",
+    ]
 
 
 @message(0x86, MANAGER, NODE)

@@ -250,7 +250,7 @@ def test_control_messages_without_the_token(fuzzer: Fuzzer) -> None:
     row = messages.Row(PARTITION, fuzzer.epoch + 9, fuzzer.epoch + 9, (owner,))
     for target, request in (
         (node, messages.MapUpdate(bytes(16), fuzzer.epoch + 9, (row,))),
-        (manager, messages.Register(bytes(16), 1, 2, 1, 1)),
+        (manager, messages.Register(bytes(16), 1, 2, 1, 1, ())),
     ):
         with Talk(target) as talk:
             talk.ask(request)

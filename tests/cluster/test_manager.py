@@ -75,8 +75,7 @@ def free_ports(count: int) -> int:
         (["3"], "REPLICAS"),
         (["3", "2", "--node-port", "65534"], "above 65535"),
         (["3", "2", "--host", "0.0.0.0"], "one that they can use"),
-        (["3", "2", "--engine", "lmdb"], "not built yet"),
-        (["3", "2", "--data-dir", "somewhere"], "not built yet"),
+        (["3", "2", "--engine", "lmdb"], "needs a directory: --data-dir DIR"),
         (["3", "2", "--host", "192.0.2.1", "--port", "0", "--node-port", "0"], "cannot listen"),
     ],
 )
@@ -182,7 +181,7 @@ def test_a_damaged_state_file() -> None:
     """It is named; nothing is guessed (M4)."""
     with Cluster(1, 1) as cluster:
         port = cluster.address.rpartition(":")[2]
-        path = StateFile("127.0.0.1", int(port)).path
+        path = StateFile.of_address("127.0.0.1", int(port)).path
         assert path.stat().st_mode & 0o777 == 0o600
         cluster.kill_manager()
         text = path.read_text()
@@ -215,7 +214,7 @@ def test_without_a_state_file_nothing_is_guessed() -> None:
     with Cluster(3, 2, port=first, node_port=first + 1) as cluster, cluster.connect() as store:
         store.put("key", b"value")
         cluster.kill_manager()
-        StateFile("127.0.0.1", first).remove()
+        StateFile.of_address("127.0.0.1", first).remove()
         pids = list(cluster.node_pids.values())
         arguments = ["--port", str(first), "--node-port", str(first + 1)]
         done = managerd("3", "2", *arguments)
@@ -251,7 +250,7 @@ def test_registering_needs_the_token() -> None:
     """And so does giving a node a map: a control message without it changes nothing."""
     with Cluster(2, 1) as cluster, cluster.connect() as store:
         addresses = [cluster.address, *(node["address"] for node in store.status()["nodes"])]
-        register = messages.Register(bytes(16), 1, 2, 1, 1)
+        register = messages.Register(bytes(16), 1, 2, 1, 1, ())
         update = messages.MapUpdate(bytes(16), 1 << 63, ())
         for address, request in zip(addresses, (register, update, update), strict=True):
             host, _, port = address.rpartition(":")

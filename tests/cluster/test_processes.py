@@ -171,7 +171,7 @@ def test_the_state_directory_is_made_again(
     manager: Manager, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
-    file = StateFile("127.0.0.1", 1)
+    file = StateFile.of_address("127.0.0.1", 1)
     file.path.parent.rmdir()
     manager._state_file = file
     manager._save()

@@ -74,7 +74,7 @@ def valid_frames(epoch: int, time_us: int) -> list[bytes]:
         ]
     token = bytes(16)
     requests += [
-        messages.Register(token, 1, 1, 1, 1),
+        messages.Register(token, 1, 1, 1, 1, ()),
         messages.MapUpdate(token, epoch, ()),
         messages.Pong(2, 1, 1, 1, epoch, time_us, 1, 1),
     ]

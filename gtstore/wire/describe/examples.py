@@ -56,7 +56,7 @@ EXAMPLES: Final[Mapping[int, tuple[int, messages.Message]]] = {
         (4, messages.KeyNodes(_KEY)),
         (5, messages.NextPrimary(1, _KEY)),
         (4, messages.Owners(_ROW, _MEMBERS[:2])),
-        (1, messages.Register(_TOKEN, 1, 1, 4001, 10001)),
+        (1, messages.Register(_TOKEN, 1, 1, 4001, 10001, (messages.Join(_PARTITION, _EPOCH),))),
         (1, messages.Registered(_CLUSTER_ID, 3, 2, messages.HASH_ADDITIVE)),
         (1, messages.InSync(_TOKEN, 3, (messages.Join(_PARTITION, _NEXT_EPOCH),))),
         (1, messages.Noted()),

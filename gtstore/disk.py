@@ -1,0 +1,257 @@
+"""Entries on disk: what is stored waits in memory until it was committed together with others.
+
+A put may be acknowledged only when it is on disk (N2), and a sync takes as long for a hundred
+entries as for one. So what is stored is *staged*: the requests after it find it, and whoever was
+answered because of it waits. A committer (committer.py) takes what is staged as one *batch*,
+commits it with one sync, and then lets the answers go. Meanwhile the next batch is gathered.
+
+Readers are *shown* only what is committed: as long as a write's answer has not left, it is as if it
+had not been done, so a GET never waits for the disk.
+
+What is committed is in a Store: names and values, both bytes, changed in atomic steps. The names:
+
+- partition (u32), generation (u32), key: an entry, and a checksum of all three and of itself
+- ``P``, partition (u32): its generation, and Remembered
+
+To discard a partition's entries is to count its generation up: a step of its own as short as any
+other. What is left of older generations is removed when there is nothing else to do (``garbage``).
+
+This module knows no threads: the caller holds one lock around every call, but ``sealed`` and
+``Store.commit``.
+"""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from typing import Final, Protocol
+
+from .engine import Partition, Remembered
+from .errors import StoreDamaged
+from .wire.messages import Join
+
+Changes = Mapping[bytes, bytes | None]
+"""Names, and their new values; None removes one."""
+
+_PREFIX: Final = struct.Struct(">II")
+_CHECKSUM: Final = struct.Struct(">I")
+_STATE_NAME: Final = struct.Struct(">sI")
+_STATE: Final = struct.Struct(">IQ16sQQQ")
+_NO_FLOOR: Final = bytes(16)
+_GARBAGE_AT_ONCE: Final = 1000
+_ABSENT: Final = b""  # no sealed entry is that short
+
+
+class Store(Protocol):
+    """What is on disk. ``get`` and ``names`` see what was committed before the last ``refresh``.
+
+    ``commit`` makes all changes or none of them, and returns when they are on disk. It raises
+    StoreFull if there is no room for them, StoreFailed if the disk fails. It may run while the
+    others are called; one commit at a time. ``has_room`` says whether there is room for more.
+    """
+
+    def get(self, name: bytes, /) -> bytes | None: ...
+    def names(self, prefix: bytes, /) -> Iterator[bytes]: ...
+    def commit(self, changes: Changes, /) -> None: ...
+    def refresh(self) -> None: ...
+    def has_room(self) -> bool: ...
+    def close(self) -> None: ...
+
+
+class DiskEngine:
+    """A node's entries in a Store."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._staged: dict[bytes, bytes | None] = {}
+        self._taken: dict[bytes, bytes | None] = {}
+        """The batch that is being committed."""
+        self._changed: dict[int, DiskEntries] = {}
+        """Partitions with something staged."""
+        self._partitions: list[DiskEntries] = []
+        self._may_have_garbage = True
+        self.batch = 1
+        """The number of the batch that is being gathered."""
+        self.committed = 0
+        """All batches up to this one are on disk."""
+        self.is_full = False
+        """Whether writes are to be refused, because there is no room for them."""
+        self.on_depend: Callable[[int], None] = lambda _: None
+        """Told of the batch that has to be on disk before the answer that is being made leaves."""
+
+    def partition(self, number: int) -> Partition:
+        state = self._store.get(_STATE_NAME.pack(b"P", number))
+        generation, remembered = 0, None
+        if state is not None:
+            generation, *fields = _STATE.unpack(state)
+            join_epoch, floor, stored, tombstones, size = fields
+            floor = b"" if floor == _NO_FLOOR else floor
+            remembered = Remembered(join_epoch, floor, stored, tombstones, size)
+        entries = DiskEntries(self, self._store, number, generation)
+        self._partitions.append(entries)
+        return Partition(entries, entries.shown, remembered, partial(self.note, entries))
+
+    def depend(self) -> None:
+        if self._staged or self._changed:
+            self.on_depend(self.batch)
+        elif self._taken:
+            self.on_depend(self.batch - 1)
+
+    # --- batches ---------------------------------------------------------------------------------
+
+    @property
+    def has_staged(self) -> bool:
+        return bool(self._staged or self._changed)
+
+    def take(self, remembered: Callable[[int], Remembered]) -> Changes:
+        """End the batch that is being gathered, and return what is to be committed. ``remembered``
+        tells a partition's state as of now."""
+        assert not self._taken
+        for entries in self._changed.values():
+            name, fields = _STATE_NAME.pack(b"P", entries.number), remembered(entries.number)
+            self._staged[name] = _STATE.pack(
+                entries.generation, fields.join_epoch, fields.floor or _NO_FLOOR, *fields[2:]
+            )
+        self._changed = {}
+        self._taken, self._staged = self._staged, {}
+        self.batch += 1
+        return self._taken
+
+    def settle(self) -> None:
+        """The batch that was taken is on disk, and the store shows it."""
+        self._taken = {}
+        self.committed = self.batch - 1
+
+    def put_back(self) -> None:
+        """The batch that was taken could not be committed: it is a part of the next one. What is in
+        it was not acknowledged, and may happen yet."""
+        self._staged = {**self._taken, **self._staged}
+        self._taken = {}
+
+    def garbage(self) -> Changes:
+        """Some names of older generations, to be removed; none while anything is staged, since what
+        was discarded must be so on disk first."""
+        if not self._may_have_garbage or self.has_staged or self._taken:
+            return {}
+        found: dict[bytes, bytes | None] = {}
+        for entries in self._partitions:
+            current = _PREFIX.pack(entries.number, entries.generation)
+            for name in self._store.names(current[:4]):
+                if len(found) == _GARBAGE_AT_ONCE:
+                    return found
+                if name.startswith(current):
+                    break  # generations only grow
+                found[name] = None
+        self._may_have_garbage = bool(found)
+        return found
+
+    # --- for the partitions ----------------------------------------------------------------------
+
+    def note(self, entries: DiskEntries) -> None:
+        """Something of this partition's has changed."""
+        self._changed[entries.number] = entries
+
+    def stage(self, entries: DiskEntries, name: bytes, entry: bytes | None) -> None:
+        self._staged[name] = entry
+        self._changed[entries.number] = entries
+
+    def found(self, name: bytes) -> bytes | None:
+        """What the next request finds: staged, or else taken, or else committed."""
+        for changes in (self._staged, self._taken):
+            if changes:
+                entry = changes.get(name, _ABSENT)
+                if entry is not _ABSENT:
+                    return entry
+        return self.committed_entry(name)
+
+    def committed_entry(self, name: bytes) -> bytes | None:
+        sealed = self._store.get(name)
+        return None if sealed is None else unsealed(name, sealed)
+
+    def names(self, prefix: bytes) -> Iterator[bytes]:
+        """In byte order."""
+        waiting = {**self._taken, **self._staged}
+        mine = {name: entry for name, entry in waiting.items() if name.startswith(prefix)}
+        names = self._store.names(prefix)
+        if not mine:
+            return names
+        added = [name for name, entry in mine.items() if entry is not None]
+        return iter(sorted({*added, *(name for name in names if name not in mine)}))
+
+    def discard(self, entries: DiskEntries) -> None:
+        entries.generation += 1
+        self._may_have_garbage = True
+        self.note(entries)
+
+
+class DiskEntries:
+    """The entries of one partition. See Entries."""
+
+    def __init__(self, engine: DiskEngine, store: Store, number: int, generation: int) -> None:
+        self.number = number
+        self._engine = engine
+        self._store = store
+        self._generation = generation
+        self._prefix = _PREFIX.pack(number, generation)
+
+    @property
+    def generation(self) -> int:
+        return self._generation
+
+    @generation.setter
+    def generation(self, generation: int) -> None:
+        self._generation = generation
+        self._prefix = _PREFIX.pack(self.number, generation)
+
+    def get(self, key: bytes) -> bytes | None:
+        return self._engine.found(self._prefix + key)
+
+    def shown(self, key: bytes) -> bytes | None:
+        """As it is on disk."""
+        return self._engine.committed_entry(self._prefix + key)
+
+    def __setitem__(self, key: bytes, entry: bytes) -> None:
+        self._engine.stage(self, self._prefix + key, entry)
+
+    def __delitem__(self, key: bytes) -> None:
+        self._engine.stage(self, self._prefix + key, None)
+
+    def __iter__(self) -> Iterator[bytes]:
+        at = len(self._prefix)
+        return (name[at:] for name in self._engine.names(self._prefix))
+
+    def clear(self) -> None:
+        self._engine.discard(self)
+
+
+def remembered_joins(store: Store) -> tuple[Join, ...]:
+    """The partitions of which the store holds everything that was stored since it joined, and when
+    that was (N0)."""
+    joins = []
+    for name in store.names(b"P"):
+        state = store.get(name)
+        assert state is not None
+        join_epoch = _STATE.unpack(state)[1]
+        if join_epoch:
+            joins.append(Join(_STATE_NAME.unpack(name)[1], join_epoch))
+    return tuple(joins)
+
+
+def sealed(changes: Changes) -> Changes:
+    """A batch as the store gets it: entries with their checksums."""
+    return {
+        name: entry
+        if entry is None or name[:1] == b"P"
+        else entry + _CHECKSUM.pack(zlib.crc32(entry, zlib.crc32(name)))
+        for name, entry in changes.items()
+    }
+
+
+def unsealed(name: bytes, value: bytes) -> bytes:
+    """An entry without its checksum. Raises StoreDamaged if that is wrong."""
+    entry = value[:-4]
+    if value[-4:] != _CHECKSUM.pack(zlib.crc32(entry, zlib.crc32(name))):
+        raise StoreDamaged(name[8:])
+    return entry

@@ -1,0 +1,281 @@
+"""--data-dir: what was acknowledged is there after everything was killed."""
+
+from __future__ import annotations
+
+import multiprocessing
+import resource
+import shutil
+import subprocess
+import sys
+import time
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+import pytest
+
+from gtstore import GTStoreError, OperationFailed, OutcomeUnknown, Unavailable, connect
+from gtstore.testing import Cluster, wait_until
+
+lmdb = pytest.importorskip("lmdb", reason="entries on disk need py-lmdb (the extra durable)")
+
+pytestmark = pytest.mark.cluster
+
+FORK = multiprocessing.get_context("fork")
+WRITERS = 4
+KEYS_A_WRITER = 50
+
+
+def on_disk(directory: Path) -> Cluster:
+    return Cluster(5, 3, ["--data-dir", str(directory / "data")])
+
+
+def test_stop_and_start(tmp_path: Path) -> None:
+    """Everything is back, in sync, without a copy; deleted keys have no value."""
+    with on_disk(tmp_path) as cluster, cluster.connect() as client:
+        client.put_many({f"key{i}": f"value{i}" for i in range(300)})
+        for i in range(100):
+            client.delete(f"key{i}")
+        before = client.status()
+    with on_disk(tmp_path) as cluster, cluster.connect() as client:
+        after = client.status()
+        assert after["under_replicated"] == []
+        assert not any(node["syncing"] for node in after["nodes"])
+        assert after["cluster"] == before["cluster"]
+        assert after["epoch"] > before["epoch"]
+        assert [node["entries"] for node in after["nodes"]] == [
+            node["entries"] for node in before["nodes"]
+        ]
+        values = client.get_many([f"key{i}" for i in range(300)])
+        assert values == {f"key{i}": None if i < 100 else f"value{i}".encode() for i in range(300)}
+        assert "copied" not in cluster.log()
+
+
+def write_on(address: str, writer: int, results: Connection) -> None:
+    """Overwrite one's own keys in turn with rising numbers, until a call fails for long; send what
+    each may hold: the last acknowledged number, and all that were tried since."""
+    allowed: dict[str, set[bytes]] = {}
+    number = 0
+    end = time.monotonic() + 60
+    with connect(address, timeout=2.0) as client:
+        while time.monotonic() < end:
+            number += 1
+            key, value = f"w{writer}-{number % KEYS_A_WRITER}", b"%d" % number
+            try:
+                client.put(key, value)
+                allowed[key] = {value}
+            except GTStoreError as error:
+                if isinstance(error, OutcomeUnknown):
+                    allowed.setdefault(key, set()).add(value)
+                break
+            if number == KEYS_A_WRITER:
+                results.send(None)
+    results.send((allowed, number))
+
+
+def test_everything_is_killed_while_clients_write(tmp_path: Path) -> None:
+    """SIGKILL of manager and nodes, five times: every acknowledged write is there."""
+    with on_disk(tmp_path) as cluster:
+        print(f"{sum(round_of(cluster) for _ in range(5))} writes")
+
+
+def round_of(cluster: Cluster) -> int:
+    writes = 0
+    pipes, processes = [], []
+    for writer in range(WRITERS):
+        ours, theirs = FORK.Pipe()
+        process = FORK.Process(target=write_on, args=(cluster.address, writer, theirs))
+        process.start()
+        pipes.append(ours)
+        processes.append(process)
+    for pipe in pipes:
+        assert pipe.recv() is None, "it writes"
+    cluster.kill_everything()
+    told = [pipe.recv() for pipe in pipes]
+    for process in processes:
+        process.join()
+    cluster.start()
+    with cluster.connect() as client:
+        for allowed, number in told:
+            writes += number
+            found = client.get_many(list(allowed))
+            wrong = {key: found[key] for key in found if found[key] not in allowed[key]}
+            assert not wrong
+    return writes
+
+
+def test_some_nodes_are_killed(tmp_path: Path) -> None:
+    """They come back with their disks, and copy what they missed."""
+    with on_disk(tmp_path) as cluster, cluster.connect() as client:
+        client.put_many({f"key{i}": b"old" for i in range(200)})
+        for node in (1, 4):
+            cluster.kill_node(node)
+            client.put_many({f"key{i}": b"new%d" % node for i in range(node, 200, 7)})
+            cluster.wait_in_sync()
+        expected = {f"key{i}": b"old" for i in range(200)}
+        for node in (1, 4):
+            expected |= {f"key{i}": b"new%d" % node for i in range(node, 200, 7)}
+        assert client.get_many(list(expected)) == expected
+
+
+def test_a_node_has_lost_its_directory(tmp_path: Path) -> None:
+    """It comes back by copying."""
+    with on_disk(tmp_path) as cluster, cluster.connect() as client:
+        client.put_many({f"key{i}": b"value" for i in range(200)})
+        before = client.status()
+    shutil.rmtree(tmp_path / "data" / "node-2")
+    with on_disk(tmp_path) as cluster, cluster.connect() as client:
+        cluster.wait_in_sync()
+        after = client.status()
+        assert [node["entries"] for node in after["nodes"]] == [
+            node["entries"] for node in before["nodes"]
+        ]
+        cluster.kill_node(1)
+        cluster.kill_node(3)
+        keys = [f"key{i}" for i in range(200)]
+        assert client.get_many(keys) == dict.fromkeys(keys, b"value")
+
+
+def test_the_only_copy_is_away(tmp_path: Path) -> None:
+    """M5: Unavailable, and never empty, until its directory is back."""
+    options = ["--data-dir", str(tmp_path / "data")]
+    with Cluster(2, 1, options) as cluster, cluster.connect() as client:
+        client.put("key1", "value1")  # on node 1
+        client.put("key2", "value2")
+    (tmp_path / "data" / "node-1").rename(tmp_path / "elsewhere")
+    with Cluster(2, 1, options) as cluster, cluster.connect() as client:
+        assert client.get("key2") == b"value2"
+        with pytest.raises(Unavailable, match="its data is on their disks"):
+            client.get("key1")
+        assert "node 1 is back without its data of 64 partitions" in cluster.log()
+        assert len(client.status()["under_replicated"]) == 64
+    shutil.rmtree(tmp_path / "data" / "node-1")
+    (tmp_path / "elsewhere").rename(tmp_path / "data" / "node-1")
+    with Cluster(2, 1, options) as cluster, cluster.connect() as client:
+        assert client.get("key1") == b"value1"
+
+
+def test_a_killed_manager_is_succeeded(tmp_path: Path) -> None:
+    """The nodes go on; a node that died meanwhile comes back with its disk."""
+    with on_disk(tmp_path) as cluster, cluster.connect() as client:
+        client.put("key1", "value1")
+        cluster.kill_manager()
+        assert client.get("key1") == b"value1"
+        cluster.kill_node(4)
+        cluster.start()
+        cluster.wait_in_sync()
+        assert client.get("key1") == b"value1"
+        assert "took over the cluster" in cluster.log()
+
+
+def content(directory: Path) -> dict[str, bytes]:
+    """Every file but the locks, which say who holds them."""
+    return {
+        str(path.relative_to(directory)): path.read_bytes()
+        for path in directory.rglob("*")
+        if path.is_file() and "lock" not in path.name
+    }
+
+
+def refused(directory: Path, *arguments: str) -> str:
+    """The one line of a managerd that does not start."""
+    command = [
+        sys.executable, "-m", "gtstore.managerd", *arguments, "--data-dir", str(directory),
+        "--port", "0", "--node-port", "0",
+    ]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.count("\n") == 1
+    return done.stderr
+
+
+def test_a_directory_belongs_to_one_cluster(tmp_path: Path) -> None:
+    """Another shape is refused, with what is there and what was asked for; nothing is touched."""
+    data = tmp_path / "data"
+    with on_disk(tmp_path) as cluster, cluster.connect() as client:
+        client.put("key1", "value1")
+        assert f"the directory {data} is in use by the manager" in refused(data, "5", "3")
+    before = content(data)
+    for arguments in (["7", "3"], ["5", "2"], ["5", "3", "--hash", "crc16"]):
+        text = refused(data, *arguments)
+        assert "holds a cluster of 5 nodes, 3 replicas, --hash additive, --engine lmdb" in text
+        assert f"asked for was {arguments[0]} nodes, {arguments[1]} replicas" in text
+    assert "--engine memory" in refused(data, "5", "3", "--engine", "memory")
+    assert content(data) == before
+    with on_disk(tmp_path) as cluster, cluster.connect() as client:
+        assert client.get("key1") == b"value1"
+
+
+def test_the_managers_file_is_torn_or_missing(tmp_path: Path) -> None:
+    """No epoch is guessed."""
+    data = tmp_path / "data"
+    state = data / "manager" / "state.json"
+    with on_disk(tmp_path) as cluster, cluster.connect() as client:
+        client.put("key1", "value1")
+    whole = state.read_bytes()
+    state.write_bytes(whole[: len(whole) // 2])
+    before = content(data)
+    text = refused(data, "5", "3")
+    assert str(state) in text
+    assert "cannot be read" in text
+    assert content(data) == before
+    state.unlink()
+    assert "has the data of nodes (node-1 ..), but" in refused(data, "5", "3")
+    state.write_bytes(whole)
+    with on_disk(tmp_path) as cluster, cluster.connect() as client:
+        assert client.get("key1") == b"value1"
+
+
+def test_a_directory_that_cannot_be_used(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    assert "cannot use the directory" in refused(tmp_path / "file" / "data", "3", "2")
+
+
+def test_the_map_alone_on_disk(tmp_path: Path) -> None:
+    """--engine memory: the shape and the epochs are kept, the entries are not."""
+    options = ["--data-dir", str(tmp_path / "data"), "--engine", "memory"]
+    with Cluster(3, 2, options) as cluster, cluster.connect() as client:
+        client.put("key1", "value1")
+    assert "3 nodes" in refused(tmp_path / "data", "4", "2", "--engine", "memory")
+    with Cluster(3, 2, options) as cluster, cluster.connect() as client:
+        assert client.get("key1") is None
+        client.put("key1", "value2")
+
+
+def test_a_full_disk(tmp_path: Path) -> None:
+    """Writes are refused with a reason, and did not happen; reads go on; and when there is room,
+    so do writes."""
+    with Cluster(3, 2, ["--data-dir", str(tmp_path / "data")]) as cluster:
+        with cluster.connect(timeout=2.0) as client:
+            client.put("key1", "value1")
+
+            def limit(size: int) -> None:
+                for pid in cluster.node_pids.values():
+                    _, most = resource.prlimit(pid, resource.RLIMIT_FSIZE)
+                    resource.prlimit(pid, resource.RLIMIT_FSIZE, (size, most))
+
+            def is_refused() -> bool:
+                try:
+                    client.put("key1", "value2")
+                except OperationFailed as error:
+                    return "no room on this node's disk" in str(error)
+                except OutcomeUnknown:
+                    pass  # what was being written when the disk became full
+                return False
+
+            limit(1 << 20)
+            wait_until(is_refused, "that writes are refused")
+            assert client.get("key1") in (b"value1", b"value2")
+            with pytest.raises(OperationFailed, match="no room"):
+                client.append("key2", "x")
+            limit(resource.RLIM_INFINITY)
+
+            def is_back() -> bool:
+                try:
+                    client.put("key1", "value3")
+                except (OperationFailed, OutcomeUnknown):
+                    return False
+                return True
+
+            wait_until(is_back, "that writes go on")
+            assert client.get("key1") == b"value3"
+        assert cluster.log().count("there is room again") >= 2

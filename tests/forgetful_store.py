@@ -1,0 +1,60 @@
+"""A Store that forgets, at a crash, what was not synced.
+
+After kill -9 the page cache is still there, so that cannot show a missing sync.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from gtstore.disk import Changes
+from gtstore.errors import StoreError
+
+
+class ForgetfulStore:
+    """In memory.
+
+    ``shown`` is what a refresh shows, ``synced`` what a crash leaves. A commit syncs, unless
+    ``syncs`` says that it does not. ``error`` is raised by the next commits.
+    """
+
+    def __init__(self, synced: dict[bytes, bytes] | None = None, *, syncs: bool = True) -> None:
+        self.synced = dict(synced or {})
+        self.written = dict(self.synced)
+        self.shown = dict(self.synced)
+        self.syncs = syncs
+        self.error: StoreError | None = None
+        self.commits: list[Changes] = []
+        self.before_commit: Callable[[], object] = lambda: None
+
+    def get(self, name: bytes) -> bytes | None:
+        return self.shown.get(name)
+
+    def names(self, prefix: bytes) -> Iterator[bytes]:
+        return iter(sorted(name for name in self.shown if name.startswith(prefix)))
+
+    def commit(self, changes: Changes) -> None:
+        self.before_commit()
+        if self.error is not None:
+            raise self.error
+        self.commits.append(dict(changes))
+        for name, value in changes.items():
+            if value is None:
+                self.written.pop(name, None)
+            else:
+                self.written[name] = value
+        if self.syncs:
+            self.synced = dict(self.written)
+
+    def refresh(self) -> None:
+        self.shown = dict(self.written)
+
+    def has_room(self) -> bool:
+        return self.error is None
+
+    def close(self) -> None:
+        pass
+
+    def after_crash(self) -> ForgetfulStore:
+        """What the next process finds."""
+        return ForgetfulStore(self.synced, syncs=self.syncs)

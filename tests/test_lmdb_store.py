@@ -1,0 +1,139 @@
+"""lmdb_store.py: a Store in a real directory."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import resource
+import signal
+from pathlib import Path
+
+import pytest
+
+from gtstore import lmdb_store
+from gtstore.errors import ClusterError, StoreFailed, StoreFull
+from gtstore.wire.messages import MIB
+
+pytest.importorskip("lmdb", reason="entries on disk need py-lmdb (the extra durable)")
+
+FORK = multiprocessing.get_context("fork")
+
+
+def test_what_was_committed_is_there(tmp_path: Path) -> None:
+    """Shown after a refresh, in byte order, and to the next one that opens it."""
+    store = lmdb_store.LmdbStore(tmp_path / "node-1")
+    store.commit({b"b": b"2", b"a": b"1", b"c": b"3", b"\xff": b"4"})
+    assert store.get(b"a") is None
+    store.refresh()
+    assert (store.get(b"a"), list(store.names(b""))) == (b"1", [b"a", b"b", b"c", b"\xff"])
+    store.commit({b"a": None, b"b": b"22", b"z": None})
+    store.refresh()
+    assert [list(store.names(prefix)) for prefix in (b"b", b"\xff", b"d")] == [
+        [b"b"],
+        [b"\xff"],
+        [],
+    ]
+    store.close()
+    again = lmdb_store.LmdbStore(tmp_path / "node-1")
+    assert (again.get(b"a"), again.get(b"b")) == (None, b"22")
+    again.close()
+    assert (tmp_path / "node-1").stat().st_mode & 0o777 == 0o700
+    assert (tmp_path / "node-1" / "data.mdb").stat().st_mode & 0o777 == 0o600
+
+
+def test_it_belongs_to_one_node(tmp_path: Path) -> None:
+    store = lmdb_store.LmdbStore(tmp_path)
+    about = {"cluster": 5, "node": 1}
+    store.claim(about)
+    store.claim(about)
+    with pytest.raises(ClusterError, match=r"not this node's, but of .*'node': 1"):
+        store.claim({"cluster": 5, "node": 2})
+    store.close()
+
+
+def test_a_newer_format_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lmdb_store, "_FORMAT", 2)
+    store = lmdb_store.LmdbStore(tmp_path)
+    store.claim({"node": 1})
+    monkeypatch.undo()
+    with pytest.raises(ClusterError, match=r"has format 2, .* knows none above 1: a newer version"):
+        store.claim({"node": 1})
+    store.close()
+
+
+def test_what_is_no_store_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "data.mdb").write_bytes(b"something else" * 1000)
+    with pytest.raises(ClusterError, match="cannot open the data in"):
+        lmdb_store.LmdbStore(tmp_path)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ClusterError, match="cannot open the data in"):
+        lmdb_store.LmdbStore(tmp_path / "file")
+
+
+def test_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The commit that does not fit is undone as a whole; reads go on; with room, so do commits."""
+    monkeypatch.setattr(lmdb_store, "_ROOM_MIN", MIB // 4)
+    store = lmdb_store.LmdbStore(tmp_path)
+    store.commit({b"%d" % i: bytes(100) for i in range(1000)})
+    _, most = resource.getrlimit(resource.RLIMIT_FSIZE)
+    size = (tmp_path / "data.mdb").stat().st_size
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size + MIB // 2, most))
+    try:
+        assert store.has_room()
+        with pytest.raises(StoreFull):
+            store.commit({b"big%d" % i: bytes(3000) for i in range(1000)})
+        store.refresh()
+        assert store.get(b"0") == bytes(100)
+        assert not list(store.names(b"big"))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, most))
+        assert not store.has_room()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
+    store.commit({b"big%d" % i: bytes(3000) for i in range(1000)})
+    store.refresh()
+    assert len(list(store.names(b"big"))) == 1000
+    store.close()
+
+
+def test_any_other_error_is_a_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = lmdb_store.LmdbStore(tmp_path)
+    with pytest.raises(StoreFailed):
+        store.commit({b"n" * 5000: b"a name that is too long for LMDB"})
+    monkeypatch.setattr(lmdb_store, "_MAP_SIZES", (1 << 20,))
+    store.close()
+    store = lmdb_store.LmdbStore(tmp_path)
+    with pytest.raises(StoreFull, match="has its greatest size"):
+        store.commit({b"big%d" % i: bytes(3000) for i in range(1000)})
+    store.close()
+
+
+def test_a_kill_in_the_middle_leaves_whole_batches(tmp_path: Path) -> None:
+    """A batch is there as a whole, or not at all, and all that were reported are."""
+
+    def commit_on(results: multiprocessing.connection.Connection) -> None:
+        store = lmdb_store.LmdbStore(tmp_path)
+        for number in range(1_000_000):
+            store.commit({b"%d" % i: b"%d" % number for i in range(100)})
+            results.send(number)
+
+    for _ in range(3):
+        ours, theirs = FORK.Pipe()
+        process = FORK.Process(target=commit_on, args=(theirs,))
+        process.start()
+        theirs.close()
+        last = [ours.recv() for _ in range(20)][-1]
+        assert process.pid is not None
+        os.kill(process.pid, signal.SIGKILL)
+        process.join()
+        while ours.poll():
+            try:
+                last = ours.recv()
+            except EOFError:
+                break
+        store = lmdb_store.LmdbStore(tmp_path)
+        found = {store.get(b"%d" % i) for i in range(100)}
+        assert len(found) == 1
+        (number,) = found
+        assert number is not None
+        assert int(number) in (last, last + 1)
+        store.close()
