@@ -142,6 +142,11 @@ local MESSAGES = {
   }},
   [0x87] = {name = "NOTED", fields = {
   }},
+  [0x08] = {name = "LEAVE", fields = {
+    {name = "token", filter = "gtstore.token", type = "token", size = 16},
+    {name = "node", filter = "gtstore.node", type = "number", size = 2},
+    {name = "join", filter = "gtstore.join", type = "record", record = "join"},
+  }},
   [0x10] = {name = "GET", fields = {
     {name = "epoch", filter = "gtstore.epoch", type = "epoch", size = 8},
     {name = "partition", filter = "gtstore.partition", type = "number", size = 4},

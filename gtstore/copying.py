@@ -51,7 +51,8 @@ def answer(replicas: Replicas, request_id: int, request: Copy) -> bytes:
     row = replicas[partition].row if partition < len(replicas) else None
     join_epoch = 0
     for source, copier in zip(row.owners, row.owners[1:], strict=False) if row else ():
-        if replicas.is_mine(source) and source.in_sync and copier.node == request.node:
+        is_able = source.in_sync and not replicas[partition].is_suspended
+        if replicas.is_mine(source) and is_able and copier.node == request.node:
             join_epoch = copier.join_epoch
     if not join_epoch:
         return replicas.refuse(request_id, partition, 0)

@@ -253,5 +253,5 @@ def unsealed(name: bytes, value: bytes) -> bytes:
     """An entry without its checksum. Raises StoreDamaged if that is wrong."""
     entry = value[:-4]
     if value[-4:] != _CHECKSUM.pack(zlib.crc32(entry, zlib.crc32(name))):
-        raise StoreDamaged(name[8:])
+        raise StoreDamaged(_PREFIX.unpack_from(name)[0], name[_PREFIX.size :])
     return entry

@@ -186,8 +186,11 @@ class StoreFailed(StoreError):
 
 
 class StoreDamaged(StoreError):
-    """An entry on the disk is not the one that was stored there. ``key`` is its key."""
+    """An entry on the disk is not the one that was stored there. ``partition`` and ``key`` tell
+    which one."""
 
-    def __init__(self, key: bytes) -> None:
-        super().__init__(f"the stored entry of key {printable(repr(key))} is damaged")
+    def __init__(self, partition: int, key: bytes) -> None:
+        name = printable(key.decode("utf-8", "backslashreplace"))
+        super().__init__(f"the stored entry of key {name}, in partition {partition}, is damaged")
+        self.partition = partition
         self.key = key

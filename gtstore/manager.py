@@ -245,6 +245,7 @@ class Manager:
             **on_message(self.on_next_primary),
             **on_control_message(self.on_register, self._token),
             **on_control_message(self.on_in_sync, self._token),
+            **on_control_message(self.on_leave, self._token),
         }
         self._server.start()
 
@@ -755,8 +756,9 @@ class Manager:
                 membership = None
         if membership is not None:
             self._apply(partial(membership.returned, member, time.monotonic(), request.joins))
+        known_since = self._membership.map.epoch if self._membership else 0
         return messages.Registered(
-            epoch_of(self._cluster_id, 0),
+            known_since or epoch_of(self._cluster_id, 0),
             self._options.nodes,
             self._options.replicas,
             self._options.hash_code,
@@ -766,6 +768,19 @@ class Manager:
         self._ready()
         assert self._membership is not None
         self._apply(partial(self._membership.synced, request.node, request.joins))
+        return messages.Noted()
+
+    def on_leave(self, request: messages.Leave) -> messages.Noted:
+        self._ready()
+        membership = self._membership
+        assert membership is not None
+        self._apply(partial(membership.left, request.node, request.join))
+        if membership.is_joined(request.node, request.join):
+            raise RemoteProtocolError(
+                messages.UNAVAILABLE,
+                f"node {request.node} has the last copy of partition {request.join.partition}",
+                detail=messages.AliveDetail(self._options.replicas, 1),
+            )
         return messages.Noted()
 
     def _ready(self) -> _Published:

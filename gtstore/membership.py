@@ -30,6 +30,7 @@ from .placement import (
     row_reopened,
     row_repaired,
     row_source,
+    row_without,
 )
 from .wire.messages import (
     ALIVE,
@@ -325,6 +326,31 @@ class Membership:
             return []
         self._repair()
         return [Publish()]
+
+    def left(self, node: int, join: Join) -> list[Action]:
+        """A node has found its copy of a partition damaged, and does not answer for it any more: it
+        is an owner no longer, and joins anew, if there is another copy in sync. Afterwards
+        ``is_joined`` tells."""
+        before = self.map
+        if self.is_joined(node, join) and not self._is_last_living(node, join.partition):
+            self._change(lambda row, epoch: row_without(row, node, epoch), [join.partition])
+            self._repair()
+        return [Publish()] if self.map is not before else []
+
+    def is_joined(self, node: int, join: Join) -> bool:
+        """Whether a node is an owner, and became one then."""
+        return join.partition < len(self.map.rows) and any(
+            (owner.node, owner.join_epoch) == (node, join.join_epoch)
+            for owner in self.map.rows[join.partition].owners
+        )
+
+    def _is_last_living(self, node: int, partition: int) -> bool:
+        """Whether no other owner in sync lives."""
+        living = self._living()
+        return not any(
+            owner.in_sync and owner.node != node and living.get(owner.node) == owner.incarnation
+            for owner in self.map.rows[partition].owners
+        )
 
     def _respawn_pause_s(self, node: int) -> float:
         """How long after its death it is started again. At once if something is Unavailable until

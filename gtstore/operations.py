@@ -1060,7 +1060,7 @@ def recover(
     pause.
 
     Raises:
-        Unavailable: the manager says that no owner is alive.
+        Unavailable: the manager says that no owner is alive, or a node that its entry is damaged.
         RemoteError: a node refused for a reason that sending again cannot mend.
     """
     pause = attempt > 0
@@ -1081,6 +1081,8 @@ def recover(
                     why = "the primary is not the process that the map names"
                     yield from _ask_next_primary(routes, source, key, route.nodes[0], why)
                     pause = True
+            elif error.code == messages.UNAVAILABLE:
+                raise _unavailable(error)
             elif messages.ERRORS.get(error.code) and messages.ERRORS[error.code].retry == "no":
                 raise error
             else:
@@ -1186,7 +1188,7 @@ def _ask_manager(
     if reply[0] == ERROR:
         error = remote_error("the manager", reply)
         if error.code == messages.UNAVAILABLE:
-            raise Unavailable(str(error), required=error.detail.required, alive=error.detail.alive)
+            raise _unavailable(error)
         raise error
     message = decode(reply[0], reply[3])
     if message.name not in request.replies:
@@ -1194,6 +1196,10 @@ def _ask_manager(
             messages.UNKNOWN_KIND, f"the manager answered {request.name} with {message.name}"
         )
     return message
+
+
+def _unavailable(error: RemoteError) -> Unavailable:
+    return Unavailable(str(error), required=error.detail.required, alive=error.detail.alive)
 
 
 def initialize(

@@ -106,8 +106,8 @@ class Replica:
     """
 
     __slots__ = (
-        "changed", "entries", "floor", "join_epoch", "read_epoch", "row", "scan", "shown", "size",
-        "stored", "tombstones", "write_epoch",
+        "changed", "entries", "floor", "is_suspended", "join_epoch", "read_epoch", "row", "scan",
+        "shown", "size", "stored", "tombstones", "write_epoch",
     )  # fmt: skip
 
     def __init__(self, partition: Partition) -> None:
@@ -133,6 +133,8 @@ class Replica:
         """The keys that are being copied from here, and the join_epoch of who copies them (N6)."""
         self.write_epoch = _NOBODY
         self.read_epoch = _NOBODY
+        self.is_suspended = False
+        """Whether it answers nothing for now, whatever the row says."""
 
 
 class Replicas:
@@ -147,6 +149,7 @@ class Replicas:
         engine: where the entries are.
         now_us: this node's clock, in microseconds since 1970.
         memory_max: how many bytes the entries may take, or None.
+        first_epoch: that of a map which knows of this process, or an earlier one: see ``adopt``.
     """
 
     def __init__(
@@ -159,11 +162,13 @@ class Replicas:
         engine: Engine,
         now_us: Callable[[], int],
         memory_max: int | None = None,
+        first_epoch: int = 0,
     ) -> None:
         self.node = node
         self.incarnation = incarnation
         self.cluster_id = cluster_id
         self.epoch = 0  # of the newest map that was adopted; 0 = none yet (N0)
+        self._first_epoch = first_epoch
         self._hash = HASH_FUNCTIONS[hash_code]
         self._now_us = now_us
         # A bound of N9 that was right at some time, as a time's eight bytes. Clocks go forward, so
@@ -370,18 +375,26 @@ class Replicas:
     # --- the map ---------------------------------------------------------------------------------
 
     def adopt(self, epoch: int, rows: Iterable[messages.Row]) -> None:
-        """Go by these rows from now on. A row never goes backwards; another cluster's is
-        ignored."""
-        if cluster_of(epoch) != self.cluster_id:
+        """Go by these rows from now on. A row never goes backwards; another cluster's is ignored.
+
+        So is a first map that is older than this process's registration (N0): in it this node is
+        still the process before, or no owner, and what is on the disk would be discarded, of which
+        it may be the only copy.
+        """
+        if cluster_of(epoch) != self.cluster_id or (not self.epoch and epoch < self._first_epoch):
             return
+        self.epoch = max(self.epoch, epoch)
         for row in rows:
             self.adopt_row(row)
-        self.epoch = max(self.epoch, epoch)
 
     def adopt_row(self, row: messages.Row) -> None:
         """Go by this row from now on, if it is newer. With the same list_epoch it can say only that
-        owners are in sync by now."""
-        if row.partition >= self._partitions or cluster_of(row.list_epoch) != self.cluster_id:
+        owners are in sync by now. Not before there is a first map."""
+        if (
+            not self.epoch
+            or row.partition >= self._partitions
+            or cluster_of(row.list_epoch) != self.cluster_id
+        ):
             return
         replica = self._replicas[row.partition]
         held = replica.row
@@ -399,12 +412,33 @@ class Replicas:
         join_epoch = mine[0].join_epoch if mine else 0
         if join_epoch != replica.join_epoch:
             self._discard(replica)  # what was stored under another join is not vouched for (N2)
+            replica.is_suspended = False
         replica.row = row
         replica.join_epoch = join_epoch
-        replica.write_epoch = row.list_epoch if mine else _NOBODY
-        is_primary = bool(mine) and mine[0] is row.owners[0] and bool(mine[0].in_sync)
-        replica.read_epoch = row.list_epoch if is_primary else _NOBODY
+        self._set_epochs(replica)
         replica.scan = None
+
+    def _set_epochs(self, replica: Replica) -> None:
+        row = replica.row
+        is_owner = row is not None and bool(replica.join_epoch) and not replica.is_suspended
+        replica.write_epoch = row.list_epoch if row and is_owner else _NOBODY
+        is_primary = bool(
+            row and is_owner and row.owners[0].in_sync and self.is_mine(row.owners[0])
+        )
+        replica.read_epoch = row.list_epoch if row and is_primary else _NOBODY
+
+    def suspend(self, partition: int) -> int:
+        """Answer for this partition no more; return the join_epoch that it has. It ends by
+        ``resume``, or when the node joins anew."""
+        replica = self._replicas[partition]
+        replica.is_suspended = True
+        self._set_epochs(replica)
+        return replica.join_epoch
+
+    def resume(self, partition: int) -> None:
+        """Answer for it again, by its row."""
+        self._replicas[partition].is_suspended = False
+        self._set_epochs(self._replicas[partition])
 
     def is_mine(self, owner: messages.Owner) -> bool:
         """N0: an owner of another incarnation of this node is not this process."""

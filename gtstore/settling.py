@@ -30,7 +30,7 @@ def look_through(replicas: Replicas, partition: int, now_us: int) -> list[tuple[
     replica = replicas[partition]
     row = replica.row
     mine = [owner for owner in row.owners if replicas.is_mine(owner)] if row else []
-    if not mine or not mine[0].in_sync:
+    if not mine or not mine[0].in_sync or replica.is_suspended:
         return []
     assert row is not None
     is_primary = mine[0] is row.owners[0]

@@ -22,7 +22,7 @@ from .committer import Committer
 from .connection import call_once
 from .disk import DiskEngine, remembered_joins
 from .engine import MemoryEngine
-from .errors import ClusterError, NetworkError
+from .errors import ClusterError, NetworkError, StoreDamaged
 from .lmdb_store import LmdbStore
 from .placement import cluster_of
 from .replica import Behind, Replicas
@@ -102,6 +102,7 @@ class StorageNode:
             self._engine,
             lambda: time.time_ns() // 1000,
             memory_max * messages.MIB if memory_max else None,
+            shape.epoch,
         )
         handlers |= self._replicas.handlers
         handlers |= on_control_message(self.on_map_update, options.token)
@@ -145,7 +146,10 @@ class StorageNode:
     # --- requests --------------------------------------------------------------------------------
 
     def _recover(self, error: Exception) -> bool:
-        """A request came with a newer row than ours (N1c): fetch the map, and handle it again."""
+        """A request came with a newer row than ours (N1c): fetch the map, and handle it again. Or
+        it has met a damaged entry: handle it again once this partition is not answered for."""
+        if isinstance(error, StoreDamaged):
+            return self._upkeep.on_damage(error)
         return isinstance(error, Behind) and self._fetch_map()
 
     def on_ping(self, request: messages.Ping) -> messages.Pong:  # noqa: ARG002  # it is empty

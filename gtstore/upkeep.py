@@ -17,13 +17,29 @@ from collections.abc import Callable
 from typing import Final
 
 from . import copying, operations, settling
-from .errors import ConnectError, GTStoreError
+from .connection import call_once
+from .errors import (
+    ConnectError,
+    GTStoreError,
+    NetworkError,
+    RemoteProtocolError,
+    StoreDamaged,
+)
 from .operations import MANAGER, Source
 from .placement import Routes, format_address
 from .replica import Replicas
 from .server import TokenLock
 from .session import Session
-from .wire.messages import SETTLE_AFTER_S
+from .wire.messages import (
+    SETTLE_AFTER_S,
+    UNAVAILABLE,
+    AliveDetail,
+    Error,
+    Join,
+    Leave,
+    Message,
+    Noted,
+)
 
 logger = logging.getLogger("gtstore.upkeep")
 
@@ -94,6 +110,8 @@ class Upkeep:
         self._manager = manager
         self._token = token
         self._flush = flush
+        self._last_copies: set[int] = set()
+        """Partitions with a damaged entry, and no other copy; guarded by the lock."""
         self._routes = Routes()
         self._has_new_map = threading.Event()
         self._asking = threading.Lock()  # several threads want to know the cluster at once
@@ -194,6 +212,53 @@ class Upkeep:
         with self._pacing:
             return self._pace.pause_after(size)
 
+    # --- damaged entries -------------------------------------------------------------------------
+
+    def on_damage(self, error: StoreDamaged) -> bool:
+        """An entry on the disk is damaged: answer for its partition no more, and ask the manager to
+        let this node join it anew, so that it copies what others have.
+
+        Return False, or raise Unavailable, if that is not to be: this is the last copy. Then the
+        rest of the partition is answered for, and only what is damaged is not.
+        """
+        partition = error.partition
+        with self._lock:
+            is_known = partition in self._last_copies or self._replicas[partition].is_suspended
+            if not is_known:
+                join = Join(partition, self._replicas.suspend(partition))
+        if partition in self._last_copies:
+            raise RemoteProtocolError(
+                UNAVAILABLE, f"{error}, and there is no other copy", detail=AliveDetail(1, 0)
+            )
+        if not is_known:
+            logger.error("%s: it is to be copied from another node", error)
+            threading.Thread(target=self._leave, args=(join,), name="leaver", daemon=True).start()
+        return True
+
+    def _leave(self, join: Join) -> None:
+        """Ask until there is an answer: before that, nothing may be answered."""
+        request = Leave(self._token, self._replicas.node, join)
+        while True:
+            reply: Message | NetworkError
+            try:
+                reply = call_once("the manager", *self._manager, request, _INIT_TIMEOUT_S)
+            except NetworkError as error:
+                reply = error
+            if isinstance(reply, Noted):
+                return
+            if isinstance(reply, Error) and reply.code == UNAVAILABLE:
+                logger.error(
+                    "this is the last copy of partition %d, and stays as it is; what is damaged is "
+                    "Unavailable (docs/OPERATIONS.md)",
+                    join.partition,
+                )
+                with self._lock:
+                    self._last_copies.add(join.partition)
+                    self._replicas.resume(join.partition)
+                return
+            logger.warning("the manager does not answer LEAVE yet: %s", reply)
+            time.sleep(_REPORT_AGAIN_S)
+
     # --- settling (N8) ---------------------------------------------------------------------------
 
     def _settle_forever(self) -> None:
@@ -225,9 +290,15 @@ class Upkeep:
         seen = 0
         last = min(first + _PARTITIONS_A_LOOK, len(self._replicas))
         for partition in range(first, last):
-            with self._lock:  # one partition at a time, so that requests come in between
-                pending = settling.look_through(self._replicas, partition, time.time_ns() // 1000)
-                seen += self._replicas[partition].stored
+            try:
+                with self._lock:  # one partition at a time, so that requests come in between
+                    now_us = time.time_ns() // 1000
+                    pending = settling.look_through(self._replicas, partition, now_us)
+            except StoreDamaged as error:
+                if partition not in self._last_copies:
+                    self.on_damage(error)
+                continue
+            seen += self._replicas[partition].stored
             found += [(partition, key, version) for key, version in pending]
             if seen > _ENTRIES_A_LOOK or found:
                 return partition + 1, found

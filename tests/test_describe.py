@@ -317,9 +317,10 @@ def test_explain_never_raises(data: bytes) -> None:
     for kind, flags, _, body in frames:
         try:
             message = decode(kind, body)
-            if isinstance(message, messages.EntryReply | messages.Write):
-                decode_entry(message.entry)
-            elif isinstance(message, messages.Error):
+            entry = getattr(message, "entry", None)
+            if entry is not None and not isinstance(message, messages.Failed):
+                decode_entry(entry)
+            if isinstance(message, messages.Error):
                 error_detail(message)
         except RemoteProtocolError:
             is_good = False

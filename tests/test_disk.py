@@ -201,7 +201,7 @@ def test_a_damaged_entry_is_not_read(at: int) -> None:
     assert stored is not None
     assert unsealed(name, stored) == b"e"
     wrong = bytes(byte ^ (i == at) for i, byte in enumerate(stored))
-    with pytest.raises(StoreDamaged, match="key b'key' is damaged"):
+    with pytest.raises(StoreDamaged, match="key key, in partition 0, is damaged"):
         unsealed(name, wrong)
     with pytest.raises(StoreDamaged):
         unsealed(name[:-1] + b"z", stored)

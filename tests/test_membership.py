@@ -682,6 +682,23 @@ def test_a_node_of_two_has_lost_its_disk() -> None:
     assert nodes_of(membership, 0) == [(2, 1), (1, 0)]
 
 
+def test_a_node_leaves_a_partition() -> None:
+    """Its copy is damaged: it joins anew, behind the others; but not if nobody else has a copy."""
+    membership = cluster(3, 2)
+    (row, *_) = membership.map.rows
+    join = Join(0, row.owners[0].join_epoch)
+    assert membership.left(1, join) == [Publish()]
+    assert nodes_of(membership, 0) == [(2, 1), (1, 0)]
+    assert not membership.is_joined(1, join)
+    assert membership.left(1, join) == [], "the answer was lost"
+    assert membership.left(2, Join(0, membership.map.rows[0].owners[0].join_epoch)) == []
+    assert nodes_of(membership, 0) == [(2, 1), (1, 0)]
+    assert membership.left(2, Join(99_999, 1)) == []
+    sync(membership, 1, 0)
+    membership.exited(1, "killed", NOW)
+    assert membership.left(2, Join(0, membership.map.rows[0].owners[0].join_epoch)) == []
+
+
 def replace_owner(row: Row, node: int) -> Row:
     return dataclasses.replace(row, owners=(dataclasses.replace(row.owners[0], node=node),))
 

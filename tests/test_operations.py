@@ -1053,6 +1053,16 @@ def test_the_primary_is_another_process() -> None:
     assert kinds == [(1,), (1,), (MANAGER,), (1,)]
 
 
+def test_a_damaged_entry_without_another_copy() -> None:
+    """The node says so, and it is final."""
+    network, client = cluster()
+    client.put(KEY, b"v")
+    network.script(1, Get, refuse(messages.UNAVAILABLE, messages.AliveDetail(2, 0)))
+    with pytest.raises(Unavailable) as caught:
+        client.get(KEY)
+    assert (caught.value.required, caught.value.alive) == (2, 0)
+
+
 def test_a_connection_that_was_lost_is_tried_again_first() -> None:
     """It may only have been old: the manager is asked after the second loss."""
     network, client = cluster()

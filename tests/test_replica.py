@@ -9,9 +9,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from gtstore.disk import DiskEngine, remembered_joins, sealed
 from gtstore.engine import MemoryEngine
 from gtstore.errors import RemoteProtocolError
 from gtstore.placement import HASH_FUNCTIONS, epoch_of
+from gtstore.read_modify_write import FLAGS_AT
 from gtstore.replica import ENTRY_OVERHEAD_SIZE, Behind, Replicas
 from gtstore.wire import messages
 from gtstore.wire.codec import (
@@ -49,6 +51,8 @@ from gtstore.wire.messages import (
     Superseded,
     Write,
 )
+
+from .forgetful_store import ForgetfulStore
 
 quick = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
@@ -856,3 +860,95 @@ def test_only_protocol_errors_escape(requests: list[tuple[int, bytes]], has_map:
     assert replicas.size >= 0
     data = held_or_none(replicas)
     assert data is None or len(data) >= 21
+
+
+# --- entries on disk -----------------------------------------------------------------------------
+
+
+def on_disk(store: ForgetfulStore, incarnation: int, first: int = 0) -> tuple[Replicas, DiskEngine]:
+    engine = DiskEngine(store)
+    replicas = Replicas(
+        NODE, incarnation, CLUSTER, NODES, HASH_ADDITIVE, engine, lambda: NOW_US,
+        first_epoch=at(first),
+    )  # fmt: skip
+    return replicas, engine
+
+
+def save(replicas: Replicas, engine: DiskEngine, store: ForgetfulStore) -> None:
+    store.commit(sealed(engine.take(replicas.remembered)))
+    store.refresh()
+    engine.settle()
+
+
+def test_a_later_process_keeps_what_its_disk_has() -> None:
+    """N2: entries, counts, floor and join_epoch; under a row that names it with that join_epoch."""
+    store = ForgetfulStore()
+    replicas, engine = on_disk(store, INCARNATION)
+    replicas.adopt(at(1), [row(1, owner(1), owner(2))])
+    write(replicas, entry())
+    write(replicas, entry(flags=TOMBSTONE), b"1yek")
+    replicas.raise_floor(replicas[PARTITION], b"f" * 16)
+    save(replicas, engine, store)
+    before = replicas.remembered(PARTITION)
+    assert before == (at(1), b"f" * 16, 2, 1, replicas.size)
+    assert remembered_joins(store) == (messages.Join(PARTITION, at(1)),)
+    later, _ = on_disk(store.after_crash(), INCARNATION + 1, first=5)
+    assert code_of(get(later)) == messages.NOT_READY
+    reopened = row(5, owner(1, incarnation=INCARNATION + 1), owner(2))
+    later.adopt(at(5), [reopened])
+    assert later.remembered(PARTITION) == before
+    assert get(later, epoch=at(5)) == messages.EntryReply(entry())
+
+
+def test_a_map_from_before_its_registration_discards_nothing() -> None:
+    """N0: in it the node is the process before, or no owner; what it has may be the only copy."""
+    store = ForgetfulStore()
+    replicas, engine = on_disk(store, INCARNATION)
+    replicas.adopt(at(1), [row(1, owner(1))])
+    write(replicas, entry())
+    save(replicas, engine, store)
+    later, _ = on_disk(store.after_crash(), INCARNATION + 1, first=5)
+    for old in (row(1, owner(1)), row(4, owner(2))):
+        later.adopt_row(old)
+        later.adopt(at(4), [old])
+        assert (later.epoch, later[PARTITION].row) == (0, None)
+    later.adopt(at(5), [row(5, owner(1, incarnation=INCARNATION + 1))])
+    assert get(later, epoch=at(5)) == messages.EntryReply(entry())
+
+
+def test_a_get_is_shown_what_is_on_disk() -> None:
+    """It waits for nothing, but for the tombstone that it makes of what has expired."""
+    store = ForgetfulStore()
+    replicas, engine = on_disk(store, INCARNATION)
+    depends: list[int] = []
+    engine.on_depend = depends.append
+    replicas.adopt(at(1), [row(1, owner(1))])
+    expired = entry(flags=EXPIRES, expiry=NOW_US - 1)
+    write(replicas, expired)
+    assert get(replicas) == messages.NotFound()
+    save(replicas, engine, store)
+    assert depends == []
+    found = get(replicas)
+    assert isinstance(found, messages.EntryReply)
+    assert found.entry[FLAGS_AT] == ORDERED | TOMBSTONE
+    assert depends == [2]
+    # What is shown has expired, and what was written since has not.
+    newer = entry(time=NOW_US + 5)
+    assert write(replicas, newer) == messages.Ack()
+    assert get(replicas) == messages.EntryReply(newer)
+    assert depends == [2, 2]
+
+
+def test_a_suspended_partition_answers_nothing() -> None:
+    """Until it is resumed, or joined anew; a newer row of the same join does not end it."""
+    replicas = primary()
+    write(replicas, entry())
+    assert replicas.suspend(PARTITION) == at(1)
+    assert code_of(get(replicas)) == code_of(write(replicas, entry())) == messages.STALE_EPOCH
+    replicas.adopt(at(2), [row(2, owner(1), owner(3))])
+    assert code_of(get(replicas, epoch=at(2))) == messages.STALE_EPOCH
+    replicas.resume(PARTITION)
+    assert get(replicas, epoch=at(2)) == messages.EntryReply(entry())
+    replicas.suspend(PARTITION)
+    replicas.adopt(at(3), [row(3, owner(3), owner(1, join=3, in_sync=0))])
+    assert write(replicas, entry(), epoch=at(3)) == messages.Ack()

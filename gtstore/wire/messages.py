@@ -444,7 +444,7 @@ class Register(Message):
 class Registered(Message):
     """The shape of the cluster. The map follows with MAP_UPDATE."""
 
-    epoch: Annotated[Epoch, "the cluster id; its counter is 0"]
+    epoch: Annotated[Epoch, "maps older than this do not know of the node's process"]
     nodes: Annotated[U16, "how many nodes the cluster was made with"]
     replicas: Annotated[U16, "how many copies of each key are meant to be there"]
     hash: Annotated[U8, "1 additive, 2 crc16"]
@@ -462,7 +462,18 @@ class InSync(Message):
 
 @message(0x87, MANAGER, NODE)
 class Noted(Message):
-    """The answer to IN_SYNC."""
+    """The answer to IN_SYNC and LEAVE."""
+
+
+@message(0x08, NODE, MANAGER, replies=("NOTED", "NOT_ALLOWED", "NOT_READY", "UNAVAILABLE"))
+class Leave(Message):
+    """A node that has found its copy of a partition damaged, and has stopped to answer for it,
+    wants to be no owner of it any more. After NOTED it is none under that join; it joins anew, as
+    syncing, and copies. UNAVAILABLE: it holds the last copy, and stays."""
+
+    token: Annotated[Token, "the secret that the manager gave to the process"]
+    node: Annotated[U16, "its number"]
+    join: Annotated[Join, Record(Join), "the partition, and when it joined it"]
 
 
 @message(
@@ -471,6 +482,7 @@ class Noted(Message):
     NODE,
     replies=(
         "ENTRY", "NOT_FOUND", "NOT_READY", "STALE_EPOCH", "BEHIND", "WRONG_PARTITION", "BUSY",
+        "UNAVAILABLE",
     ),
 )  # fmt: skip
 class Get(Message):
@@ -505,7 +517,7 @@ class NotFound(Message):
     NODE,
     replies=(
         "ACK", "SUPERSEDED", "NOT_READY", "STALE_EPOCH", "BEHIND", "WRONG_PARTITION", "TOO_FAR",
-        "TOO_OLD", "NO_SPACE", "VALUE_TOO_LONG", "BUSY",
+        "TOO_OLD", "NO_SPACE", "VALUE_TOO_LONG", "BUSY", "UNAVAILABLE",
     ),
 )  # fmt: skip
 class Write(Message):
@@ -550,6 +562,7 @@ class Commit(Message):
     replies=(
         "EXECUTED", "SUPERSEDED", "FAILED", "NOT_READY", "STALE_EPOCH", "BEHIND",
         "WRONG_PARTITION", "TOO_FAR", "TOO_OLD", "NO_SPACE", "VALUE_TOO_LONG", "BUSY",
+        "UNAVAILABLE",
     ),
 )  # fmt: skip
 class Execute(Message):

@@ -279,3 +279,47 @@ def test_a_full_disk(tmp_path: Path) -> None:
             wait_until(is_back, "that writes go on")
             assert client.get("key1") == b"value3"
         assert cluster.log().count("there is room again") >= 2
+
+
+def flip_a_byte(node: Path, value: bytes) -> None:
+    """In the node's data, wherever that value is: also in pages that are not used any more."""
+    path = node / "data.mdb"
+    data = path.read_bytes()
+    assert value in data
+    path.write_bytes(data.replace(value, bytes([value[0] ^ 1]) + value[1:]))
+
+
+def test_a_flipped_byte(tmp_path: Path) -> None:
+    """The damaged entry is noticed when it is read, never served, and fetched from another node."""
+    with on_disk(tmp_path) as cluster, cluster.connect() as client:
+        client.put_many({f"key{i}": b"the value of key %d." % i for i in range(100)})
+        nodes = client.where("key7").owners
+    flip_a_byte(tmp_path / "data" / f"node-{nodes[0]}", b"the value of key 7.")
+    with on_disk(tmp_path) as cluster, cluster.connect() as client:
+        assert client.get("key7") == b"the value of key 7."
+        assert client.where("key7").owners[0] == nodes[1]
+        cluster.wait_in_sync()
+        assert sorted(client.where("key7").owners) == sorted(nodes)
+        assert "the stored entry of key key7, in partition" in cluster.log()
+        # The node has a good copy again.
+        for node in nodes[1:]:
+            cluster.kill_node(node)
+        assert client.get("key7") == b"the value of key 7."
+        assert client.get_many([f"key{i}" for i in range(100)]) == {
+            f"key{i}": b"the value of key %d." % i for i in range(100)
+        }
+
+
+def test_a_flipped_byte_in_the_only_copy(tmp_path: Path) -> None:
+    """It is Unavailable; everything else is there."""
+    options = ["--data-dir", str(tmp_path / "data")]
+    with Cluster(1, 1, options) as cluster, cluster.connect() as client:
+        client.put_many({f"key{i}": b"the value of key %d." % i for i in range(100)})
+    flip_a_byte(tmp_path / "data" / "node-1", b"the value of key 7.")
+    with Cluster(1, 1, options) as cluster, cluster.connect() as client:
+        for _ in range(2):
+            with pytest.raises(Unavailable, match="damaged, and there is no other copy"):
+                client.get("key7")
+        others = [f"key{i}" for i in range(100) if i != 7]
+        assert all(client.get(key) == b"the value of key %s." % key[3:].encode() for key in others)
+        assert "this is the last copy of partition" in cluster.log()

@@ -171,7 +171,7 @@ def test_a_successor_of_another_shape() -> None:
         done = managerd("4", "2", "--port", port, "--node-port", "0")
         assert (done.returncode, done.stdout) == (2, "")
         assert done.stderr.count("\n") == 1
-        assert "3 nodes, 2 replicas, --hash additive; start it with these" in done.stderr
+        assert "3 nodes, 2 replicas, --hash additive, --engine memory; start it " in done.stderr
         cluster.start()
         with cluster.connect() as store:
             assert [node["incarnation"] for node in store.status()["nodes"]] == [1, 1, 1]

@@ -119,6 +119,7 @@ def make_traffic(cluster: Cluster, value: bytes) -> None:
             messages.KeyNodes(b"key1"),  # UNKNOWN_KIND, at a node
         )
         raw(node, messages.MapUpdate(bytes(16), epoch, ()))  # NOT_ALLOWED
+        raw(cluster.address, messages.Leave(bytes(16), 1, messages.Join(0, epoch)))  # the same
         raw(node, Get(epoch, 100_000, b"key1"))  # MALFORMED to the node, but a whole GET
         cluster.kill_node(1)
         assert client.get("key1") == items["key1"]

@@ -60,6 +60,7 @@ EXAMPLES: Final[Mapping[int, tuple[int, messages.Message]]] = {
         (1, messages.Registered(_CLUSTER_ID, 3, 2, messages.HASH_ADDITIVE)),
         (1, messages.InSync(_TOKEN, 3, (messages.Join(_PARTITION, _NEXT_EPOCH),))),
         (1, messages.Noted()),
+        (2, messages.Leave(_TOKEN, 1, messages.Join(_PARTITION, _EPOCH))),
         (6, messages.Get(_EPOCH, _PARTITION, _KEY)),
         (6, messages.EntryReply(encode_record(_COMMITTED))),
         (6, messages.NotFound()),
