@@ -223,13 +223,16 @@ def row_repaired(
         awaited: dead nodes that are expected back soon: their places are kept for them.
         may_join: whether that node may join this partition now; or else its place waits for it.
     """
+    primary = row.owners[0]
+    if living.get(primary.node) != primary.incarnation:
+        alive = tuple(o for o in row.owners if living.get(o.node) == o.incarnation)
+        # Unavailable (M5); or one that had copied everything has said so only after its death.
+        return _row_with(row, alive, epoch) if alive and alive[0].in_sync else row
     if len(row.owners) == replicas and all(
         (owner.node - 1 - row.partition) % nodes < replicas for owner in row.owners
     ):
         return row  # these are the home owners; it is so with nearly all rows, at each change
     present = [owner.node for owner in row.owners]
-    if living.get(present[0]) != row.owners[0].incarnation:
-        return row  # unavailable (M5)
     clockwise = home_owners(row.partition, nodes, nodes)
     order = dict.fromkeys((present[0], *clockwise[:replicas], *present[1:], *clockwise))
     wanted = [node for node in order if node in living or node in awaited][:replicas]

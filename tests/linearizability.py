@@ -481,6 +481,9 @@ class _Goals:
         match done.what:
             case "get":
                 todo = [done.value]
+            case "compare" if not done.result and done.version not in (None, *values_of):
+                # It saw an unknown write, and what that one stood on counts for later operations.
+                return cls(None)
             case "compare" if not done.result:
                 pass  # if anything helps, a single write does
             case "compare" if not isinstance(expected, tuple):

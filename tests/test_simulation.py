@@ -6,7 +6,7 @@ import pytest
 
 from gtstore import copying, placement
 
-from .sim.run import run_many
+from .sim.run import DurableRun, run_many
 
 RUNS = 1000
 
@@ -21,3 +21,13 @@ def test_at_random(monkeypatch: pytest.MonkeyPatch) -> None:
     assert outcomes["unknown"] > RUNS // 20
     assert outcomes["returned"] > RUNS // 2
     assert outcomes["copied"] > RUNS // 2
+
+
+def test_at_random_with_disks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same where entries are on disk, and any nodes, or all at once, die and come back."""
+    monkeypatch.setattr(placement, "PARTITIONS_PER_NODE", 1)
+    monkeypatch.setattr(copying, "COPY_SIZE", 40)
+    outcomes = run_many(range(RUNS), DurableRun)
+    assert outcomes["complete"] > 5 * RUNS
+    assert outcomes["returned"] > RUNS // 2
+    assert outcomes["reopened"] > RUNS // 4

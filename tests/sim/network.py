@@ -10,6 +10,7 @@ happen.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import enum
 import random
 from collections.abc import Callable, Iterator
@@ -17,6 +18,7 @@ from dataclasses import dataclass
 from typing import Any, Generic, TypeAlias, TypeVar
 
 from gtstore import copying, operations
+from gtstore.disk import DiskEngine, remembered_joins, sealed
 from gtstore.engine import MemoryEngine
 from gtstore.errors import (
     ConnectError,
@@ -27,11 +29,10 @@ from gtstore.errors import (
 )
 from gtstore.membership import Membership
 from gtstore.operations import MANAGER, Lost, Operation, Pause, Reply, Source
-from gtstore.placement import PartitionMap, Routes, cluster_of, partition_count
+from gtstore.placement import HASH_FUNCTIONS, PartitionMap, Routes, cluster_of, partition_count
 from gtstore.replica import Behind, Replicas
 from gtstore.wire import messages
 from gtstore.wire.codec import (
-    GET_BODY,
     HEADER,
     MAGIC_VERSION,
     Frame,
@@ -41,6 +42,8 @@ from gtstore.wire.codec import (
     error_frame,
 )
 from gtstore.wire.messages import Entry, Member, Message, Owner, Row
+
+from ..forgetful_store import ForgetfulStore
 
 Result = TypeVar("Result")
 
@@ -62,6 +65,7 @@ class Fault(enum.Enum):
     LATE = "the connection ends; the request is done later (Network.deliver_late)"
     AGAIN = "done and answered, and done once more later"
     SILENT = "not done; nothing is heard until the deadline"
+    CRASH = "handled, but the peer dies before that is on its disk, and before the reply"
 
 
 Action: TypeAlias = Callable[["Network", bytes], bytes | None]
@@ -73,9 +77,25 @@ def no_fault(peer: int, request: Message) -> Fault | Action:  # noqa: ARG001
 
 
 class Node:
-    """One process of a node. ``network.start`` replaces it by the next incarnation."""
+    """One process of a node. ``network.start`` replaces it by the next incarnation.
 
-    def __init__(self, network: Network, number: int, incarnation: int) -> None:
+    Args:
+        store: its disk; None: entries are in memory.
+    """
+
+    def __init__(
+        self,
+        network: Network,
+        number: int,
+        incarnation: int,
+        store: ForgetfulStore | None = None,
+        first_epoch: int = 0,
+    ) -> None:
+        self.store = store
+        self.engine = DiskEngine(store) if store else None
+        if self.engine:
+            self.engine.on_depend = lambda _: self.save()
+        self._saved: list[tuple[int, bytes]] = []
         self.number = number
         self.incarnation = incarnation
         self.is_alive = True
@@ -88,11 +108,43 @@ class Node:
             network.cluster_id,
             network.node_count,
             HASH,
-            MemoryEngine(),
+            self.engine or MemoryEngine(),
             self.clock_us,
+            first_epoch=first_epoch,
         )
+        if self.engine:
+            self._saved = [(each.join_epoch, each.floor) for each in self.replicas._replicas]
+
+    def save(self) -> None:
+        """Commit what is staged. It comes before each answer that depends on it (N2)."""
+        if self.engine and self.store and self.engine.has_staged:
+            self.store.commit(sealed(self.engine.take(self.replicas.remembered)))
+            self.store.refresh()
+            self.engine.settle()
+            self._saved = [(each.join_epoch, each.floor) for each in self.replicas._replicas]
+
+    def floor(self, partition: int) -> bytes:
+        """A partition's floor, as nothing can take it away any more."""
+        replica = self.replicas[partition]
+        if not self._saved:
+            return replica.floor
+        join_epoch, floor = self._saved[partition]
+        return floor if join_epoch == replica.join_epoch else b""
+
+    @property
+    def joins(self) -> tuple[messages.Join, ...]:
+        """What the next process can say of this one's disk."""
+        return remembered_joins(self.store.after_crash()) if self.store else ()
 
     def handle(self, frame: bytes) -> bytes:
+        """Handle a request, and return the reply when it may leave."""
+        reply = self.begin(frame)
+        if frame[2] not in (messages.Get.kind, messages.Commit.kind):
+            self.save()
+        return reply
+
+    def begin(self, frame: bytes) -> bytes:
+        """Handle a request, whose reply must not leave yet."""
         kind, request_id, body = split(frame)
         if kind == messages.Ping.kind:
             return encode(self._pong(), request_id)
@@ -120,10 +172,10 @@ class Node:
         self.replicas.adopt(newest.epoch, newest.rows_since(self.replicas.epoch))
 
     def held(self, key: bytes) -> Entry | None:
-        """The entry that it holds, whatever its role: GET with epoch 0."""
-        body = GET_BODY.pack(0, 0, len(key)) + key
-        kind, _, entry = split(self.replicas.handlers[messages.Get.kind](0, body))
-        return decode_entry(entry) if kind == messages.EntryReply.kind else None
+        """The entry that it holds, for good, whatever its role."""
+        partition = HASH_FUNCTIONS[HASH](key) % len(self.replicas)
+        entry = self.replicas[partition].shown(key)
+        return None if entry is None else decode_entry(entry)
 
     def _pong(self) -> messages.Pong:
         replicas = self.replicas
@@ -146,11 +198,18 @@ class Network:
         nodes, replicas: the shape.
         seed: of everything that is random.
         cluster_id: of the map's epochs.
+        is_durable: whether the nodes have disks.
     """
 
     def __init__(
-        self, nodes: int = 3, replicas: int = 2, seed: int = 0, cluster_id: int = CLUSTER
+        self,
+        nodes: int = 3,
+        replicas: int = 2,
+        seed: int = 0,
+        cluster_id: int = CLUSTER,
+        is_durable: bool = False,
     ) -> None:
+        self.is_durable = is_durable
         self.random = random.Random(seed)
         self.now_us = START_US
         self.skews_us: dict[int, int] = {}
@@ -174,7 +233,10 @@ class Network:
         self.node_count = nodes
         self.replica_count = replicas
         numbers = range(1, nodes + 1)
-        self.nodes = {number: Node(self, number, 1) for number in numbers}
+        self.nodes = {
+            number: Node(self, number, 1, ForgetfulStore() if self.is_durable else None)
+            for number in numbers
+        }
         self.membership = Membership(
             [self._member(node) for node in numbers],
             PartitionMap.first(cluster_id, nodes, replicas, dict.fromkeys(numbers, 1)),
@@ -182,9 +244,11 @@ class Network:
             0.25,
             4,
             joins_max=partition_count(nodes),
+            is_durable=self.is_durable,
         )
         for node in self.nodes.values():
             node.adopt()
+            node.save()
 
     @property
     def map(self) -> PartitionMap:
@@ -205,15 +269,34 @@ class Network:
             self.publish(self.map)
 
     def start(self, node: int) -> None:
-        """A new, empty process on a node's old address."""
-        self.nodes[node] = Node(self, node, self.nodes[node].incarnation + 1)
+        """A new process on a node's old address, with what is on its disk, if it has one. It has
+        not registered yet."""
+        old = self.nodes[node]
+        store = old.store.after_crash() if old.store else None
+        self.nodes[node] = Node(self, node, old.incarnation + 1, store)
 
-    def bring_back(self, node: int) -> None:
-        """A new, empty process of a dead node registers, and joins (M7)."""
-        self.notice(node)
-        self.start(node)
-        self.membership.returned(self._member(node), self.now_us / 1e6)
+    def bring_back(self, *nodes: int) -> None:
+        """New processes of dead nodes register, and open their partitions again (M5), or join
+        (M7)."""
+        for node in nodes:
+            self.notice(node)
+            self.start(node)
+        self.membership.all_returned(
+            [(self._member(node), self.nodes[node].joins) for node in nodes], self.now_us / 1e6
+        )
+        for number in nodes:
+            node = self.nodes[number]
+            self.nodes[number] = Node(self, number, node.incarnation, node.store, self.map.epoch)
         self.publish(self.map)
+
+    def restart(self, *nodes: int) -> None:
+        """Everything was killed, and a new manager starts these nodes again; the others come later.
+        Whatever any node has said to the last manager, or the last manager to it, is in its map."""
+        for node, member in self.membership.members.items():
+            self.kill(node)
+            self.membership.members[node] = dataclasses.replace(member, state=messages.DEAD)
+        self.late.clear()
+        self.bring_back(*nodes)
 
     def tick(self) -> None:
         """The manager looks at its clock: stand-ins may be due."""
@@ -232,6 +315,7 @@ class Network:
                 replicas, contextlib.nullcontext(), partition, TOKEN, number, lambda _: 0.0
             )
             if join is not None:
+                self.nodes[node].save()
                 yield from copying.report(TOKEN, node, [join], number)
             return count
 
@@ -309,6 +393,11 @@ class Network:
             return lost
         if action is Fault.LATE:
             self.late.append((peer, frame))
+            return lost
+        if action is Fault.CRASH:
+            self.seen.append((peer, request))
+            self.nodes[peer].begin(frame)
+            self.kill(peer)
             return lost
         reply = self.handle(peer, frame, request)
         if action is Fault.AGAIN:

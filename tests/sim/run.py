@@ -16,7 +16,13 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from gtstore import copying, operations, settling
-from gtstore.errors import DeadlineExceeded, OperationFailed, OutcomeUnknown, VersionMismatch
+from gtstore.errors import (
+    DeadlineExceeded,
+    OperationFailed,
+    OutcomeUnknown,
+    Unavailable,
+    VersionMismatch,
+)
 from gtstore.replica import Replica
 from gtstore.wire import messages
 from gtstore.wire.messages import ALIVE, COMMITTED, DEAD, ORDERED, Entry
@@ -53,10 +59,14 @@ class Run:
     """One run. The cluster has one partition a node (placement.PARTITIONS_PER_NODE is 1), and a
     batch of a copy has few entries (copying.COPY_SIZE)."""
 
+    is_durable = False
+
     def __init__(self, seed: int) -> None:
         self.random = random.Random(seed)
         replicas = self.random.randint(2, 3)
-        self.network = Network(self.random.randint(replicas, 5), replicas, seed)
+        self.network = Network(
+            self.random.randint(replicas, 5), replicas, seed, is_durable=self.is_durable
+        )
         self.network.publishes_at_once = False
         # The first two are of the same partition, the third one is of the next.
         self.keys = (b"key1", b"1yek", b"key2")[: self.random.randint(1, 3)]
@@ -74,6 +84,7 @@ class Run:
         self.calls: dict[int, tuple[Call[Any], Done]] = {}
         self.history: list[Done] = []
         self.failed: set[bytes] = set()
+        self.is_healed = False
         self.events = 0
         self.copied = 0  # partitions
         self.copies: dict[Replica, tuple[Node, Call[int]]] = {}
@@ -81,7 +92,7 @@ class Run:
         self.dropped = 0  # tombstones
         self.settling: list[tuple[Node, int, bytes, bytes, Call[bool]]] = []
         # Replica, its join_epoch and key: the highest version.
-        self.holds: dict[tuple[int, int, int, bytes], tuple[int, int]] = {}
+        self.holds: dict[tuple[int, int, bytes], tuple[int, int]] = {}
         self.complete: dict[bytes, tuple[int, int]] = {}
         self.checked: Any = None
 
@@ -100,6 +111,7 @@ class Run:
             self.check()
         # All is well from now on: what is under way ends, by itself.
         self.fault_rate = 0
+        self.is_healed = True
         self.heal()
         while self.copy() or self.settle():
             self.events += 1
@@ -204,13 +216,13 @@ class Run:
         retention_us = 600 * SECOND_US
         now_us = self.network.now_us + retention_us + self.random.choice((-5000, 0, SECOND_US))
         for partition in range(len(node.replicas)):
-            before = len(node.replicas[partition].entries)
+            before = node.replicas[partition].stored
             for key, version in settling.look_through(node.replicas, partition, now_us):
                 client = Client(self.network, seed=self.random.getrandbits(32)).know()
                 operation = operations.settle(client.routes, client.source, key, version)
                 call = client.call(operation, 5)
                 self.settling.append((node, partition, key, version, call))
-            self.dropped += before - len(node.replicas[partition].entries)
+            self.dropped += before - node.replicas[partition].stored
 
     def settle(self) -> bool:
         """A step of some settling; say whether there was anything to do."""
@@ -311,7 +323,9 @@ class Run:
                 self.complete[done.key] = max(version, self.complete.get(done.key, version))
             self.history.append(done)
         elif done.what == "get":
-            assert isinstance(call.error, DeadlineExceeded)
+            # In memory, what has lost all its copies begins anew.
+            may_be_unavailable = self.is_durable and isinstance(call.error, Unavailable)
+            assert isinstance(call.error, DeadlineExceeded) or may_be_unavailable
         elif isinstance(call.error, OutcomeUnknown):
             self.history.append(done)
         else:
@@ -384,11 +398,11 @@ class Run:
                 continue
             entry = node.held(key)
             # A tombstone that was dropped counts as held (N7).
-            floor = node.replicas[row.partition].floor or bytes(16)
+            floor = node.floor(row.partition) or bytes(16)
             version = int.from_bytes(floor[:8], "big"), int.from_bytes(floor[8:], "big")
             if entry is not None:
                 version = max(version, (entry.time, entry.client))
-            place = owner.node, owner.incarnation, owner.join_epoch, key
+            place = owner.node, owner.join_epoch, key
             assert version >= self.holds.get(place, (0, 0)), "invariant 1"
             self.holds[place] = version
             if entry is not None:
@@ -416,3 +430,39 @@ class Run:
                 if entry is not None and entry.flags & COMMITTED:
                     found.append((entry.time, entry.client))
         return found
+
+
+class DurableRun(Run):
+    """A run of nodes with disks: any of them may die, also all at once, and at any moment between a
+    request and its answer. What was acknowledged is there when they are back."""
+
+    is_durable = True
+
+    def __init__(self, seed: int) -> None:
+        super().__init__(seed)
+        self.restarts = self.random.randint(0, 2)
+        self.reopened = 0
+
+    def choose(self, peer: int, request: Any) -> Fault:
+        if self.kills and peer and not self.is_healed and self.random.random() < 0.01:
+            self.kills -= 1
+            return Fault.CRASH
+        return super().choose(peer, request)
+
+    def event(self) -> None:
+        if self.restarts and self.random.random() < 0.01:
+            self.restarts -= 1
+            nodes = list(self.network.nodes)
+            self.reopened += 1
+            self.network.restart(*self.random.sample(nodes, self.random.randint(1, len(nodes))))
+        super().event()
+
+    def kill(self, number: int) -> None:
+        """Kill a node, also the last one."""
+        if self.network.nodes[number].is_alive:
+            self.network.kill(number)
+            self.kills -= 1
+
+    def count(self, outcomes: Counter[str]) -> None:
+        super().count(outcomes)
+        outcomes["reopened"] += self.reopened
