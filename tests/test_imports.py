@@ -37,12 +37,14 @@ LAYERS = (
     ("gtstore.disk",),
     ("gtstore.replica", "gtstore.operations", "gtstore.membership", "gtstore.frame_words"),
     ("gtstore.copying", "gtstore.scan_operation", "gtstore.scanning", "gtstore.settling"),
+    ("gtstore.json_lines", "gtstore.progress"),
     ("gtstore.connection", "gtstore.allocator", "gtstore.lmdb_store"),
     ("gtstore.session", "gtstore.server", "gtstore.tap"),
     # What the daemons share: how processes are started, and their command lines and logs.
     ("gtstore.upkeep", "gtstore.committer"),
     ("gtstore.nursery", "gtstore.command_line", "gtstore.state_file", "gtstore.data_directory"),
     ("gtstore.manager", "gtstore.storage", "gtstore.client"),
+    ("gtstore.backup", "gtstore.transfer"),
     # The public names.
     ("gtstore",),
     ("gtstore.testing",),
@@ -62,6 +64,7 @@ PURE = {
     "gtstore.wire.explain",
     "gtstore.wire.json_form",
     "gtstore.frame_words",
+    "gtstore.json_lines",
     "gtstore.key_order",
     "gtstore.keyed_entries",
     "gtstore.placement",
