@@ -6,8 +6,8 @@ rules of what may be stored over what are replica.py's; an engine only keeps.
 
 The engine in memory keeps plain dicts: nothing in them is tracked by the garbage collector, so full
 collections stay short however many keys there are. A dict has no order of its own, and scans and
-copies read in the order of keys: that is what an engine's ``Keys`` are for. The engine on disk is in
-disk.py.
+copies read in the order of keys: that is what an engine's ``Keys`` are for. The engine on disk is
+in disk.py.
 """
 
 from __future__ import annotations

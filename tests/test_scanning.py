@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from gtstore import copying, key_order, operations, placement, scan_operation, scanning, settling
+from gtstore.disk import DiskEngine, sealed
 from gtstore.errors import (
     DeadlineExceeded,
     OperationFailed,
@@ -16,7 +17,8 @@ from gtstore.errors import (
     RemoteError,
     RemoteProtocolError,
 )
-from gtstore.placement import key_in, partition_count
+from gtstore.placement import epoch_of, key_in, partition_count
+from gtstore.replica import Replicas
 from gtstore.scan_operation import ScannedEntry, Scanner
 from gtstore.wire import messages
 from gtstore.wire.codec import encode, encode_record, fixed_format
@@ -26,14 +28,28 @@ from gtstore.wire.messages import (
     EXPIRES,
     HASH_ADDITIVE,
     HASH_CRC16,
+    TOMBSTONE,
     Entry,
     Get,
+    Owner,
+    Row,
     Scan,
     Scanned,
     ScannedKey,
 )
 
-from .sim.network import Call, Client, Fault, Network, answer, answer_raw, message_of, refuse
+from .forgetful_store import ForgetfulStore
+from .sim.network import (
+    CLUSTER,
+    Call,
+    Client,
+    Fault,
+    Network,
+    answer,
+    answer_raw,
+    message_of,
+    refuse,
+)
 
 KEY = b"key1"
 PARTITION = 186  # of 192; its owners are nodes 1, 2 and 3, in this order
@@ -256,6 +272,51 @@ def test_what_nobody_scans_any_more_is_let_go() -> None:
         settling.look_through(replicas, PARTITION, network.now_us)
     assert not keys._runs
     assert [key for key, _ in told(ask(network, 1))] == [KEY]
+
+
+def test_entries_on_disk() -> None:
+    """What is not committed there yet is not told, as to a GET: neither a new key nor a new value;
+    nor is a delete. An expired entry is told of by its name."""
+    store = ForgetfulStore()
+    engine = DiskEngine(store)
+    replicas = Replicas(1, 1, CLUSTER, 3, HASH_ADDITIVE, engine, lambda: 5000)
+    epoch = epoch_of(CLUSTER, 1)
+    owners = tuple(Owner(node, 1, epoch, 1) for node in (1, 2))
+    replicas.adopt(epoch, [Row(PARTITION, epoch, epoch, owners)])
+    replica = replicas[PARTITION]
+
+    def put(key: bytes, time: int, flags: int, value: bytes) -> bytes:
+        expiry = 4000 if flags & EXPIRES else None
+        entry = encode_record(Entry(time, 1, 1, COMMITTED | flags, expiry, value))
+        replicas.merge(replica, key, entry)
+        return entry
+
+    def sync() -> None:
+        store.commit(sealed(engine.take(replicas.remembered)))
+        store.refresh()
+        engine.settle()
+
+    def asked(**fields: Any) -> list[tuple[bytes, bytes]]:
+        request = Scan(epoch, PARTITION, fields.get("after", b""), b"", 1)
+        return told(message_of(scanning.answer(replicas, 7, request)))
+
+    entries = [(key, put(key, 1, 0, b"of " + key)) for key in KEYS[:3]]
+    assert asked() == []
+    sync()
+    assert asked() == entries
+    assert asked(after=KEYS[0]) == entries[1:]
+    put(KEYS[0], 2, 0, b"new")
+    put(KEYS[1], 2, TOMBSTONE, b"")
+    put(KEYS[3], 2, EXPIRES, b"short")
+    assert asked() == entries
+    assert replica.keys.from_key(b"", 9) == KEYS
+    replicas.drop(replica, KEYS[2])
+    assert replica.keys.from_key(KEYS[1], 9) == [KEYS[1], KEYS[3]]
+    assert asked() == entries[:2], "the third one's tombstone, as it were, was dropped"
+    sync()
+    replica.keys.rest()
+    assert [key for key, _ in asked()] == [KEYS[0], KEYS[3]]
+    assert asked()[1] == (KEYS[3], b"")
 
 
 # --- what a client makes of it -------------------------------------------------------------------

@@ -164,6 +164,22 @@ def test_a_scan_while_nodes_die_and_return() -> None:
         assert dict(found) == values
 
 
+def test_a_scan_of_what_is_on_disk(tmp_path: Path) -> None:
+    """What was acknowledged is found, also after everything was stopped."""
+    still = {b"still/%d" % i: b"%d" % i for i in range(KEYS)}
+    options = ["--data-dir", str(tmp_path)]
+    with Cluster(3, 2, options) as cluster, cluster.connect() as store:
+        for at in range(0, KEYS, 500):
+            some = dict(list(still.items())[at : at + 500])
+            store.put_many(some)
+            found = dict(store.scan())
+            assert some.items() <= found.items() <= still.items()
+    with Cluster(3, 2, options) as cluster, cluster.connect() as store:
+        assert dict(store.scan()) == still
+        keys = sorted([b"still/77", *(b"still/77%d" % i for i in range(10))])
+        assert sorted(store.scan_keys("still/77")) == keys
+
+
 # --- gtclient ------------------------------------------------------------------------------------
 
 
