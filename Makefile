@@ -16,7 +16,9 @@ WHEEL_DIR := build/wheel
 PURE := gtstore/wire/fields.py gtstore/wire/messages.py gtstore/wire/codec.py \
 	gtstore/wire/stream.py gtstore/wire/explain.py gtstore/wire/json_form.py \
 	gtstore/placement.py gtstore/read_modify_write.py gtstore/disk.py gtstore/replica.py \
-	gtstore/operations.py gtstore/membership.py gtstore/copying.py gtstore/settling.py gtstore/frame_words.py
+	gtstore/operations.py gtstore/membership.py gtstore/copying.py gtstore/settling.py gtstore/frame_words.py \
+	gtstore/key_order.py gtstore/keyed_entries.py gtstore/scanning.py gtstore/scan_operation.py \
+	gtstore/json_lines.py
 EMPTY :=
 COMMA := ,
 PURE_LIST := $(subst $(EMPTY) $(EMPTY),$(COMMA),$(strip $(PURE)))

@@ -77,6 +77,10 @@ local RECORDS = {
     {name = "key", filter = "gtstore.keyedentry.key", type = "text", length = 2, min = 1, max = 500},
     {name = "entry", filter = "gtstore.keyedentry.entry", type = "bytes", length = 4, min = 21, max = 16777245},
   },
+  scannedkey = {
+    {name = "key", filter = "gtstore.scannedkey.key", type = "text", length = 2, min = 1, max = 500},
+    {name = "entry", filter = "gtstore.scannedkey.entry", type = "bytes", length = 4, min = 0, max = 65536},
+  },
 }
 
 local MESSAGES = {
@@ -187,6 +191,18 @@ local MESSAGES = {
   [0x95] = {name = "FAILED", fields = {
     {name = "reason", filter = "gtstore.reason", type = "number", size = 1, names = {[1] = "the comparison failed", [2] = "the value would be too long", [3] = "the value is no number", [4] = "the number would be too large"}},
     {name = "entry", filter = "gtstore.entry", type = "record", record = "entry", optional = true},
+  }},
+  [0x14] = {name = "SCAN", fields = {
+    {name = "epoch", filter = "gtstore.epoch", type = "epoch", size = 8},
+    {name = "partition", filter = "gtstore.partition", type = "number", size = 4},
+    {name = "after", filter = "gtstore.after", type = "text", length = 2, min = 0, max = 500},
+    {name = "prefix", filter = "gtstore.prefix", type = "text", length = 2, min = 0, max = 500},
+    {name = "with_values", filter = "gtstore.with_values", type = "number", size = 1},
+  }},
+  [0x96] = {name = "SCANNED", fields = {
+    {name = "is_last", filter = "gtstore.is_last", type = "number", size = 1},
+    {name = "after", filter = "gtstore.after", type = "text", length = 2, min = 0, max = 500},
+    {name = "keys", filter = "gtstore.keys", type = "array", length = 4, record = "scannedkey"},
   }},
   [0x20] = {name = "MAP_UPDATE", fields = {
     {name = "token", filter = "gtstore.token", type = "token", size = 16},

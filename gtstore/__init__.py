@@ -29,6 +29,7 @@ from .errors import (
     VersionMismatch,
 )
 from .operations import Location, PutResult, StoredEntry, Version
+from .scan_operation import ScannedEntry
 from .version import __version__
 
 __all__ = [
@@ -49,6 +50,7 @@ __all__ = [
     "PutResult",
     "RemoteError",
     "RemoteProtocolError",
+    "ScannedEntry",
     "StoredEntry",
     "Unavailable",
     "Version",

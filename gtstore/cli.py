@@ -21,12 +21,13 @@ import secrets
 import signal
 import sys
 import threading
-from base64 import b64encode
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple, NoReturn
+from itertools import islice
+from pathlib import Path
+from typing import IO, Any, NamedTuple, NoReturn
 
-from . import frame_words
+from . import backup, frame_words
 from .client import Client, connect
 from .command_line import DONE, USAGE, OneLineParser, integer
 from .connection import call_once, parse_address
@@ -42,10 +43,13 @@ from .errors import (
     VersionMismatch,
     printable,
 )
+from .json_lines import field, line_of
 from .operations import PutResult
 from .placement import format_address
+from .progress import shown_progress, shown_size
 from .read_modify_write import NUMBER_MAX, NUMBER_MIN
 from .tap import Taps
+from .transfer import lines_of, store_all
 from .version import __version__
 from .wire import messages
 from .wire.codec import decode, encode, encode_record
@@ -61,7 +65,7 @@ from .wire.messages import (
 )
 from .wire.stream import FrameBuffer
 
-NO_VALUE, FAILED, UNKNOWN, REFUSED = 1, 3, 4, 5  # 1: a comparison failed, too
+NO_VALUE, FAILED, UNKNOWN, REFUSED = 1, 3, 4, 5  # 1: a comparison or a verification failed, too
 INTERRUPTED = 128 + signal.SIGINT
 READER_LEFT = 128 + signal.SIGPIPE
 
@@ -104,7 +108,7 @@ def get(options: argparse.Namespace) -> int:
         "s" * (size != 1),
     )
     if options.json:
-        _print_json(_field("key", options.key), _field("value", entry.value), {"node": entry.node})
+        _print_json(field("key", options.key), field("value", entry.value), {"node": entry.node})
     else:
         _write(entry.value)
         if sys.stdout.isatty():
@@ -117,7 +121,7 @@ def append(options: argparse.Namespace) -> int:
     with _connect(options) as store:
         length = store.append(options.key, value)
     if options.json:
-        _print_json(_field("key", options.key), {"length": length})
+        _print_json(field("key", options.key), {"length": length})
     else:
         _print(f"key {_shown(options.key)} has {length} byte{'s' * (length != 1)} now")
     return DONE
@@ -127,7 +131,7 @@ def increment(options: argparse.Namespace) -> int:
     with _connect(options) as store:
         number = store.increment(options.key, options.n)
     if options.json:
-        _print_json(_field("key", options.key), {"value": number})
+        _print_json(field("key", options.key), {"value": number})
     else:
         _print(str(number))
     return DONE
@@ -157,7 +161,7 @@ def where(options: argparse.Namespace) -> int:
         location = store.where(options.key)
     if options.json:
         _print_json(
-            _field("key", options.key),
+            field("key", options.key),
             {
                 "partition": location.partition,
                 "owners": location.owners,
@@ -181,6 +185,156 @@ def status(options: argparse.Namespace) -> int:
     else:
         _print("\n".join(_status_lines(cluster)))
     return DONE
+
+
+def scan(options: argparse.Namespace) -> int:
+    with _connect(options) as store:
+        if options.values:
+            for entry in islice(store.scan_entries(options.prefix), options.limit):
+                if options.json:
+                    _write(line_of(entry))
+                else:
+                    _print(f"{_shown(entry.key)}\t{_shown(entry.value)}")
+        else:
+            for key in islice(store.scan_keys(options.prefix), options.limit):
+                if options.json:
+                    _print_json(field("key", key))
+                else:
+                    _print(_shown(key))
+    return DONE
+
+
+def export(options: argparse.Namespace) -> int:
+    is_output = options.file == "-"
+    with _connect(options) as store, _export_file(options.file) as write:
+        total = None if options.option_prefix else _expected(store)
+        is_bar_wanted = not (is_output and sys.stdout is not None and sys.stdout.isatty())
+        with shown_progress("exporting", total, is_bar_wanted) as note:
+            for entry in store.scan_entries(options.option_prefix):
+                write(line_of(entry))
+                note(entry)
+    return DONE
+
+
+@contextmanager
+def _export_file(name: str) -> Iterator[Callable[[bytes], object]]:
+    """What writes to a file, which gets its name when it is whole, or to standard output."""
+    if name == "-":
+        if sys.stdout is None:
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+        yield sys.stdout.buffer.write
+        sys.stdout.buffer.flush()
+        return
+    path = Path(name).resolve()
+    try:
+        # A pipe or a device is written to, not replaced.
+        is_special = path.exists() and not path.is_file()
+        with path.open("wb") if is_special else backup.written_whole(path) as file:
+            yield file.write
+    except OSError as error:
+        raise OperationFailed(f"cannot write {name}: {error.strerror}") from error
+
+
+def import_lines(options: argparse.Namespace) -> int:
+    with (
+        _import_file(options.file) as (file, name),
+        _connect(options) as store,
+        shown_progress("importing", None) as note,
+    ):
+        stored = store_all(store, lines_of(file, name), note)
+    _report_count(options, stored, f"stored {_values(stored)}")
+    return DONE
+
+
+@contextmanager
+def _import_file(name: str) -> Iterator[tuple[IO[bytes], str]]:
+    if name == "-":
+        if sys.stdin is None:
+            raise InvalidInput("standard input is closed")
+        yield sys.stdin.buffer, "standard input"
+        return
+    try:
+        with open(name, "rb") as file:
+            yield file, name
+    except OSError as error:
+        raise InvalidInput(f"cannot read {name}: {error.strerror}") from error
+
+
+def back_up(options: argparse.Namespace) -> int:
+    directory = Path(options.dir)
+    if options.verify:
+        return _verify(options, directory)
+    with _connect(options) as store:
+        cluster = store.status()["cluster"]
+        with shown_progress("backing up", _expected(store)) as note:
+            manifest = backup.write(directory, store.scan_entries(), cluster, note)
+    if options.json:
+        _print_json(manifest)
+    else:
+        _print(f"backed up {_contents(manifest)} to {directory}")
+    return DONE
+
+
+def _verify(options: argparse.Namespace, directory: Path) -> int:
+    manifest = _verified(directory)
+    if manifest is None:
+        return NO_VALUE
+    if options.json:
+        _print_json(manifest)
+    else:
+        _print(f"{directory} is a whole backup: {_contents(manifest)}")
+    return DONE
+
+
+def _verified(directory: Path) -> dict[str, Any] | None:
+    """A backup's manifest, after all of it was read; None, and complaints, if it is damaged."""
+    try:
+        total = backup.read_manifest(directory)["keys"]
+        with shown_progress("verifying", total) as note:
+            return backup.verify(directory, note)
+    except backup.Damaged as error:
+        for problem in error.problems:
+            _complain(problem)
+        return None
+
+
+def restore(options: argparse.Namespace) -> int:
+    directory = Path(options.dir)
+    manifest = _verified(directory)
+    if manifest is None:
+        _complain("nothing was restored")
+        return NO_VALUE
+    with _connect(options) as store:
+        if not options.force and next(store.scan_keys(), None) is not None:
+            raise OperationFailed(
+                f"the cluster at {options.manager} is not empty, and nothing was restored; with "
+                "--force, values of the backup replace those of the same keys, and other keys stay"
+            )
+        with shown_progress("restoring", manifest["keys"]) as note:
+            stored = store_all(store, backup.entries(directory, manifest), note)
+    _report_count(options, stored, f"restored {_contents(manifest)} from {directory}")
+    return DONE
+
+
+def _expected(store: Client) -> int:
+    """About how many keys there are."""
+    cluster = store.status()
+    return int(sum(node["entries"] for node in cluster["nodes"]) / max(cluster["replicas"], 1))
+
+
+def _contents(manifest: dict[str, Any]) -> str:
+    return f"{_values(manifest['keys'])} ({shown_size(manifest['bytes'])})"
+
+
+def _values(count: int) -> str:
+    return f"{count:,} value{'s' * (count != 1)}"
+
+
+def _report_count(options: argparse.Namespace, stored: int, text: str) -> None:
+    if options.json:
+        _print_json({"stored": stored})
+    else:
+        _print(text)
 
 
 def encode_frame(options: argparse.Namespace) -> int:
@@ -275,6 +429,28 @@ COMMANDS = {
     "delete": Command(delete, "remove a key's value", ("KEY",), True),
     "where": Command(where, "tell which storage nodes have a key", ("KEY",), False),
     "status": Command(status, "tell how nodes and partitions are", (), False),
+    "scan": Command(
+        scan,
+        "print all keys that have a value, or those with a prefix, in no order",
+        ("PREFIX", "--values", "--limit"),
+        False,
+    ),
+    "export": Command(
+        export, "write keys and values as lines of JSON", ("FILE", "--prefix"), False
+    ),
+    "import": Command(import_lines, "put what export has written", ("FILE",), True),
+    "backup": Command(
+        back_up,
+        "write all keys and values to a new directory, or verify such a backup",
+        ("DIR", "--verify"),
+        False,
+    ),
+    "restore": Command(
+        restore,
+        "verify a backup and put all of it, into a cluster of any shape",
+        ("DIR", "--force"),
+        True,
+    ),
     "frame encode": Command(
         encode_frame,
         "print a frame in hexadecimal digits: put KEY VALUE, get KEY, delete KEY as a client would "
@@ -326,7 +502,7 @@ def _report_write(options: argparse.Namespace, done: str, result: PutResult) -> 
         _shown(options.key),
     )
     if options.json:
-        _print_json(_field("key", options.key), {"nodes": result.nodes})
+        _print_json(field("key", options.key), {"nodes": result.nodes})
     else:
         _print(f"key {_shown(options.key)} {done} at storage nodes: {_listed(result.nodes)}")
     return DONE
@@ -335,7 +511,7 @@ def _report_write(options: argparse.Namespace, done: str, result: PutResult) -> 
 def _report_no_value(options: argparse.Namespace) -> int:
     logger.info("the primary of key %s answered: no value", _shown(options.key))
     if options.json:
-        _print_json(_field("key", options.key), {"value": None, "node": None})
+        _print_json(field("key", options.key), {"value": None, "node": None})
     else:
         _complain(f"key {_shown(options.key)} not found")
     return NO_VALUE
@@ -363,14 +539,6 @@ def _print_json(*parts: dict[str, Any]) -> None:
 def _complain(text: str) -> None:
     if sys.stderr is not None:  # or else print would take standard output
         print(f"gtclient: {printable(text)}", file=sys.stderr)
-
-
-def _field(name: str, data: bytes) -> dict[str, str]:
-    """A JSON object's field for bytes: text, or base64 where they are not UTF-8."""
-    try:
-        return {name: data.decode()}
-    except UnicodeDecodeError:
-        return {f"{name}_base64": b64encode(data).decode()}
 
 
 def _shown(key: bytes) -> str:
@@ -465,6 +633,10 @@ def _seconds(longest: int) -> Callable[[str], float]:
     return parse
 
 
+def _prefix(text: str) -> bytes:
+    return _key(text) if text else b""
+
+
 _GROUPS = {"frame": "make, explain and watch frames of the protocol (docs/PROTOCOL.md)"}
 
 _ARGUMENTS: dict[str, dict[str, Any]] = {
@@ -495,6 +667,38 @@ _ARGUMENTS: dict[str, dict[str, Any]] = {
         "nargs": "?",
         "help": "where the frames go (default: the manager)",
     },
+    "PREFIX": {
+        "metavar": "PREFIX",
+        "type": _prefix,
+        "nargs": "?",
+        "default": b"",
+        "help": "what the keys begin with (default: all keys)",
+    },
+    "--prefix": {
+        "dest": "option_prefix",
+        "metavar": "PREFIX",
+        "type": _prefix,
+        "default": b"",
+        "help": "only keys that begin with it",
+    },
+    "--values": {"action": "store_true", "help": "print the values too, behind a tab"},
+    "--limit": {
+        "metavar": "N",
+        "type": integer(0, 1 << 60),
+        "help": "stop after so many (default: print all)",
+    },
+    "FILE": {
+        "metavar": "FILE",
+        "nargs": "?",
+        "default": "-",
+        "help": "- or none: standard output, or for import standard input",
+    },
+    "DIR": {"metavar": "DIR", "help": "a directory, which backup makes, or finds empty"},
+    "--verify": {
+        "action": "store_true",
+        "help": "only read the backup that is there, without a cluster, and compare the checksums",
+    },
+    "--force": {"action": "store_true", "help": "also into a cluster that is not empty"},
     "--request-id": {
         "type": integer(0, 0xFFFF_FFFF),
         "metavar": "N",
@@ -516,7 +720,7 @@ def parser() -> OneLineParser:
     result = _Parser(
         prog="gtclient",
         description="Put and get values in a GT Store cluster.",
-        epilog="Exit codes: 0 done; 1 key not found or comparison failed; 2 usage or "
+        epilog="Exit codes: 0 done; 1 key not found, comparison or verification failed; 2 usage or "
         "invalid input; 3 it did not happen; 4 outcome unknown, it may have happened; "
         "5 not allowed. "
         "Write -- before a key or a value that begins with -.",
@@ -540,7 +744,9 @@ def parser() -> OneLineParser:
         subparser.set_defaults(command=full_name)
         for argument in command.arguments:
             details = dict(_ARGUMENTS[argument])
-            subparser.add_argument(details.pop("dest", argument.lower()), **details)
+            if not argument.startswith("-"):
+                argument = details.pop("dest", argument.lower())
+            subparser.add_argument(argument, **details)
         # SUPPRESS: an option that is not repeated here keeps what stood before the command.
         unset = argparse.SUPPRESS
         _add_options(subparser, manager=unset, timeout=unset, flag=unset)
@@ -562,7 +768,8 @@ def _add_options(
         type=_seconds(_TIMEOUT_MAX_S),
         default=timeout,
         metavar="SECONDS",
-        help=f"time to connect, and then for the command (default: {CLIENT_TIMEOUT_S:g})",
+        help="time to connect, and then for the command, or for each step of one that takes long "
+        f"(default: {CLIENT_TIMEOUT_S:g})",
     )
     target.add_argument("--json", action="store_true", default=flag, help="print one JSON object")
     target.add_argument(

@@ -14,7 +14,7 @@ import secrets
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from types import TracebackType
 from typing import Any, TypeVar, overload
 
@@ -33,6 +33,7 @@ from .operations import (
 )
 from .placement import Routes, format_address
 from .read_modify_write import NUMBER_MAX, NUMBER_MIN
+from .scan_operation import ScannedEntry, Scanner
 from .session import DIRECT_TIMEOUT_MIN_S, Session, Unfinished, as_frame
 from .wire import messages
 from .wire.messages import CLIENT_TIMEOUT_S, EXPIRES, KEY_SIZE_MAX, TTL_MAX_S, VALUE_SIZE_MAX
@@ -326,6 +327,71 @@ class Client:
         entry = yield from operations.get(self._routes, lane.source, key)
         return default if entry is None else entry.value
 
+    def put_entries(self, entries: Iterable[ScannedEntry]) -> dict[bytes, PutResult]:
+        """Store what a scan has found, perhaps in another cluster, each value with its own expiry;
+        the versions are new ones. All of them are in memory at once: give it some at a time.
+
+        Raises BatchFailed as put_many does.
+        """
+        started = time.monotonic()
+        checked = {_key(entry.key): (_value(entry.value), entry.expiry_us) for entry in entries}
+
+        def put(lane: _Lane, key: bytes) -> Operation[PutResult]:
+            value, expiry_us = checked[key]
+            if expiry_us is None:
+                return operations.put(self._routes, lane.source, key, value)
+            stored = _expiry(expiry_us) + value
+            return operations.put(self._routes, lane.source, key, stored, EXPIRES)
+
+        return self._run_batch(started, list(checked), lambda lane: (put(lane, k) for k in checked))
+
+    # --- all keys --------------------------------------------------------------------------------
+
+    def scan(self, prefix: str | bytes = b"") -> Generator[tuple[bytes, bytes]]:
+        """Yield every key that has a value, with the value: all keys, or those that begin with a
+        prefix. The keys of one partition come in the order of their bytes; all of them together
+        are in no order.
+
+        A key that has a value from the first step to the end is yielded, exactly once; each value
+        is one that a get could have returned meanwhile. Keys that come or go in between may be
+        there or not: this is no snapshot.
+
+        It goes on while nodes die and return, and holds little at a time: some partitions' next
+        keys, at most 64 KiB each, or a long value. It may be left at any point. The timeout is for
+        each step, not for the whole.
+
+        Raises, where the next key is asked for: DeadlineExceeded, Unavailable, OperationFailed if
+        the manager's address leads to another cluster by now. Then begin again.
+        """
+        return ((entry.key, entry.value) for entry in self.scan_entries(prefix))
+
+    def scan_keys(self, prefix: str | bytes = b"") -> Generator[bytes]:
+        """The same for the keys alone; the values stay where they are."""
+        return (entry.key for entry in self._scan(_prefix(prefix), with_values=False))
+
+    def scan_entries(self, prefix: str | bytes = b"") -> Generator[ScannedEntry]:
+        """The same with all that is known of each value: its version, and when it expires."""
+        return self._scan(_prefix(prefix), with_values=True)
+
+    def _scan(self, prefix: bytes, with_values: bool) -> Generator[ScannedEntry]:
+        scanner = Scanner(self._routes, prefix, with_values)
+        while True:
+            # A lane for each step, not for the whole: the caller may never come back.
+            lane = self._take_lane()
+            try:
+                steps = scanner.steps(lane.source)
+                if not steps:
+                    return
+                outcomes = lane.session.run_many(steps, self._timeout_s, len(steps))
+            finally:
+                self._give_back(lane)
+            for outcome in outcomes:
+                if isinstance(outcome, GTStoreError):
+                    raise outcome
+            for outcome in outcomes:
+                assert not isinstance(outcome, GTStoreError)
+                yield from outcome
+
     # --- the cluster -----------------------------------------------------------------------------
 
     def where(self, key: str | bytes) -> Location:
@@ -480,6 +546,20 @@ def _key(key: str | bytes) -> bytes:
     if not 0 < len(key) <= KEY_SIZE_MAX:
         raise InvalidInput(f"a key has 1 to {KEY_SIZE_MAX} bytes, not {len(key)}")
     return key
+
+
+def _prefix(prefix: Any) -> bytes:
+    if isinstance(prefix, str | bytes) and not prefix:
+        return b""
+    return _key(prefix)
+
+
+def _expiry(expiry_us: int) -> bytes:
+    """When a value expires, as it stands in an entry."""
+    try:
+        return expiry_us.to_bytes(8, "big")
+    except (AttributeError, OverflowError) as error:
+        raise InvalidInput(f"{expiry_us!r} are no microseconds since 1970") from error
 
 
 def _value(value: str | bytes) -> bytes:

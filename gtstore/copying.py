@@ -6,29 +6,35 @@ asks for one batch after the other; ``report`` then tells the manager. Meanwhile
 part in every write, so keys that arrive during the scan need no visit, and nothing has to stand
 still. Between batches it pauses, so that clients get their share of the processors (``Pace``).
 
-Batches are packed and taken apart here, by hand: the codec would take longer than all the rest.
 """
 
 from __future__ import annotations
 
 import math
 import struct
-from bisect import bisect_right
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from typing import Final, NamedTuple
 
+from .keyed_entries import Batch, take_apart
 from .operations import MANAGER, Lost, Operation, Pause
 from .read_modify_write import VERSION_SIZE
 from .replica import Replica, Replicas
 from .wire import messages
 from .wire.codec import HEADER_WORDS, encode, head_word
 from .wire.fields import malformed
-from .wire.messages import COPY_SIZE, ENTRY_HEAD_SIZE, KEY_SIZE_MAX, Copied, Copy, Join, Noted, Row
+from .wire.messages import (
+    COPY_SIZE,
+    ENTRY_HEAD_SIZE,
+    KEYS_A_REPLY_MAX,
+    Copied,
+    Copy,
+    Join,
+    Noted,
+    Row,
+)
 
-_COPIED_HEAD: Final = struct.Struct(">QB16sI")  # a test holds it against Copied's fields
-_KEY_SIZE: Final = struct.Struct(">H")
-_ENTRY_SIZE: Final = struct.Struct(">I")
+_COPIED_HEAD: Final = struct.Struct(">QB16s")  # a test holds it against Copied's fields
 _COPIED: Final = head_word(Copied.kind)
 BYTES_A_SECOND: Final = 4 * messages.MIB
 """What a node asks for at most, with all that it copies at once (``Pace``). bench/fail_over.py
@@ -57,31 +63,19 @@ def answer(replicas: Replicas, request_id: int, request: Copy) -> bytes:
     if not join_epoch:
         return replicas.refuse(request_id, partition, 0)
     replica = replicas[partition]
-    if replica.scan is None or replica.scan[0] != join_epoch or not request.after:
-        replica.scan = join_epoch, sorted(replica.entries)
-    keys = replica.scan[1]
-    at = bisect_right(keys, request.after)
-    parts: list[bytes] = []
-    size = 0
-    get = replica.entries.get
-    while at < len(keys) and size < COPY_SIZE:
-        key = keys[at]
-        entry = get(key)
-        at += 1
-        if entry is None:
-            continue  # it was dropped since
-        if parts and size + len(entry) > COPY_SIZE:
-            at -= 1
+    keys = replica.keys.from_key(request.after + b"\0", KEYS_A_REPLY_MAX)  # the next possible key
+    batch = Batch(COPY_SIZE)
+    is_last = keys is not None and len(keys) < KEYS_A_REPLY_MAX
+    for key in keys or ():
+        entry = replica.entries.get(key)
+        assert entry is not None
+        if not batch.add(key, entry):
+            is_last = False
             break
-        parts += _KEY_SIZE.pack(len(key)), key, _ENTRY_SIZE.pack(len(entry)), entry
-        size += len(key) + len(entry) + 6
-    is_last = at == len(keys)
-    if is_last:
-        replica.scan = None
-    body_size = _COPIED_HEAD.size + size
-    header = HEADER_WORDS.pack(_COPIED, request_id, body_size)
-    head = _COPIED_HEAD.pack(join_epoch, is_last, replica.floor * is_last, len(parts) // 4)
-    return b"".join((header, head, *parts))
+    head = _COPIED_HEAD.pack(join_epoch, is_last, replica.floor * is_last)
+    entries = batch.packed()
+    header = HEADER_WORDS.pack(_COPIED, request_id, len(head) + len(entries))
+    return b"".join((header, head, entries))
 
 
 # --- the copier ----------------------------------------------------------------------------------
@@ -189,27 +183,14 @@ def _take_batch(
 ) -> tuple[bytes, bool]:
     """Store one batch, and add its keys to those that were received; return its last key, and
     whether it was the last one. A batch of another join is ignored."""
-    try:
-        join_epoch, is_last, floor, count = _COPIED_HEAD.unpack_from(body)
-        at = _COPIED_HEAD.size
-        entries = []
-        key = after
-        for _ in range(count):
-            (size,) = _KEY_SIZE.unpack_from(body, at)
-            key_at = at + _KEY_SIZE.size
-            at = key_at + size
-            key = body[key_at:at]
-            (size,) = _ENTRY_SIZE.unpack_from(body, at)
-            entry_at = at + _ENTRY_SIZE.size
-            at = entry_at + size
-            entries.append((key, body[entry_at:at]))
-    except struct.error as error:
-        raise malformed(f"COPIED is too short: {error}") from error
-    if at != len(body) or not all(
-        0 < len(key) <= KEY_SIZE_MAX and len(entry) >= ENTRY_HEAD_SIZE for key, entry in entries
-    ):
-        raise malformed("COPIED with a key or an entry of a wrong size")
-    if not is_last and key <= after:
+    if len(body) < _COPIED_HEAD.size:
+        raise malformed("COPIED is too short")
+    join_epoch, is_last, floor = _COPIED_HEAD.unpack_from(body)
+    entries = take_apart(body, _COPIED_HEAD.size)
+    if not all(len(entry) >= ENTRY_HEAD_SIZE for _, entry in entries):
+        raise malformed("COPIED with an entry that is too short")
+    last = entries[-1][0] if entries else after
+    if last < after or (entries and last == after):
         raise malformed("COPIED that does not go on")
     replica = replicas[partition]
     if not replica.join_epoch == source.join_epoch == join_epoch:
@@ -219,7 +200,7 @@ def _take_batch(
         received.add(key)
     if is_last:
         _take_floor(replicas, replica, floor, received)
-    return key, bool(is_last)
+    return last, bool(is_last)
 
 
 def _take_floor(replicas: Replicas, replica: Replica, floor: bytes, received: set[bytes]) -> None:

@@ -26,6 +26,8 @@ import struct
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
+from heapq import merge
+from itertools import islice
 from typing import Final, Protocol
 
 from .engine import Partition, Remembered
@@ -45,7 +47,8 @@ _ABSENT: Final = b""  # no sealed entry is that short
 
 
 class Store(Protocol):
-    """What is on disk. ``get`` and ``names`` see what was committed before the last ``refresh``.
+    """What is on disk. ``get`` and ``names`` see what was committed before the last ``refresh``;
+    the names are those with a prefix, from ``first`` on, in byte order.
 
     ``commit`` makes all changes or none of them, and returns when they are on disk. It raises
     StoreFull if there is no room for them, StoreFailed if the disk fails. It may run while the
@@ -53,7 +56,7 @@ class Store(Protocol):
     """
 
     def get(self, name: bytes, /) -> bytes | None: ...
-    def names(self, prefix: bytes, /) -> Iterator[bytes]: ...
+    def names(self, prefix: bytes, first: bytes = b"", /) -> Iterator[bytes]: ...
     def commit(self, changes: Changes, /) -> None: ...
     def refresh(self) -> None: ...
     def has_room(self) -> bool: ...
@@ -91,7 +94,8 @@ class DiskEngine:
             remembered = Remembered(join_epoch, floor, stored, tombstones, size)
         entries = DiskEntries(self, self._store, number, generation)
         self._partitions.append(entries)
-        return Partition(entries, entries.shown, remembered, partial(self.note, entries))
+        note = partial(self.note, entries)
+        return Partition(entries, entries, entries.shown, remembered, note)
 
     def depend(self) -> None:
         if self._staged or self._changed:
@@ -170,15 +174,20 @@ class DiskEngine:
         sealed = self._store.get(name)
         return None if sealed is None else unsealed(name, sealed)
 
-    def names(self, prefix: bytes) -> Iterator[bytes]:
-        """In byte order."""
+    def names(self, prefix: bytes, first: bytes = b"") -> Iterator[bytes]:
+        """From ``first`` on, in byte order."""
+        first = max(prefix, first)
         waiting = {**self._taken, **self._staged}
-        mine = {name: entry for name, entry in waiting.items() if name.startswith(prefix)}
-        names = self._store.names(prefix)
+        mine = {
+            name: entry
+            for name, entry in waiting.items()
+            if name >= first and name.startswith(prefix)
+        }
+        names = self._store.names(prefix, first)
         if not mine:
             return names
-        added = [name for name, entry in mine.items() if entry is not None]
-        return iter(sorted({*added, *(name for name in names if name not in mine)}))
+        added = sorted(name for name, entry in mine.items() if entry is not None)
+        return merge(added, (name for name in names if name not in mine))
 
     def discard(self, entries: DiskEntries) -> None:
         entries.generation += 1
@@ -187,7 +196,7 @@ class DiskEngine:
 
 
 class DiskEntries:
-    """The entries of one partition. See Entries."""
+    """The entries of one partition, and their keys. See Entries and Keys."""
 
     def __init__(self, engine: DiskEngine, store: Store, number: int, generation: int) -> None:
         self.number = number
@@ -217,6 +226,21 @@ class DiskEntries:
 
     def __delitem__(self, key: bytes) -> None:
         self._engine.stage(self, self._prefix + key, None)
+
+    def from_key(self, first: bytes, count: int) -> list[bytes]:
+        """See Keys; the store has the names in order anyway."""
+        at = len(self._prefix)
+        names = self._engine.names(self._prefix, self._prefix + first)
+        return [name[at:] for name in islice(names, count)]
+
+    def will_drop(self, key: bytes) -> None:
+        pass
+
+    def forget(self) -> None:
+        pass
+
+    def rest(self) -> None:
+        pass
 
     def __iter__(self) -> Iterator[bytes]:
         at = len(self._prefix)

@@ -5,13 +5,17 @@ the wire. A partition is the unit that is copied and discarded, so it is the uni
 rules of what may be stored over what are replica.py's; an engine only keeps.
 
 The engine in memory keeps plain dicts: nothing in them is tracked by the garbage collector, so full
-collections stay short however many keys there are. The one on disk is in disk.py.
+collections stay short however many keys there are. A dict has no order of its own, and scans and
+copies read in the order of keys: that is what an engine's ``Keys`` are for. The engine on disk is
+in disk.py.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from typing import NamedTuple, Protocol
+
+from .key_order import KeyOrder
 
 
 class Entries(Protocol):
@@ -22,6 +26,27 @@ class Entries(Protocol):
     def __delitem__(self, key: bytes, /) -> None: ...
     def __iter__(self) -> Iterator[bytes]: ...
     def clear(self) -> None: ...
+
+
+class Keys(Protocol):
+    """The keys of one partition in the order of their bytes."""
+
+    def from_key(self, first: bytes, count: int, /) -> list[bytes] | None:
+        """The lowest ``count`` keys that are not below ``first``, or as many as there are; None:
+        they are not known yet, ask again."""
+        ...
+
+    def will_drop(self, key: bytes, /) -> None:
+        """A key is about to be removed."""
+        ...
+
+    def forget(self) -> None:
+        """All keys have been removed."""
+        ...
+
+    def rest(self) -> None:
+        """Called every second or so: what nobody asks for any more need not be kept."""
+        ...
 
 
 class Remembered(NamedTuple):
@@ -37,12 +62,13 @@ class Remembered(NamedTuple):
 class Partition(NamedTuple):
     """What an engine has for one partition.
 
-    ``shown(key)`` is the entry as nothing can take it away any more, ``remembered`` what the engine
-    still knows from before, if it does. ``changed()`` is to be called when a field of Remembered
-    changes, but no entry.
+    ``keys`` are the keys of the entries, in order. ``shown(key)`` is the entry as nothing can take
+    it away any more, ``remembered`` what the engine still knows from before, if it does.
+    ``changed()`` is to be called when a field of Remembered changes, but no entry.
     """
 
     entries: Entries
+    keys: Keys
     shown: Callable[[bytes], bytes | None]
     remembered: Remembered | None
     changed: Callable[[], None]
@@ -63,7 +89,7 @@ class MemoryEngine:
 
     def partition(self, number: int) -> Partition:  # noqa: ARG002  # one dict is like the other
         entries: dict[bytes, bytes] = {}
-        return Partition(entries, entries.get, None, _nothing)
+        return Partition(entries, KeyOrder(entries), entries.get, None, _nothing)
 
     def depend(self) -> None:
         pass

@@ -93,10 +93,11 @@ class LmdbStore:
         value: bytes | None = self._get(name)
         return value
 
-    def names(self, prefix: bytes) -> Iterator[bytes]:
-        """The names that begin so, in byte order. Not to be used after a refresh."""
+    def names(self, prefix: bytes, first: bytes = b"") -> Iterator[bytes]:
+        """The names that begin so, from ``first`` on, in byte order. Not to be used after a
+        refresh."""
         with self._view.cursor() as cursor:
-            is_there = cursor.set_range(prefix)
+            is_there = cursor.set_range(max(prefix, first))
             while is_there:
                 name: bytes = cursor.key()
                 if not name.startswith(prefix):

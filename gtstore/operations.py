@@ -898,11 +898,11 @@ def get(
         Unavailable: no owner of the key is alive.
         DeadlineExceeded: the time was up.
     """
-    found = yield from _read(routes, source, key, begun)
+    found = yield from read(routes, source, key, begun)
     return None if found is None else _stored_entry(*found)
 
 
-def _read(
+def read(
     routes: Routes, source: Source, key: bytes, begun: Begun | None
 ) -> Operation[tuple[bytes, int] | None]:
     """The entry that the key's primary holds, complete, and that node; None if it holds none."""
@@ -961,7 +961,7 @@ def settle(routes: Routes, source: Source, key: bytes, held: bytes) -> Operation
     one, it never saw this one: the key is touched (C6), so that this one is superseded. Nothing is
     ever pushed to the primary.
     """
-    found = yield from _read(routes, source, key, None)
+    found = yield from read(routes, source, key, None)
     version = found[0][:_VERSION_SIZE] if found else bytes(_VERSION_SIZE)
     if version < held:
         yield from _touch(routes, source, key, int.from_bytes(held[:8], "big"))

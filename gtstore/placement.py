@@ -48,6 +48,16 @@ def crc16(key: bytes) -> int:
 HASH_FUNCTIONS: dict[int, Callable[[bytes], int]] = {HASH_ADDITIVE: additive, HASH_CRC16: crc16}
 
 
+def key_in(partition: int, hash_code: int) -> bytes:
+    """Some key of that partition: one whose hash is the partition's own number. For questions to
+    the manager, which name a partition by a key."""
+    if hash_code == HASH_ADDITIVE:
+        return b"\xff" * (partition // 0xFF) + bytes((partition % 0xFF,))
+    # Each number is the CRC-16 of exactly one key of two bytes.
+    keys = (number.to_bytes(2, "big") for number in range(1 << 16))
+    return next(key for key in keys if crc16(key) == partition)
+
+
 def partition_count(nodes: int) -> int:
     return nodes * PARTITIONS_PER_NODE
 
@@ -360,6 +370,15 @@ class Routes:
         self._routes = routes
         self.epoch = cluster.epoch
         self.cluster_id = cluster_of(cluster.epoch)
+
+    @property
+    def partitions(self) -> int:
+        """How many there are."""
+        return len(self._routes)
+
+    def of(self, partition: int) -> Route:
+        """The route of a partition's keys."""
+        return self._routes[partition]
 
     def find(self, key: bytes) -> Route:
         """The route of a key: one hash and one look-up."""

@@ -106,12 +106,13 @@ class Replica:
     """
 
     __slots__ = (
-        "changed", "entries", "floor", "is_suspended", "join_epoch", "read_epoch", "row", "scan",
+        "changed", "entries", "floor", "is_suspended", "join_epoch", "keys", "read_epoch", "row",
         "shown", "size", "stored", "tombstones", "write_epoch",
     )  # fmt: skip
 
     def __init__(self, partition: Partition) -> None:
         self.entries = partition.entries
+        self.keys = partition.keys
         self.shown = partition.shown
         """A key's entry as a GET may tell of it: as nothing can take it away any more."""
         self.changed = partition.changed
@@ -129,8 +130,6 @@ class Replica:
             self.join_epoch, self.floor, self.stored, self.tombstones, self.size = (
                 partition.remembered
             )
-        self.scan: tuple[int, list[bytes]] | None = None
-        """The keys that are being copied from here, and the join_epoch of who copies them (N6)."""
         self.write_epoch = _NOBODY
         self.read_epoch = _NOBODY
         self.is_suspended = False
@@ -358,6 +357,14 @@ class Replicas:
             return reply  # an ERROR
         return reply_frame(_EXECUTED, request_id, result)
 
+    def look_up(self, replica: Replica, key: bytes) -> bytes | None:
+        """What the primary would answer to a GET of a key: the entry as it may be told, or a
+        tombstone in the place of one that has expired."""
+        entry = replica.shown(key)
+        if entry is not None and has_expired(entry, self._now_us()):
+            entry = self._get_expired(replica, key)
+        return entry
+
     def expire(self, replica: Replica, key: bytes, entry: bytes) -> bytes:
         """C8: put a tombstone in the place of an entry whose time is over by our clock; return it.
 
@@ -416,7 +423,6 @@ class Replicas:
         replica.row = row
         replica.join_epoch = join_epoch
         self._set_epochs(replica)
-        replica.scan = None
 
     def _set_epochs(self, replica: Replica) -> None:
         row = replica.row
@@ -494,10 +500,12 @@ class Replicas:
         replica.size -= len(key) + len(entry)
         replica.tombstones -= bool(entry[FLAGS_AT] & TOMBSTONE)
         replica.stored -= 1
+        replica.keys.will_drop(key)
         del replica.entries[key]
 
     def _discard(self, replica: Replica) -> None:
         replica.entries.clear()  # also a change of what is remembered
+        replica.keys.forget()
         replica.size = replica.stored = replica.tombstones = 0
         replica.floor = b""
 

@@ -28,6 +28,7 @@ def look_through(replicas: Replicas, partition: int, now_us: int) -> list[tuple[
             owners drop (N7): what is dropped raises the floor.
     """
     replica = replicas[partition]
+    replica.keys.rest()
     row = replica.row
     mine = [owner for owner in row.owners if replicas.is_mine(owner)] if row else []
     if not mine or not mine[0].in_sync or replica.is_suspended:

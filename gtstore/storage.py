@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from . import copying
+from . import copying, scanning
 from .committer import Committer
 from .connection import call_once
 from .disk import DiskEngine, remembered_joins
@@ -82,6 +82,7 @@ class StorageNode:
                 messages.Write.kind,
                 messages.Commit.kind,
                 messages.Execute.kind,
+                messages.Scan.kind,
             ),
             connections_max=options.max_connections,
             frame_timeout_ms=options.frame_timeout_ms,
@@ -105,6 +106,7 @@ class StorageNode:
             shape.epoch,
         )
         handlers |= self._replicas.handlers
+        handlers[messages.Scan.kind] = self.scan
         handlers |= on_control_message(self.on_map_update, options.token)
         handlers |= guarded({messages.Copy.kind: self.copy}, options.token)
         if isinstance(self._engine, DiskEngine) and self._store:
@@ -170,6 +172,12 @@ class StorageNode:
         self._adopt(request.epoch, request.rows)
         return messages.Adopted(self._replicas.epoch)
 
+    def scan(self, request_id: int, body: bytes) -> bytes:
+        """SCAN, by a client."""
+        request = decode(messages.Scan.kind, body)
+        assert isinstance(request, messages.Scan)
+        return scanning.answer(self._replicas, request_id, request)
+
     def copy(self, request_id: int, body: bytes) -> bytes:
         """COPY, by a node that joins one of our partitions."""
         request = decode(messages.Copy.kind, body)
@@ -228,8 +236,8 @@ def on_disk(handlers: Mapping[int, Handler], engine: DiskEngine) -> dict[int, Ha
     """The same handlers where entries are on disk: what they answer leaves when everything is there
     that was stored before (N2), and writes are refused while there is no room.
 
-    A GET is shown what is there already, and waits only where it says so itself. COMMIT has no
-    answer.
+    GET and SCAN are shown what is there already, and wait only where they say so themselves. COMMIT
+    has no answer.
     """
 
     def dependent(handle: Handler) -> Handler:
@@ -252,6 +260,7 @@ def on_disk(handlers: Mapping[int, Handler], engine: DiskEngine) -> dict[int, Ha
 
     wrap = {
         messages.Get.kind: lambda handle: handle,
+        messages.Scan.kind: lambda handle: handle,
         messages.Commit.kind: lambda handle: handle,
         messages.Write.kind: writing,
         messages.Execute.kind: writing,

@@ -30,8 +30,9 @@ class ForgetfulStore:
     def get(self, name: bytes) -> bytes | None:
         return self.shown.get(name)
 
-    def names(self, prefix: bytes) -> Iterator[bytes]:
-        return iter(sorted(name for name in self.shown if name.startswith(prefix)))
+    def names(self, prefix: bytes, first: bytes = b"") -> Iterator[bytes]:
+        names = sorted(name for name in self.shown if name.startswith(prefix))
+        return (name for name in names if name >= first)
 
     def commit(self, changes: Changes) -> None:
         self.before_commit()

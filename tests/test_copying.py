@@ -6,7 +6,7 @@ import dataclasses
 
 import pytest
 
-from gtstore import copying
+from gtstore import copying, key_order, keyed_entries
 from gtstore.errors import RemoteProtocolError
 from gtstore.wire import messages
 from gtstore.wire.codec import decode, encode, encode_record, fixed_format
@@ -277,7 +277,6 @@ ENTRY = encode_record(Entry(1, 1, 1, 0, None, b"v"))
     [
         b"",
         bytes(28),
-        bytes(29),  # not the last one, and it does not go on
         bytes(8) + b"\1" + bytes(16) + b"\0\0\0\1",
         bytes(8) + b"\1" + bytes(16) + b"\0\0\0\1\0\0\0\0\0\1x",
         bytes(8) + b"\1" + bytes(16) + b"\0\0\0\1\0\1k\0\0\0\1x",
@@ -296,26 +295,35 @@ def test_malformed_batches(body: bytes) -> None:
     assert held(network, 2) == {}
 
 
-def test_an_entry_that_was_dropped_since() -> None:
-    """The keys are those of the scan's beginning; the entries are read when they are sent."""
+def test_a_source_that_is_not_done_with_sorting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It answers without entries, and is asked again."""
+    monkeypatch.setattr(key_order, "_RUN_SIZE", 1)
     network, _ = cluster()
     lose(network, 2)
     network.bring_back(2)
-    replica = network.nodes[1].replicas[PARTITION]
+    assert network.copy(2, PARTITION).run() == 4
+    asked = [message.after for _, message in network.seen if isinstance(message, Copy)]
+    assert asked == [b""] * 4
+
+
+def test_a_source_that_does_not_go_on() -> None:
+    """A batch that came already ends the attempt."""
+    network, _ = cluster()
+    lose(network, 2)
+    network.bring_back(2)
     join_epoch = network.map.rows[PARTITION].owners[1].join_epoch
-    replica.scan = join_epoch, sorted([*KEYS, b"kye1"])
-    request = dataclasses.replace(copy_request(network, 2), after=sorted(KEYS)[1])
-    reply = ask(network, 1, request)
-    assert isinstance(reply, Copied)
-    assert [entry.key for entry in reply.entries] == sorted(KEYS)[2:]
+    batch = Copied(join_epoch, 0, bytes(16), (KeyedEntry(KEY, ENTRY),))
+    network.script(1, Copy, answer(batch), answer(batch))
+    with pytest.raises(RemoteProtocolError, match="does not go on"):
+        network.copy(2, PARTITION).run()
 
 
 def test_the_packed_batch_is_the_tables() -> None:
     """COPIED is packed by hand."""
-    assert copying._COPIED_HEAD.format == ">" + fixed_format(Copied) + "I"
+    assert copying._COPIED_HEAD.format == ">" + fixed_format(Copied)
     key, entry = (field.wire_type for field in fields_of(KeyedEntry))
-    assert key.length.code == copying._KEY_SIZE.format[1:]  # type: ignore[union-attr]
-    assert entry.length.code == copying._ENTRY_SIZE.format[1:]  # type: ignore[union-attr]
+    assert key.length.code == keyed_entries.KEY_SIZE.format[1:]  # type: ignore[union-attr]
+    assert entry.length.code == keyed_entries.ENTRY_SIZE.format[1:]  # type: ignore[union-attr]
     network, _ = cluster()
     lose(network, 2)
     network.bring_back(2)

@@ -31,17 +31,20 @@ LAYERS = (
     ("gtstore.wire.describe.document",),
     ("gtstore.wire.describe.lua",),
     ("gtstore.wire.describe.__main__",),
+    ("gtstore.key_order", "gtstore.keyed_entries"),
     # The interface that replica.py stores through is declared next to the engines that have it.
     ("gtstore.placement", "gtstore.engine", "gtstore.read_modify_write"),
     ("gtstore.disk",),
     ("gtstore.replica", "gtstore.operations", "gtstore.membership", "gtstore.frame_words"),
-    ("gtstore.copying", "gtstore.settling"),
+    ("gtstore.copying", "gtstore.scan_operation", "gtstore.scanning", "gtstore.settling"),
+    ("gtstore.json_lines", "gtstore.progress"),
     ("gtstore.connection", "gtstore.allocator", "gtstore.lmdb_store"),
     ("gtstore.session", "gtstore.server", "gtstore.tap"),
     # What the daemons share: how processes are started, and their command lines and logs.
     ("gtstore.upkeep", "gtstore.committer"),
     ("gtstore.nursery", "gtstore.command_line", "gtstore.state_file", "gtstore.data_directory"),
     ("gtstore.manager", "gtstore.storage", "gtstore.client"),
+    ("gtstore.backup", "gtstore.transfer"),
     # The public names.
     ("gtstore",),
     ("gtstore.testing",),
@@ -61,6 +64,9 @@ PURE = {
     "gtstore.wire.explain",
     "gtstore.wire.json_form",
     "gtstore.frame_words",
+    "gtstore.json_lines",
+    "gtstore.key_order",
+    "gtstore.keyed_entries",
     "gtstore.placement",
     "gtstore.read_modify_write",
     "gtstore.disk",
@@ -68,6 +74,8 @@ PURE = {
     "gtstore.operations",
     "gtstore.membership",
     "gtstore.copying",
+    "gtstore.scan_operation",
+    "gtstore.scanning",
     "gtstore.settling",
 }
 

@@ -482,8 +482,7 @@ def test_a_search_that_is_too_long_is_given_up(monkeypatch: pytest.MonkeyPatch) 
 
 def test_a_comparison_that_saw_an_unknown_write_on_another_one() -> None:
     """It would be possible with the append alone; the read after it needs the put before that."""
-    put = Done("put", b"k", b"31", 2, None)
-    append = Done("append", b"k", b"4", 48, None)
-    compare = Done("compare", b"k", b"30", 124, 234, b"31", version=Version(7, 1), result=False)
-    assert not violations([put, append, compare, Done("get", b"k", b"314", 278, 279)])
-    assert violations([put, append, compare, Done("get", b"k", b"43", 278, 279)])
+    unknown = [put(b"31", 2, None), append(b"4", 48, None)]
+    failed = compare(b"31", b"30", 124, 234, version=(7, 1))
+    assert is_good(*unknown, failed, get(b"314", 278, 279))
+    assert not is_good(*unknown, failed, get(b"43", 278, 279))

@@ -67,6 +67,8 @@ START_TIMEOUT_S: Final = 60
 TOMBSTONE_RETENTION_S: Final = 600
 SETTLE_AFTER_S: Final = 1
 COPY_SIZE: Final = 64 * KIB
+SCAN_SIZE: Final = 64 * KIB
+KEYS_A_REPLY_MAX: Final = 1000
 MANAGER_PORT: Final = 9001
 NODE_PORT: Final = 10001
 CLIENT_TIMEOUT_S: Final = 5.0
@@ -140,7 +142,12 @@ LIMITS: Final = (
     Limit(
         "entries of one COPIED",
         f"{COPY_SIZE:,} bytes (64 KiB)",
-        "the last one may exceed it",
+        f"the first one may exceed it; and no more than {KEYS_A_REPLY_MAX:,} keys",
+    ),
+    Limit(
+        "entries of one SCANNED",
+        f"{SCAN_SIZE:,} bytes (64 KiB)",
+        f"a longer entry is left out, and to be gotten; no more than {KEYS_A_REPLY_MAX:,} keys",
     ),
     Limit("version ahead of a node's clock", f"{CLOCK_AHEAD_MAX_S} s", "then the write is TOO_FAR"),
     Limit("manager's port", str(MANAGER_PORT), "`--port`"),
@@ -280,6 +287,18 @@ class KeyedEntry:
         bytes,
         Counted("entry", _U32, ENTRY_HEAD_SIZE, ENTRY_SIZE_MAX),
         "the stored [entry](#entry), as it is",
+    ]
+
+
+@dataclass(frozen=True)
+class ScannedKey:
+    """A key that a scan has found, and its entry, if it can be told at once."""
+
+    key: Annotated[Key, "the key"]
+    entry: Annotated[
+        bytes,
+        Counted("entry", _U32, 0, SCAN_SIZE),
+        "the stored [entry](#entry), complete and no tombstone; or nothing: get the key",
     ]
 
 
@@ -605,6 +624,36 @@ class Failed(Message):
 
     reason: Annotated[U8, "1 comparison failed, 2 value too long, 3 no number, 4 number too large"]
     entry: Annotated[bytes, Rest("bytes"), "the stored [entry](#entry), or nothing"]
+
+
+@message(0x14, CLIENT, NODE, replies=("SCANNED", "NOT_READY", "STALE_EPOCH", "BEHIND", "BUSY"))
+class Scan(Message):
+    """Ask the primary of a partition for the keys that have a value there, some with each request,
+    in the order of their bytes (section 10.13).
+    """
+
+    epoch: Annotated[Epoch, "the partition's list_epoch as the sender holds it"]
+    partition: Annotated[U32, "the partition"]
+    after: Annotated[
+        bytes, Counted("key", _U16, 0, KEY_SIZE_MAX), "only keys above this one; empty: all"
+    ]
+    prefix: Annotated[
+        bytes, Counted("key", _U16, 0, KEY_SIZE_MAX), "only keys that begin with it; empty: all"
+    ]
+    with_values: Annotated[U8, "1: whole entries; 0: only their heads, up to expiry"]
+
+
+@message(0x96, NODE, CLIENT)
+class Scanned(Message):
+    """The next keys. There may be none, though it is not the last answer: what was looked at were
+    tombstones, or the node is not done with sorting the keys.
+    """
+
+    is_last: Annotated[U8, "1: there are no more keys; 0: ask again"]
+    after: Annotated[
+        bytes, Counted("key", _U16, 0, KEY_SIZE_MAX), "how far this goes: what to ask with again"
+    ]
+    keys: Annotated[tuple[ScannedKey, ...], Array(_U32, Record(ScannedKey)), "in order of keys"]
 
 
 @message(0x20, MANAGER, NODE, replies=("ADOPTED", "NOT_ALLOWED"))

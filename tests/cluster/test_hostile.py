@@ -129,6 +129,9 @@ def test_keys_out_of_bounds(fuzzer: Fuzzer, key: bytes) -> None:
         (node, keyed(Write.kind, place, key, entry_bytes)),
         (node, keyed(Commit.kind, struct.pack(">I", PARTITION) + entry_bytes[:16], key)),
         (node, keyed(messages.Execute.kind, place, key, b"\1" + bytes(4) + entry_bytes)),
+        # In a SCAN they may be empty.
+        (node, keyed(messages.Scan.kind, place, key or b"k" * 501, b"\0\0\1")),
+        (node, keyed(messages.Scan.kind, place + b"\0\0", key or b"k" * 501, b"\1")),
         (manager, keyed(KeyNodes.kind, b"", key)),
         (manager, keyed(NextPrimary.kind, b"\0\1", key)),
     ):
@@ -219,6 +222,9 @@ def test_inner_lengths_that_leave_the_frame(fuzzer: Fuzzer) -> None:
         (node, Commit.kind, bytes(20) + b"\0\5key1"),
         (node, messages.MapUpdate.kind, bytes(16) + epoch + b"\xff\xff\xff\xff"),
         (node, messages.Execute.kind, place + b"\0\1k\1\xff\xff\xff\xff"),
+        (node, messages.Scan.kind, place + b"\0\0\0\5key1"),
+        (node, messages.Scan.kind, epoch + b"\xff\xff\xff\xff\0\0\0\0\1"),
+        (node, messages.Scan.kind, place + b"\0\0\0\0"),
         (manager, KeyNodes.kind, b"\0\5key1"),
         (manager, NextPrimary.kind, b"\0\1\xff\xffk"),
     ]

@@ -106,6 +106,7 @@ def make_traffic(cluster: Cluster, value: bytes) -> None:
         client.increment("number", 5)
         with pytest.raises(gtstore.VersionMismatch):
             client.compare_and_put("log", b"y", expected=b"z")
+        assert len(list(client.scan_entries("key29"))) == 11
         client.where("key1")
         epoch = int(client.status()["cluster"], 16) << 32 | 1
         node = client.status()["nodes"][0]["address"]

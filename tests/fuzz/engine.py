@@ -69,6 +69,7 @@ def valid_frames(epoch: int, time_us: int) -> list[bytes]:
             Write(epoch, partition, key, entry),
             Commit(partition, entry[:16], key),
             Execute(epoch, partition, key, 1 + i, b"", entry[:20] + b"\0" + b"7"),
+            messages.Scan(epoch, partition, key, b"fu" * (i % 2), i % 2),
             messages.KeyNodes(key),
             NextPrimary(i, key),
         ]

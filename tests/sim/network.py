@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Generic, TypeAlias, TypeVar
 
-from gtstore import copying, operations
+from gtstore import copying, operations, scanning
 from gtstore.disk import DiskEngine, remembered_joins, sealed
 from gtstore.engine import MemoryEngine
 from gtstore.errors import (
@@ -152,16 +152,22 @@ class Node:
             request = decode(kind, body)
             assert isinstance(request, messages.Copy)
             return copying.answer(self.replicas, request_id, request)
+        handler = self._scan if kind == messages.Scan.kind else self.replicas.handlers[kind]
         try:
             try:
-                return self.replicas.handlers[kind](request_id, body)
+                return handler(request_id, body)
             except Behind:
                 if not self.fetches:
                     raise
                 self.adopt()
-                return self.replicas.handlers[kind](request_id, body)
+                return handler(request_id, body)
         except RemoteProtocolError as error:
             return error_frame(request_id, error.error_code, str(error), error.detail)
+
+    def _scan(self, request_id: int, body: bytes) -> bytes:
+        request = decode(messages.Scan.kind, body)
+        assert isinstance(request, messages.Scan)
+        return scanning.answer(self.replicas, request_id, request)
 
     def clock_us(self) -> int:
         return self.network.now_us + self.network.skews_us.get(self.number, 0)

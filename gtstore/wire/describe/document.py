@@ -33,6 +33,7 @@ RECORDS: Final[tuple[type[Any], ...]] = (
     messages.Member,
     messages.Join,
     messages.KeyedEntry,
+    messages.ScannedKey,
 )
 
 TYPE_MEANINGS: Final = {

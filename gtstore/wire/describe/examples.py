@@ -76,6 +76,18 @@ EXAMPLES: Final[Mapping[int, tuple[int, messages.Message]]] = {
         ),
         (8, messages.Executed(encode_record(_RESULT))),
         (8, messages.Failed(messages.RESULT_TOO_LONG, encode_record(_COMMITTED))),
+        (9, messages.Scan(_EPOCH, _PARTITION, b"", b"key", 1)),
+        (
+            9,
+            messages.Scanned(
+                1,
+                b"kye1",
+                (
+                    messages.ScannedKey(_KEY, encode_record(_COMMITTED)),
+                    messages.ScannedKey(b"kye1", b""),
+                ),
+            ),
+        ),
         (1, messages.MapUpdate(_TOKEN, _NEXT_EPOCH, (_NEXT_ROW,))),
         (1, messages.Adopted(_NEXT_EPOCH)),
         (2, messages.Copy(_TOKEN, 3, _JOINED_ROW, b"")),
