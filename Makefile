@@ -61,6 +61,7 @@ test-long: test ## the same, then what takes long: 20,000 simulated runs, three 
 	$(BIN)/python -m tests.chaos --seconds 300 --nodes 4 --replicas 2 --seed 1
 	$(BIN)/python -m tests.chaos --seconds 300 --nodes 5 --replicas 3 --seed 2
 	$(BIN)/python -m tests.chaos --seconds 300 --nodes 7 --replicas 3 --seed 3 --overlap
+	$(BIN)/python -m tests.chaos --seconds 300 --nodes 5 --replicas 3 --seed 4 --durable
 
 test-again: $(VENV)/installed-dev ## the tests ROUNDS times, for what goes wrong only now and then
 	for round in $$(seq $(ROUNDS)); do $(BIN)/python -m pytest -q || exit 1; done
@@ -71,9 +72,9 @@ sim: $(VENV)/installed-dev ## simulated runs, RUNS of them (SEED is the first on
 fuzz: $(VENV)/installed-dev ## damaged frames against a running cluster, for SECONDS; SEED repeats a run
 	$(BIN)/python -m tests.fuzz --seconds $(SECONDS) $(if $(SEED),--seed $(SEED))
 
-chaos: $(VENV)/installed-dev ## clients at work while nodes are killed, for SECONDS (SEED, NODES, REPLICAS, OVERLAP=1)
+chaos: $(VENV)/installed-dev ## clients at work while nodes are killed, for SECONDS (SEED, NODES, REPLICAS, OVERLAP=1, DURABLE=1)
 	$(BIN)/python -m tests.chaos --seconds $(SECONDS) --nodes $(NODES) --replicas $(REPLICAS) \
-		$(if $(SEED),--seed $(SEED)) $(if $(OVERLAP),--overlap)
+		$(if $(SEED),--seed $(SEED)) $(if $(OVERLAP),--overlap) $(if $(DURABLE),--durable)
 
 demo: $(VENV)/installed ## show step by step how the store outlives two of seven nodes
 	@$(BIN)/python examples/fail_over.py

@@ -61,11 +61,10 @@ class Committer:
         self._thread.start()
 
     def stop(self) -> None:
-        """Commit what is left, and end."""
+        """Commit what is left, and end. The store stays open: other threads may still read."""
         self._is_stopping.set()
         self._wanted.put(None)
         self._thread.join()
-        self._store.close()
 
     # --- for the threads that wait ---------------------------------------------------------------
 

@@ -29,10 +29,14 @@ def main() -> int:
     parser.add_argument(
         "--overlap", action="store_true", help="faults also while other nodes lack copies"
     )
+    parser.add_argument(
+        "--durable", action="store_true", help="with --data-dir; everything is killed at once, too"
+    )
     options = parser.parse_args()
     print(
         f"seed {options.seed}: make chaos SECONDS={options.seconds:g} SEED={options.seed} "
-        f"NODES={options.nodes} REPLICAS={options.replicas}{' OVERLAP=1' * options.overlap}",
+        f"NODES={options.nodes} REPLICAS={options.replicas}{' OVERLAP=1' * options.overlap}"
+        f"{' DURABLE=1' * options.durable}",
         flush=True,
     )
     directory = Path(tempfile.mkdtemp(prefix="gtstore-chaos-"))
@@ -43,6 +47,7 @@ def main() -> int:
         options.nodes,
         options.replicas,
         overlap=options.overlap,
+        is_durable=options.durable,
         tell=lambda text: print(text, flush=True),
     )
     print_figures(report)

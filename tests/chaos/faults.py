@@ -45,6 +45,7 @@ class Faults:
         overlap: whether nodes may also fail while others are still without copies, as long as it
             is fewer than k.
         tell: is told what happens.
+        is_durable: whether everything may be killed at once, since nodes come back with their data.
     """
 
     def __init__(
@@ -55,6 +56,7 @@ class Faults:
         seed: int,
         overlap: bool,
         tell: Tell,
+        is_durable: bool = False,
     ) -> None:
         self.counts: Counter[str] = Counter()
         self.error = ""
@@ -64,6 +66,7 @@ class Faults:
         self._random = random.Random(seed)
         self._overlap = overlap
         self._tell = tell
+        self._is_durable = is_durable
         self._nodes_may_fail = False
         self._settled_at = time.monotonic()
         # The nodes that were killed, or stopped for good, and their pids then.
@@ -168,6 +171,10 @@ class Faults:
             if node["state"] == "alive"
         }
         self._cluster.node_pids.update(nodes)
+        is_time = self.counts["kill"] and not self.counts["kill everything"]
+        if self._is_durable and (is_time or self._random.random() < 0.15):
+            self._kill_everything()
+            return
         if self.counts["kill"] and self._random.random() < 0.2:
             self._hurt_manager()
             return
@@ -202,6 +209,17 @@ class Faults:
             return
         self._say("kill manager")
         self._cluster.kill_manager()
+        try:
+            self._pause(MANAGER_STALL_S)
+        finally:
+            self._cluster.start()
+
+    def _kill_everything(self) -> None:
+        """And start it again after a while."""
+        self._say("kill everything")
+        self._cluster.kill_everything()
+        self._victims.clear()
+        self._is_stopped.clear()
         try:
             self._pause(MANAGER_STALL_S)
         finally:

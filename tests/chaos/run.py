@@ -72,6 +72,7 @@ def run(
     *,
     options: Sequence[str] = (),
     overlap: bool = False,
+    is_durable: bool = False,
     tell: Tell = print,
 ) -> Report:
     """Let clients work for some seconds while nodes fail, and check what they saw.
@@ -80,11 +81,14 @@ def run(
         directory: where the histories are written, and the cluster's log.
         options: further options of managerd.
         overlap, tell: see Faults.
+        is_durable: keep everything on disk, and now and then kill everything at once.
     """
     report = Report()
+    if is_durable:
+        options = [*options, "--data-dir", str(directory / "data")]
     with Cluster(nodes, replicas, options) as cluster:
         try:
-            _work(report, cluster, directory, seed, seconds, overlap, tell)
+            _work(report, cluster, directory, seed, seconds, overlap, is_durable, tell)
         finally:
             (directory / "cluster.log").write_text(cluster.log())
     for history in histories(directory):
@@ -100,6 +104,7 @@ def _work(
     seed: int,
     seconds: float,
     overlap: bool,
+    is_durable: bool,
     tell: Tell,
 ) -> None:
     context = multiprocessing.get_context("spawn")
@@ -116,7 +121,7 @@ def _work(
         context.Process(target=work, args=(shared, number, seed * 100 + number), daemon=True)
         for number in range(1, CLIENTS + 1)
     ]
-    faults = Faults(cluster, clients, shared, seed, overlap, tell)
+    faults = Faults(cluster, clients, shared, seed, overlap, tell, is_durable)
     with cluster.connect(timeout=CALL_TIMEOUT_S) as reader:
         reader.get("chaos")  # it knows the map from now on, and needs no manager
         for client in clients:

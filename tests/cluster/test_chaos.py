@@ -11,7 +11,7 @@ import pytest
 
 from ..chaos.__main__ import print_figures
 from ..chaos.clients import as_line, histories, path_of
-from ..chaos.run import CLIENTS, run
+from ..chaos.run import CLIENTS, Report, run
 from ..linearizability import Done
 from .test_manager import children_of
 
@@ -51,13 +51,25 @@ def test_histories_are_linearizable(
     """Nothing that was acknowledged is lost or done twice, few outcomes are unknown, and no process
     is left behind."""
     report = run(tmp_path, replicas, SECONDS, nodes, replicas, overlap=True)
+    check(report, f"k = {replicas}", capsys)
+    assert report.unknown_share < 0.01
+
+
+def test_on_disk(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """With --data-dir, and everything killed at once in the middle."""
+    pytest.importorskip("lmdb", reason="entries on disk need py-lmdb (the extra durable)")
+    report = run(tmp_path, 1, SECONDS, 5, 3, overlap=True, is_durable=True)
+    check(report, "k = 3, on disk", capsys)
+    assert report.faults["kill everything"] > 0
+
+
+def check(report: Report, name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Print the figures, and see that it was worth something and nothing is wrong."""
     with capsys.disabled():
-        print(f"\nk = {replicas}, {report.seconds:.0f} s:")
+        print(f"\n{name}, {report.seconds:.0f} s:")
         print_figures(report)
     assert report.errors == []
     assert not report.violations, "\n".join(map(str, report.violations))
-    assert report.unknown_share < 0.01
-    # It was worth something.
     assert report.faults["kill"] > 0
     assert report.checked > 100 * CLIENTS
     assert multiprocessing.active_children() == []
