@@ -862,6 +862,18 @@ def test_only_protocol_errors_escape(requests: list[tuple[int, bytes]], has_map:
     assert data is None or len(data) >= 21
 
 
+def test_exactly_as_many_as_there_is_room_for() -> None:
+    """However the room that is left is worked out."""
+    one = len(KEY) + len(entry()) + ENTRY_OVERHEAD_SIZE
+    replicas = new(memory_max=5 * one)
+    rows = [row(1, owner(1), partition=partition) for partition in range(192)]
+    replicas.adopt(at(1), rows)
+    keys = [b"key%d" % i for i in range(6)]
+    *taken, refused = [write(replicas, entry(), key, partition=sum(key) % 192) for key in keys]
+    assert taken == [Ack()] * 5
+    assert code_of(refused) == messages.NO_SPACE
+
+
 # --- entries on disk -----------------------------------------------------------------------------
 
 
