@@ -36,10 +36,10 @@ endef
 export CHECK_WHEEL
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-long test-again sim fuzz chaos demo bench format clean
+.PHONY: help run test test-long test-again sim fuzz chaos demo bench bench-durable format clean
 
 help: ## show these lines
-	@awk -F ': .*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+	@awk -F ': .*## ' '/^[a-z-]+:.*## / {printf "make %-13s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
 run: $(VENV)/installed ## start a manager with 7 storage nodes and 3 replicas (NODES, REPLICAS); Ctrl-C stops it
 	@$(BIN)/python -m gtstore.managerd $(NODES) $(REPLICAS)
@@ -81,6 +81,9 @@ demo: $(VENV)/installed ## show step by step how the store outlives two of seven
 
 bench: $(VENV)/installed ## measure one client against bare sockets
 	$(BIN)/python bench/floor.py
+
+bench-durable: $(VENV)/installed-dev ## puts that are on disk: measure against Redis (redis-server, redis-py) and a bare log
+	$(BIN)/python bench/durable.py
 
 format: $(VENV)/installed-dev ## format the code, and mend what ruff can mend
 	$(BIN)/ruff format .

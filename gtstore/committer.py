@@ -1,20 +1,22 @@
 """Lets answers leave when what they depend on is on disk: rule N2 of docs/REPLICATION.md.
 
 One thread a node commits, again and again, what all connections have stored meanwhile, each time
-with one sync: the more wait, the more share it. A connection's thread waits before it sends, and
-only if one of its answers depends on something that is not on disk yet.
+with one sync: the more wait, the more share it. Answers that depend on something that is not on
+disk yet are left to this thread, which sends them after the sync, while the connections' threads
+receive again: to wake each of them for that alone would cost more than everything else. A
+connection has answers here once at a time, so they leave in the order of the requests.
 """
 
 from __future__ import annotations
 
 import logging
 import os
+import socket
 import threading
 import time
 from _thread import LockType, allocate_lock, get_ident
 from collections.abc import Callable
-from queue import Empty, SimpleQueue
-from typing import Final
+from typing import Final, NamedTuple
 
 from .disk import DiskEngine, Store, sealed
 from .engine import Remembered
@@ -28,6 +30,21 @@ DISK_FAILED_EXIT: Final = 74
 _IDLE_S: Final = 0.5
 """What nobody waits for (committed flags) is committed after that time; and so often it is tried
 whether a full disk has room again."""
+_GATHER_COMMITS: Final = 2
+_GATHER_MAX_S: Final = 0.01
+"""How long it is waited for more to share a commit: that many times what the last one took, and
+never longer than this."""
+_HELD_SIZE_MAX: Final = 4096
+"""A thread with more than so many bytes of answers waits, and sends them itself."""
+
+
+class _Waiting(NamedTuple):
+    """Who waits for a batch: a thread, at the gate, or answers that are to be sent then."""
+
+    batch: int
+    gate: LockType
+    sock: socket.socket | None = None
+    answers: bytes = b""
 
 
 class Committer:
@@ -51,8 +68,14 @@ class Committer:
         self._lock = lock
         self._remembered = remembered
         self._depends: dict[int, int] = {}  # thread -> the batch that its answers depend on
-        self._waiting: list[tuple[int, LockType]] = []  # guarded by _lock; batch, what it waits at
-        self._wanted: SimpleQueue[None] = SimpleQueue()
+        self._waiting: list[_Waiting] = []  # guarded by _lock
+        self._held: dict[socket.socket, LockType] = {}
+        """Connections that have answers here, and what opens when those were sent."""
+        self._expected = 0  # so many waited when the last commit had ended
+        self._gathering = 0  # it is waited for so many; guarded by _lock
+        self._commit_s = 0.0  # what the last one took
+        self._is_wanted = False  # guarded by _lock
+        self._wanted = _closed_gate()
         self._is_stopping = threading.Event()
         engine.on_depend = self._depend
         self._thread = threading.Thread(target=self._run, name="committer", daemon=True)
@@ -63,7 +86,7 @@ class Committer:
     def stop(self) -> None:
         """Commit what is left, and end. The store stays open: other threads may still read."""
         self._is_stopping.set()
-        self._wanted.put(None)
+        self._want()
         self._thread.join()
 
     # --- for the threads that wait ---------------------------------------------------------------
@@ -71,24 +94,60 @@ class Committer:
     def _depend(self, batch: int) -> None:
         self._depends[get_ident()] = batch
 
-    def wait(self) -> None:
-        """Wait until everything is on disk that this thread's answers depend on (engine.depend).
+    def hold(self, sock: socket.socket, answers: bytes) -> bool:
+        """See to it that this thread's answers are sent once everything is on disk that they depend
+        on (engine.depend). Return False if the caller is to send them, now.
+
+        Raises ConnectionAbortedError if they must not be sent.
+        """
+        batch = self._depends.pop(get_ident(), 0)
+        if batch <= self._engine.committed and sock not in self._held:
+            return False
+        if len(answers) > _HELD_SIZE_MAX or sock in self._held:
+            self._wait(batch, sock)
+            return False
+        gate = self._held[sock] = _closed_gate()
+        if self._enqueue(_Waiting(batch, gate, sock, answers)):
+            return True
+        del self._held[sock]
+        return False
+
+    def wait(self, sock: socket.socket | None = None) -> None:
+        """Wait until everything is on disk that this thread's answers depend on, and what the
+        connection has here was sent.
 
         Raises ConnectionAbortedError if it could not be stored: they must not be sent.
         """
-        batch = self._depends.pop(get_ident(), 0)
-        if batch <= self._engine.committed:
-            return
-        gate = allocate_lock()
-        gate.acquire()
-        with self._lock:
-            if batch <= self._engine.committed:
-                return
-            self._waiting.append((batch, gate))
-        self._wanted.put(None)
-        gate.acquire()
+        self._wait(self._depends.pop(get_ident(), 0), sock)
+
+    def _wait(self, batch: int, sock: socket.socket | None) -> None:
+        earlier = self._held.get(sock) if sock else None
+        if earlier:
+            earlier.acquire()
         if batch > self._engine.committed:
-            raise ConnectionAbortedError("what the answers depend on could not be stored")
+            gate = _closed_gate()
+            if self._enqueue(_Waiting(batch, gate)):
+                gate.acquire()
+            if batch > self._engine.committed:
+                raise ConnectionAbortedError("what the answers depend on could not be stored")
+
+    def _enqueue(self, waiting: _Waiting) -> bool:
+        """Return False if there is nothing to wait for any more."""
+        with self._lock:
+            if waiting.batch <= self._engine.committed:
+                return False
+            self._waiting.append(waiting)
+            is_enough = len(self._waiting) >= self._gathering
+        if is_enough:
+            self._want()
+        return True
+
+    def _want(self) -> None:
+        """Wake the committer; once, however many want it."""
+        with self._lock:
+            was_wanted, self._is_wanted = self._is_wanted, True
+        if not was_wanted:
+            self._wanted.release()
 
     def flush(self) -> None:
         """Wait until everything is on disk that is stored now. Raises ConnectionAbortedError."""
@@ -110,21 +169,31 @@ class Committer:
             os._exit(DISK_FAILED_EXIT)
 
     def _await_work(self) -> None:
-        try:
-            self._wanted.get(timeout=_IDLE_S)
-            while True:
-                self._wanted.get_nowait()
-        except Empty:
-            pass
+        """Until something is wanted; and then a moment more, if fewer wait than at the last time:
+        clients at work come again as soon as they are answered, and then all share one sync, where
+        otherwise two halves of them would take turns."""
+        self._await_wanted(_IDLE_S)
+        with self._lock:
+            is_early = 0 < len(self._waiting) < self._expected
+            self._gathering = self._expected if is_early else 0
+        if is_early:
+            self._await_wanted(min(_GATHER_COMMITS * self._commit_s, _GATHER_MAX_S))
+            self._gathering = 0
+
+    def _await_wanted(self, timeout_s: float) -> None:
+        if self._wanted.acquire(timeout=timeout_s):
+            self._is_wanted = False
 
     def _commit(self) -> None:
         engine = self._engine
         with self._lock:
             is_idle = not engine.has_staged
             changes = engine.garbage() if is_idle else engine.take(self._remembered)
+        started = time.perf_counter()
         try:
             if changes:
                 self._store.commit(sealed(changes))
+                self._commit_s = time.perf_counter() - started
         except StoreFull as error:
             with self._lock:
                 if not is_idle:
@@ -132,7 +201,7 @@ class Committer:
                 if not engine.is_full:
                     logger.error("writes are refused until there is room again: %s", error)
                 engine.is_full = True
-                gates = self._gates(engine.batch - 1)
+                done = self._take_waiting(engine.batch - 1)
         else:
             has_room = self._store.has_room()
             with self._lock:
@@ -144,15 +213,56 @@ class Committer:
                     what = "there is room again" if has_room else "writes are refused: it is full"
                     logger.log(logging.INFO if has_room else logging.ERROR, "the disk: %s", what)
                 engine.is_full = not has_room
-                gates = self._gates(engine.committed)
-        for gate in gates:
-            gate.release()
+                done = self._take_waiting(engine.committed)
+        if done:
+            self._expected = len(done) + len(self._waiting)
+        for waiting in done:
+            self._let_go(waiting)
         if engine.is_full:
             time.sleep(_IDLE_S)
 
-    def _gates(self, batch: int) -> list[LockType]:
+    def _take_waiting(self, batch: int) -> list[_Waiting]:
         """Those who wait for a batch up to this one; they wait no more."""
-        gates = [gate for number, gate in self._waiting if number <= batch]
-        if gates:
-            self._waiting = [item for item in self._waiting if item[0] > batch]
-        return gates
+        done = [each for each in self._waiting if each.batch <= batch]
+        if done:
+            self._waiting = [each for each in self._waiting if each.batch > batch]
+        return done
+
+    def _let_go(self, waiting: _Waiting) -> None:
+        _, gate, sock, answers = waiting
+        if sock:
+            try:
+                if waiting.batch > self._engine.committed:
+                    sock.shutdown(socket.SHUT_RDWR)  # its thread finds the connection closed
+                elif (sent := _send_some(sock, answers)) < len(answers):
+                    rest = waiting._replace(answers=answers[sent:])
+                    threading.Thread(target=self._send_rest, args=(rest,), daemon=True).start()
+                    return
+            except OSError:
+                pass  # its thread finds that, too
+            del self._held[sock]
+        gate.release()
+
+    def _send_rest(self, waiting: _Waiting) -> None:
+        """To a peer that does not take its answers at once: nobody else waits for it."""
+        assert waiting.sock
+        try:
+            waiting.sock.sendall(waiting.answers)
+        except OSError:
+            pass
+        del self._held[waiting.sock]
+        waiting.gate.release()
+
+
+def _closed_gate() -> LockType:
+    gate = allocate_lock()
+    gate.acquire()
+    return gate
+
+
+def _send_some(sock: socket.socket, data: bytes) -> int:
+    """What can be sent without waiting."""
+    try:
+        return sock.send(data, socket.MSG_DONTWAIT)
+    except BlockingIOError:
+        return 0

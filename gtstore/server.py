@@ -23,7 +23,7 @@ import threading
 import time
 from collections.abc import Callable, Collection, Mapping
 from queue import SimpleQueue
-from typing import Any, Final, Generic, TypeAlias, TypeVar, get_type_hints
+from typing import Any, Final, Generic, Protocol, TypeAlias, TypeVar, get_type_hints
 
 from .allocator import Trimmer
 from .connection import describe
@@ -157,6 +157,19 @@ class Gathered(Generic[Result]):
             return self._answers[0]
 
 
+class Outbox(Protocol):
+    """Has answers that must not leave yet. If a method raises OSError, what was not sent is not to
+    be sent at all, and the connection to be closed."""
+
+    def hold(self, sock: socket.socket, answers: bytes, /) -> bool:
+        """Either send these answers later, or return False once the caller is to do it."""
+        ...
+
+    def wait(self, sock: socket.socket, /) -> None:
+        """Return once the caller may send on this connection."""
+        ...
+
+
 class FrameServer(socketserver.ThreadingTCPServer):
     """Serves frames on one address.
 
@@ -168,8 +181,7 @@ class FrameServer(socketserver.ThreadingTCPServer):
             peer may take none of its answers.
         lock: held while a handler runs, if one is given.
         recover: told of what a handler raised, without the lock; True: call the handler once more.
-        before_sending: called by a connection's thread before it sends the answers that it has; if
-            it raises OSError, they are not sent, and the connection is closed.
+        outbox: asked by a connection's thread before it sends the answers that it has.
 
     Raises ClusterError if the address cannot be had.
     """
@@ -189,11 +201,11 @@ class FrameServer(socketserver.ThreadingTCPServer):
         frame_timeout_ms: int = messages.FRAME_TIMEOUT_MS,
         lock: TokenLock | None = None,
         recover: Callable[[Exception], bool] = lambda _: False,
-        before_sending: Callable[[], None] | None = None,
+        outbox: Outbox | None = None,
     ) -> None:
         self.handler_lock = lock or _NoLock()
         self.recover = recover
-        self.before_sending = before_sending
+        self.outbox = outbox
         self.handlers = handlers
         self.counted = counted
         self.connections_max = connections_max
@@ -355,7 +367,7 @@ class _FrameHandler(socketserver.BaseRequestHandler):
         # Taken once: ``with`` would call two methods more for each frame.
         acquire = self.server.handler_lock.acquire
         release = self.server.handler_lock.release
-        before_sending = self.server.before_sending
+        outbox = self.server.outbox
         wanted = SHORT_RECEIVE_SIZE
         answer = b""
         while True:
@@ -400,20 +412,20 @@ class _FrameHandler(socketserver.BaseRequestHandler):
                     if len(answers) > 1:
                         self._send_many()
             if answer:
-                if before_sending is not None:
-                    before_sending()
-                sendall(answer)
+                if outbox is None or not outbox.hold(self.request, answer):
+                    sendall(answer)
                 answer = b""
                 continue
             if at < size or buffer.size or not data:
                 self._handle_rest(data[at:])
                 wanted = buffer.receive_size
             if answers:
-                if before_sending is not None:
-                    before_sending()
-                sendall(answers[0] if len(answers) == 1 else b"".join(answers))
+                joined = answers[0] if len(answers) == 1 else b"".join(answers)
+                if outbox is None or not outbox.hold(self.request, joined):
+                    sendall(joined)
                 answers.clear()
             if not data:
+                self._await_outbox()
                 return
 
     def _with_rest(self, data: bytes) -> bytes:
@@ -513,10 +525,13 @@ class _FrameHandler(socketserver.BaseRequestHandler):
             self._send()
 
     def _send(self) -> None:
-        if self.server.before_sending is not None:
-            self.server.before_sending()
+        self._await_outbox()
         self.request.sendall(b"".join(self._answers))
         self._answers.clear()
+
+    def _await_outbox(self) -> None:
+        if self.server.outbox is not None:
+            self.server.outbox.wait(self.request)
 
     def _send_last(self) -> None:
         """Send the reason for closing, and read on for a moment: a connection that is closed with

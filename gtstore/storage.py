@@ -70,7 +70,11 @@ class StorageNode:
         self._lock = TokenLock()
         self._store = LmdbStore(options.data_dir) if options.data_dir else None
         self._engine = DiskEngine(self._store) if self._store else MemoryEngine()
-        self._committer: Committer | None = None
+        self._committer = (
+            Committer(self._engine, self._store, self._lock, lambda p: self._replicas.remembered(p))
+            if isinstance(self._engine, DiskEngine) and self._store
+            else None
+        )
         self._fetch_map = Gathered(self._fetch_map_now)
         handlers: dict[int, Handler] = {}
         self._server = FrameServer(
@@ -88,7 +92,7 @@ class StorageNode:
             frame_timeout_ms=options.frame_timeout_ms,
             lock=self._lock,
             recover=self._recover,
-            before_sending=self._await_disk if self._store else None,
+            outbox=self._committer,
         )
         shape = self._register()
         if self._store:
@@ -109,11 +113,8 @@ class StorageNode:
         handlers[messages.Scan.kind] = self.scan
         handlers |= on_control_message(self.on_map_update, options.token)
         handlers |= guarded({messages.Copy.kind: self.copy}, options.token)
-        if isinstance(self._engine, DiskEngine) and self._store:
+        if isinstance(self._engine, DiskEngine):
             handlers |= on_disk(handlers, self._engine)
-            self._committer = Committer(
-                self._engine, self._store, self._lock, self._replicas.remembered
-            )
         handlers |= on_message(self.on_ping)
         self._upkeep = Upkeep(
             self._replicas, self._lock, options.manager, options.token, self._flush
@@ -136,10 +137,6 @@ class StorageNode:
         self._server.drain()
         if self._committer:
             self._committer.stop()
-
-    def _await_disk(self) -> None:
-        if self._committer:
-            self._committer.wait()
 
     def _flush(self) -> None:
         if self._committer:

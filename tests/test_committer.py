@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import select
+import socket
 import threading
 from collections.abc import Iterator
 
@@ -171,3 +173,136 @@ def test_a_disk_that_fails_ends_the_node(
     assert ended.wait(20)
     assert codes == [DISK_FAILED_EXIT]
     assert "the disk failed: input/output error: this node ends" in caplog.text
+
+
+# --- answers that are left to the committer ------------------------------------------------------
+
+
+class Connection:
+    """Its node's end and its peer's, and what its thread does with an answer."""
+
+    def __init__(self, node: Node) -> None:
+        self.node = node
+        self.sock, self.peer = socket.socketpair()
+        self.peer.settimeout(20)
+
+    def write(self, key: bytes, answer: bytes) -> None:
+        with self.node.lock:
+            self.node.entries[key] = b"entry of " + key
+            self.node.engine.depend()
+        self.answer(answer)
+
+    def answer(self, answer: bytes) -> None:
+        if not self.node.committer.hold(self.sock, answer):
+            self.sock.sendall(answer)
+
+    def has_answers(self) -> bool:
+        return bool(select.select([self.peer], [], [], 0)[0])
+
+    def fill(self) -> int:
+        """Send until no more can be sent without the peer; return how much that was."""
+        sent = 0
+        try:
+            while True:
+                sent += self.sock.send(bytes(4096), socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return sent
+
+    def close(self) -> None:
+        self.sock.close()
+        self.peer.close()
+
+
+@pytest.fixture
+def connection(node: Node) -> Iterator[Connection]:
+    connection = Connection(node)
+    yield connection
+    connection.close()
+
+
+def test_a_thread_goes_on_while_its_answer_waits_for_the_sync(connection: Connection) -> None:
+    gate = threading.Event()
+    connection.node.store.before_commit = gate.wait
+    connection.write(b"key", b"answer")
+    assert not connection.has_answers()
+    gate.set()
+    assert connection.peer.recv(100) == b"answer"
+    assert connection.node.on_disk(b"key")
+
+
+def test_answers_leave_in_the_order_of_the_requests(connection: Connection) -> None:
+    """Also one that depends on nothing, and the end of the connection."""
+    gate = threading.Event()
+    connection.node.store.before_commit = gate.wait
+    connection.write(b"key", b"first ")
+    thread = threading.Thread(target=connection.answer, args=(b"second",))
+    thread.start()
+    thread.join(0.05)
+    assert thread.is_alive()
+    assert not connection.has_answers()
+    gate.set()
+    thread.join()
+    assert connection.peer.recv(100) == b"first second"
+    connection.write(b"key 2", b"third")
+    connection.node.committer.wait(connection.sock)
+    assert connection.has_answers()
+
+
+def test_long_answers_are_sent_by_their_own_thread(connection: Connection) -> None:
+    connection.write(b"key", b"x" * 5000)
+    assert connection.node.on_disk(b"key")
+    assert len(connection.peer.recv(10_000)) == 5000
+
+
+def test_a_peer_that_does_not_read_holds_nobody_up(node: Node, connection: Connection) -> None:
+    before = connection.fill()
+    connection.write(b"key", b"answer")
+    node.write(b"another's")
+    received = b""
+    while len(received) < before + len(b"answer"):
+        received += connection.peer.recv(65536)
+    assert received.endswith(b"\0answer")
+    node.committer.wait(connection.sock)
+
+
+@pytest.mark.parametrize("is_full", [False, True])
+def test_a_peer_that_is_gone_holds_nobody_up(
+    node: Node, connection: Connection, is_full: bool
+) -> None:
+    if is_full:
+        connection.fill()
+    gate = threading.Event()
+    node.store.before_commit = gate.wait
+    connection.write(b"key", b"answer")
+    if not is_full:
+        connection.peer.close()
+    gate.set()
+    node.write(b"another's")
+    connection.peer.close()
+    node.committer.wait(connection.sock)
+
+
+def test_what_could_not_be_stored_is_not_answered(node: Node, connection: Connection) -> None:
+    node.store.error = StoreFull("no room")
+    connection.write(b"key", b"answer")
+    assert connection.peer.recv(100) == b""
+    node.store.error = None
+
+
+def test_those_who_shared_a_sync_are_waited_for(node: Node) -> None:
+    """Two halves of the clients would take turns otherwise, with half as many for each sync."""
+    gate = threading.Event()
+    node.store.before_commit = gate.wait
+    threads = [threading.Thread(target=node.write, args=(b"%d" % i,)) for i in range(10)]
+    for thread in threads:
+        thread.start()
+    wait_until(lambda: len(node.committer._waiting) == 10, "all that wait")
+    gate.set()
+    for thread in threads:
+        thread.join()
+    assert node.committer._expected > 1
+    node.committer._commit_s = 10.0
+    commits = len(node.store.commits)
+    node.write(b"alone")
+    assert len(node.store.commits) == commits + 1
+    assert node.committer._expected == 1
