@@ -36,7 +36,7 @@ from .wire.messages import (
 
 _COPIED_HEAD: Final = struct.Struct(">QB16s")  # a test holds it against Copied's fields
 _COPIED: Final = head_word(Copied.kind)
-BYTES_A_SECOND: Final = 4 * messages.MIB
+BYTES_A_SECOND: Final = 7 * messages.MIB // 2
 """What a node asks for at most, with all that it copies at once (``Pace``). bench/fail_over.py
 measures what clients feel of it."""
 _PAUSE_FIRST_S: Final = 0.005

@@ -218,7 +218,13 @@ class StorageNode:
     def _adopt(self, epoch: int, rows: tuple[messages.Row, ...]) -> None:
         """Go by a newer map. The lock is held."""
         self._replicas.adopt(epoch, rows)
-        self._upkeep.on_new_map()
+        # Most changes are of others' partitions, and a look at all of ours would cost more.
+        if any(
+            self._replicas.is_mine(owner) and not owner.in_sync
+            for row in rows
+            for owner in row.owners
+        ):
+            self._upkeep.on_new_map()
         logger.debug("goes by map %d (%d rows changed)", epoch & 0xFFFF_FFFF, len(rows))
 
     def _ask(self, request: messages.Message, timeout_s: float) -> messages.Message:

@@ -124,7 +124,8 @@ class Upkeep:
             threading.Thread(target=work, name=work.__name__.strip("_"), daemon=True).start()
 
     def on_new_map(self) -> None:
-        """To be called when the map has changed: there may be something to copy."""
+        """To be called when the map has changed where this node is syncing: there may be something
+        to copy."""
         self._has_new_map.set()
 
     # --- copying (N6) ----------------------------------------------------------------------------
