@@ -273,9 +273,11 @@ class Membership:
     def all_returned(
         self, members: Iterable[tuple[Member, Iterable[Join]]], now: float
     ) -> list[Action]:
-        """Nodes that were started again have registered, each with what its disk has: so much of
-        the partitions whose owners in sync have all died opens again with those that are back (M5).
-        Of the others they own nothing yet (N0)."""
+        """Nodes that were started again have registered, each with what its disk has.
+
+        A partition whose owners in sync had all died opens again with those of them that are back
+        (M5). Of the others these nodes own nothing yet (N0).
+        """
         actions: list[Action] = []
         held: dict[int, dict[int, int]] = {}
         for member, joins in members:

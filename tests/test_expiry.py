@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from gtstore import copying, operations, placement
+from gtstore import operations
 from gtstore.errors import DeadlineExceeded, OutcomeUnknown, VersionMismatch
 from gtstore.operations import Version
 from gtstore.wire.codec import decode_entry
@@ -35,7 +35,7 @@ from gtstore.wire.messages import (
 
 from .linearizability import Done, What
 from .sim.network import Call, Client, Fault, Network, after
-from .sim.run import Run, run_many
+from .sim.run import SMALL, Run, run_many
 from .test_operations import KEY, another, cluster, owed, values, version_bytes, writes
 
 RUNS = 300
@@ -495,8 +495,8 @@ class ExpiringRun(Run):
 def test_at_random(monkeypatch: pytest.MonkeyPatch) -> None:
     """Linearizable, with an expiry as an operation of its own, and the invariants hold after each
     event, whatever happens."""
-    monkeypatch.setattr(placement, "PARTITIONS_PER_NODE", 1)
-    monkeypatch.setattr(copying, "COPY_SIZE", 40)
+    for module, name, value in SMALL:
+        monkeypatch.setattr(module, name, value)
     outcomes = run_many(range(RUNS), ExpiringRun)
     assert outcomes["complete"] > 5 * RUNS
     assert outcomes["tombstones"] > RUNS // 2

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import pytest
 
-from gtstore import copying, placement
-
-from .sim.run import DurableRun, run_many
+from .sim.run import SMALL, DurableRun, run_many
 
 RUNS = 1000
 
 
 def test_at_random(monkeypatch: pytest.MonkeyPatch) -> None:
     """Linearizable for each key, and the invariants hold after each event, whatever happens."""
-    monkeypatch.setattr(placement, "PARTITIONS_PER_NODE", 1)
-    monkeypatch.setattr(copying, "COPY_SIZE", 40)
+    for module, name, value in SMALL:
+        monkeypatch.setattr(module, name, value)
     outcomes = run_many(range(RUNS))
     # The runs are worth something: most operations end well, and the rare ends occur too.
     assert outcomes["complete"] > 5 * RUNS
@@ -25,8 +23,8 @@ def test_at_random(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_at_random_with_disks(monkeypatch: pytest.MonkeyPatch) -> None:
     """The same where entries are on disk, and any nodes, or all at once, die and come back."""
-    monkeypatch.setattr(placement, "PARTITIONS_PER_NODE", 1)
-    monkeypatch.setattr(copying, "COPY_SIZE", 40)
+    for module, name, value in SMALL:
+        monkeypatch.setattr(module, name, value)
     outcomes = run_many(range(RUNS), DurableRun)
     assert outcomes["complete"] > 5 * RUNS
     assert outcomes["returned"] > RUNS // 2

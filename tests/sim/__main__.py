@@ -5,9 +5,7 @@ from __future__ import annotations
 import argparse
 import time
 
-from gtstore import copying, placement
-
-from .run import run_many
+from .run import SMALL, run_many
 
 
 def main() -> None:
@@ -16,8 +14,8 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=20_000)
     parser.add_argument("--seed", type=int, default=0, help="the first run's")
     options = parser.parse_args()
-    vars(placement)["PARTITIONS_PER_NODE"] = 1
-    vars(copying)["COPY_SIZE"] = 40
+    for module, name, value in SMALL:
+        setattr(module, name, value)
     started = time.monotonic()
     outcomes = run_many(range(options.seed, options.seed + options.runs))
     took_s = time.monotonic() - started

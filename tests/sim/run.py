@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from gtstore import copying, operations, settling
+from gtstore import copying, operations, placement, settling
 from gtstore.errors import (
     DeadlineExceeded,
     OperationFailed,
@@ -33,6 +33,9 @@ from .network import Call, Client, Fault, Network, Node
 EVENTS_MAX = 700
 END_EVENTS_MAX = 3000
 SECOND_US = 1_000_000
+SMALL = ((placement, "PARTITIONS_PER_NODE", 1), (copying, "COPY_SIZE", 40))
+"""Module, name and value of what has to be set before a run, so that little is enough to have
+several keys in a partition, and several batches in a copy."""
 FAULTS = (Fault.REFUSE, Fault.DROP, Fault.DROP_REPLY, Fault.LATE, Fault.AGAIN)
 
 
