@@ -139,8 +139,9 @@ def test_a_stand_in_takes_over_and_leaves() -> None:
                 "its return",
             )
         cluster.kill_node(2)
+        # In this order: before the manager has seen the death nothing is under-replicated either.
         wait_until(
-            lambda: not store.status()["under_replicated"] and 2 not in store.where(key).owners,
+            lambda: 2 not in store.where(key).owners and not store.status()["under_replicated"],
             "copies on stand-ins",
         )
         assert all(len(store.where(f"key{i}").owners) == 2 for i in range(400))
