@@ -4,8 +4,7 @@ Both ends, without sockets, clocks or threads. ``answer`` is the source's: it se
 follows it in the partition's list. ``copy`` is the copier's: an operation like a client's, which
 asks for one batch after the other; ``report`` then tells the manager. Meanwhile the copier takes
 part in every write, so keys that arrive during the scan need no visit, and nothing has to stand
-still. Between batches it pauses, so that clients get their share of the processors (``Pace``).
-
+still. Before each batch it pauses, so that clients get their share of the processors (``Pace``).
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ from .wire.messages import (
 
 _COPIED_HEAD: Final = struct.Struct(">QB16s")  # a test holds it against Copied's fields
 _COPIED: Final = head_word(Copied.kind)
-BYTES_A_SECOND: Final = 7 * messages.MIB // 2
+BYTES_A_SECOND: Final = 19 * messages.MIB // 4
 """What a node asks for at most, with all that it copies at once (``Pace``). bench/fail_over.py
 measures what clients feel of it."""
 _PAUSE_FIRST_S: Final = 0.005
@@ -102,7 +101,10 @@ def _source_of(replicas: Replicas, partition: int) -> _Source | None:
 
 class Pace:
     """Spreads what is copied over time: no more than so many bytes a second, all copies of a node
-    taken together. Not for several threads at once.
+    taken together. Guarded by the replicas' lock.
+
+    Before a batch is asked for nobody knows how long it is: it is presumed to be as long as the
+    last one. To pay afterwards only would let all copies begin at one moment.
 
     Args:
         clock: seconds; only goes forward.
@@ -112,13 +114,20 @@ class Pace:
         self._bytes_a_second = bytes_a_second
         self._clock = clock
         self._paid_at = -math.inf
-        """When the time of everything that was copied so far is over."""
+        """When the time of everything that was asked for so far is over."""
+        self._presumed = COPY_SIZE
 
-    def pause_after(self, size: int) -> float:
-        """How many seconds to wait after a batch of so many bytes."""
+    def pause_before(self) -> float:
+        """How many seconds to wait before the next batch is asked for."""
         now = self._clock()
-        self._paid_at = max(self._paid_at, now) + size / self._bytes_a_second
-        return self._paid_at - now
+        begins_at = max(self._paid_at, now)
+        self._paid_at = begins_at + self._presumed / self._bytes_a_second
+        return begins_at - now
+
+    def came(self, size: int) -> None:
+        """A batch has come, and had so many bytes."""
+        self._paid_at += (size - self._presumed) / self._bytes_a_second
+        self._presumed = size
 
 
 def pending(replicas: Replicas) -> dict[int, int]:
@@ -133,7 +142,7 @@ def copy(
     partition: int,
     token: bytes,
     next_number: Callable[[], int],
-    pause_after: Callable[[int], float],
+    pace: Pace,
 ) -> Operation[tuple[int, Join | None]]:
     """Copy one partition; return how many entries came from the source, and as what we have them.
 
@@ -143,13 +152,16 @@ def copy(
     Args:
         lock: guards the replicas; taken around each look at them, never while waiting.
         next_number: a new request id.
-        pause_after: how many seconds to wait after a batch of so many bytes.
+        pace: that of all copies of this node.
     """
     received: set[bytes] = set()
     after = b""
     previous: tuple[int, int, int] | None = None
     attempt = 0
     while True:
+        with lock:
+            pause_s = pace.pause_before()
+        yield Pause(pause_s)
         with lock:
             source = _source_of(replicas, partition)
         if source is None:
@@ -167,10 +179,10 @@ def copy(
             continue
         attempt = 0
         with lock:
+            pace.came(len(reply[3]))
             after, is_last = _take_batch(replicas, partition, source, after, reply[3], received)
         if is_last:
             return len(received), Join(partition, source.join_epoch)
-        yield Pause(pause_after(len(reply[3])))
 
 
 def _take_batch(

@@ -23,6 +23,7 @@ an operation always knows which of its requests may have been done.
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import struct
 from collections.abc import Callable, Generator, Sequence
@@ -1203,16 +1204,20 @@ def _unavailable(error: RemoteError) -> Unavailable:
 
 
 def initialize(
-    routes: Routes, source: Source, patient: bool = False
+    routes: Routes,
+    source: Source,
+    patient: bool = False,
+    known: messages.Map | None = None,
 ) -> Generator[Step, Sequence[Reply], None]:
     """The report's Init: get the cluster's shape, members and map from the manager.
 
-    Tries again until the deadline; without ``patient``, not if there is no manager at all.
+    Tries again until the deadline; without ``patient``, not if there is no manager at all. Who has
+    a whole map already (``known``: a node) is told the rest.
     """
     attempt = 0
     while True:
         try:
-            cluster, partition_map = yield from _cluster_and_map(source)
+            cluster, partition_map = yield from _cluster_and_map(source, known)
         except ConnectError:
             if not patient:
                 raise
@@ -1225,6 +1230,7 @@ def initialize(
             # A cluster that is made anew between the two answers gives two halves: ask again.
             same = cluster_of(cluster.epoch) == cluster_of(partition_map.epoch)
             if same and len(partition_map.rows) == cluster.partitions:
+                cluster = dataclasses.replace(cluster, epoch=partition_map.epoch)
                 routes.replace(cluster, partition_map.rows, _clock_offset_us(cluster, source))
                 return
         yield Pause(source.backoff_s(attempt))
@@ -1239,10 +1245,10 @@ def _clock_offset_us(cluster: messages.Cluster, source: Source) -> int:
 
 
 def _cluster_and_map(
-    source: Source,
+    source: Source, known: messages.Map | None = None
 ) -> Generator[Step, Sequence[Reply], tuple[messages.Cluster, messages.Map]]:
     cluster = yield from _ask_manager(source, messages.ClusterInfo())
-    partition_map = yield from _ask_manager(source, messages.GetMap(0))
+    partition_map = known or (yield from _ask_manager(source, messages.GetMap(0)))
     assert isinstance(cluster, messages.Cluster)
     assert isinstance(partition_map, messages.Map)
     if not cluster_of(cluster.epoch):

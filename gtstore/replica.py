@@ -394,6 +394,11 @@ class Replicas:
         for row in rows:
             self.adopt_row(row)
 
+    def map(self) -> messages.Map:
+        """The rows that this node goes by: those of its newest map, or newer ones."""
+        rows = tuple(replica.row for replica in self._replicas if replica.row is not None)
+        return messages.Map(self.epoch, rows)
+
     def adopt_row(self, row: messages.Row) -> None:
         """Go by this row from now on, if it is newer. With the same list_epoch it can say only that
         owners are in sync by now. Not before there is a first map."""

@@ -116,7 +116,6 @@ class Upkeep:
         self._has_new_map = threading.Event()
         self._asking = threading.Lock()  # several threads want to know the cluster at once
         self._pace = copying.Pace(copying.BYTES_A_SECOND, time.monotonic)
-        self._pacing = threading.Lock()
         self._next_number = itertools.cycle(range(1, 1 << 32)).__next__
 
     def start(self) -> None:
@@ -184,7 +183,7 @@ class Upkeep:
                         partition,
                         token,
                         self._next_number,
-                        self._pause_after,
+                        self._pace,
                     )
                     for partition in some
                 ),
@@ -208,10 +207,6 @@ class Upkeep:
                 copier.partitions += len(joins)
                 reported.update((join.partition, join.join_epoch) for join in joins)
         return not failed
-
-    def _pause_after(self, size: int) -> float:
-        with self._pacing:
-            return self._pace.pause_after(size)
 
     # --- damaged entries -------------------------------------------------------------------------
 
@@ -330,7 +325,10 @@ class Upkeep:
         with self._asking:
             if not self._routes.cluster_id:
                 source = Source(lambda: secrets.randbits(64), time.time_ns, random.random)
-                session.run(operations.initialize(self._routes, source), _INIT_TIMEOUT_S)
+                with self._lock:
+                    known = self._replicas.map() if self._replicas.epoch else None
+                asking = operations.initialize(self._routes, source, known=known)
+                session.run(asking, _INIT_TIMEOUT_S)
 
     def _locate(self, peer: int) -> tuple[str, str, int]:
         if peer == MANAGER:

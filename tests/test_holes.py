@@ -8,6 +8,7 @@ that die, sleep or have a wrong clock.
 from __future__ import annotations
 
 import itertools
+import math
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -20,6 +21,7 @@ from hypothesis import strategies as st
 from gtstore import copying, operations, placement, server, storage
 from gtstore.engine import MemoryEngine
 from gtstore.membership import Membership
+from gtstore.operations import Pause
 from gtstore.placement import PartitionMap, epoch_of, row_repaired
 from gtstore.replica import Replicas
 from gtstore.storage import NodeOptions, StorageNode
@@ -117,7 +119,8 @@ def stored_after_the_copy(node: StorageNode, is_first: bool, wait_s: float) -> N
     copier = Replicas(2, 1, CLUSTER, 3, messages.HASH_ADDITIVE, MemoryEngine(), lambda: now_us)
     copier.adopt(at(2), [joined])
     numbers = itertools.count(1)
-    copy = copying.copy(copier, threading.Lock(), PARTITION, TOKEN, numbers.__next__, lambda _: 0.0)
+    pace = copying.Pace(math.inf, lambda: 0.0)
+    copy = copying.copy(copier, threading.Lock(), PARTITION, TOKEN, numbers.__next__, pace)
     port = node._server.port
     with Talk(port) as writer, Talk(port) as source:
         if not is_first:  # a connection's first request goes another way through the server
@@ -126,7 +129,8 @@ def stored_after_the_copy(node: StorageNode, is_first: bool, wait_s: float) -> N
         entry = encode_record(Entry(now_us, 5, 1, 0, None, b"a"))
         writer.send(encode(Write(at(1), PARTITION, KEY, entry), 2))
         assert checked.wait(10)
-        step: Any = next(copy)
+        assert next(copy) == Pause(0.0)
+        step: Any = copy.send([])
         source.send(step[2])
         reply = source.reply()
         copied.set()

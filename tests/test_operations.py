@@ -1267,6 +1267,19 @@ def test_initialize_tries_again() -> None:
     assert network.is_script_done
 
 
+def test_initialize_with_a_map() -> None:
+    """A node has one: it asks for the rest only, and later for what has changed since its own."""
+    network = Network()
+    client = Client(network)
+    known = network.nodes[1].replicas.map()
+    network.nodes[2].is_alive = False
+    network.notice(2)
+    client.run(operations.initialize(client.routes, client.source, known=known))
+    assert not client.sent(GetMap)
+    assert client.routes.epoch == known.epoch < network.map.epoch
+    assert [client.routes.of(row.partition).row for row in known.rows] == list(known.rows)
+
+
 def test_initialize_without_a_manager() -> None:
     """It fails at once, unless it is patient."""
     network = Network()

@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import enum
+import math
 import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -49,6 +50,7 @@ Result = TypeVar("Result")
 
 CLUSTER = 0xC0FFEE01
 TOKEN = bytes(range(16))
+NO_PACE = copying.Pace(math.inf, lambda: 0.0)
 START_US = 1_700_000_000_000_000
 STEP_US = 100
 """How much time an event takes."""
@@ -318,7 +320,7 @@ class Network:
 
         def copy_and_report() -> Operation[int]:
             count, join = yield from copying.copy(
-                replicas, contextlib.nullcontext(), partition, TOKEN, number, lambda _: 0.0
+                replicas, contextlib.nullcontext(), partition, TOKEN, number, NO_PACE
             )
             if join is not None:
                 self.nodes[node].save()
