@@ -50,6 +50,12 @@ class ForgetfulStore:
     def refresh(self) -> None:
         self.shown = dict(self.written)
 
+    def amend(self, name: bytes, value: bytes) -> bool:
+        if name not in self.shown or self.shown[name] != self.written.get(name):
+            return False
+        self.shown[name] = self.written[name] = value
+        return True
+
     def has_room(self) -> bool:
         return self.error is None
 

@@ -33,7 +33,7 @@ class Disk:
         return self.engine.take(self.remembered.__getitem__)
 
     def commit(self) -> None:
-        self.store.commit(sealed(self.take()))
+        self.store.commit(self.take())
         self.store.refresh()
         self.engine.settle()
 
@@ -63,7 +63,7 @@ def test_what_is_staged_is_found_and_not_shown() -> None:
     changes = disk.take()
     assert (disk.entries.get(b"a"), disk.shown(b"a")) == (b"1", None)
     disk.entries[b"a"] = b"2"
-    disk.store.commit(sealed(changes))
+    disk.store.commit(changes)
     assert disk.shown(b"a") is None
     disk.store.refresh()
     disk.engine.settle()
@@ -97,7 +97,7 @@ def test_answers_depend_on_the_batch_that_holds_them() -> None:
     disk.entries[b"b"] = b"1"
     disk.engine.depend()
     assert disk.depends.pop() == 2
-    disk.store.commit(sealed(changes))
+    disk.store.commit(changes)
     disk.engine.settle()
     assert disk.engine.committed == 1
     disk.commit()
@@ -247,7 +247,7 @@ def test_it_is_as_if_there_were_two_dicts(script: list[tuple[str, int, bytes]]) 
                     taken, then = disk.take(), [dict(each) for each in found]
             case "settle":
                 if taken is not None:
-                    disk.store.commit(sealed(taken))
+                    disk.store.commit(taken)
                     disk.store.refresh()
                     disk.engine.settle()
                     taken, stored = None, then
