@@ -45,7 +45,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 try:
     import redis
@@ -73,8 +73,23 @@ Caller = tuple[Put, Callable[[], object]]
 # --- clients -------------------------------------------------------------------------------------
 
 
-def measure(connect_one: Callable[[], Caller], clients: int, seconds: float) -> float:
-    """Puts a second of so many clients."""
+class Measured(NamedTuple):
+    """Puts a second, and how many microseconds of CPU one takes, of clients and servers."""
+
+    rate: float
+    cpu_us: float
+
+
+def busy_s() -> float:
+    """How long all CPUs together have been busy since the machine was started."""
+    user, nice, system, _, _, irq, softirq = map(
+        int, Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:8]
+    )
+    return (user + nice + system + irq + softirq) / os.sysconf("SC_CLK_TCK")
+
+
+def measure(connect_one: Callable[[], Caller], clients: int, seconds: float) -> Measured:
+    """What so many clients do."""
     start = FORK.Value("d", 0.0)
     connected = FORK.Barrier(clients + 1)
     rates = FORK.SimpleQueue()
@@ -102,11 +117,16 @@ def measure(connect_one: Callable[[], Caller], clients: int, seconds: float) -> 
     connected.wait(30)
     start.value = time.perf_counter() + START_PAUSE_S
     connected.wait(30)
+    time.sleep(max(0.0, start.value - time.perf_counter()))
+    busy_before = busy_s()
+    time.sleep(seconds)
+    busy = busy_s() - busy_before
     for process in processes:
         process.join()
         if process.exitcode:
             sys.exit("a client failed: see above")
-    return sum(rates.get() for _ in processes)
+    rate = sum(rates.get() for _ in processes)
+    return Measured(rate, busy / seconds / rate * 1e6)
 
 
 def cpus() -> list[int]:
@@ -125,7 +145,7 @@ class Ours:
     def __init__(self, nodes: int, copies: int, place: Path) -> None:
         self._cluster = Cluster(nodes, copies, ("--data-dir", str(place)))
 
-    def __enter__(self) -> Callable[[int, float], float]:
+    def __enter__(self) -> Callable[[int, float], Measured]:
         self._cluster.start()
         return partial(measure, self._connect)
 
@@ -154,7 +174,7 @@ class RedisServers:
         self._copies = copies
         self._replicates = replicates
 
-    def __enter__(self) -> Callable[[int, float], float]:
+    def __enter__(self) -> Callable[[int, float], Measured]:
         try:
             self._start()
         except BaseException:
@@ -244,7 +264,7 @@ class Log:
         self._pids: list[int] = []
         self._addresses: list[Any] = []
 
-    def __enter__(self) -> Callable[[int, float], float]:
+    def __enter__(self) -> Callable[[int, float], Measured]:
         self._place.mkdir()
         for number in range(self._copies):
             listener = socket.create_server(("127.0.0.1", 0), backlog=1024)
@@ -313,14 +333,14 @@ class DiskAlone:
         self._copies = copies
         self._place = place
 
-    def __enter__(self) -> Callable[[int, float], float]:
+    def __enter__(self) -> Callable[[int, float], Measured]:
         self._place.mkdir()
         return self._measure
 
     def __exit__(self, *_: object) -> None:
         pass
 
-    def _measure(self, clients: int, seconds: float) -> float:
+    def _measure(self, clients: int, seconds: float) -> Measured:
         rates = FORK.SimpleQueue()
 
         def write(number: int) -> None:
@@ -339,15 +359,18 @@ class DiskAlone:
         processes = [FORK.Process(target=write, args=(n,)) for n in range(self._copies)]
         for process in processes:
             process.start()
+        busy_before = busy_s()
         for process in processes:
             process.join()
-        return min(rates.get() for _ in processes)  # a put is done when all copies are
+        busy = busy_s() - busy_before
+        rate = min(rates.get() for _ in processes)  # a put is done when all copies are
+        return Measured(rate, busy / seconds / rate * 1e6)
 
 
 # --- the table -----------------------------------------------------------------------------------
 
 
-Servers = Any  # a context manager that yields (clients, seconds) -> puts a second
+Servers = Any  # a context manager that yields (clients, seconds) -> Measured
 OURS, REDIS, LOG = "GT Store", "Redis", "log"
 
 
@@ -370,7 +393,7 @@ def stores(copies: int, place: Path, redis_server: str | None) -> Iterator[tuple
 
 
 def run(copies: int, options: argparse.Namespace, place: Path) -> None:
-    rates: dict[str, dict[int, list[float]]] = {}
+    measured: dict[str, dict[int, list[Measured]]] = {}
     with ExitStack() as stack:
         rows = {}
         for name, servers in stores(copies, place, options.redis_server):
@@ -379,12 +402,20 @@ def run(copies: int, options: argparse.Namespace, place: Path) -> None:
         for _ in range(options.rounds):
             for clients in options.clients:
                 for name, rate in rows.items():
-                    cell = rates.setdefault(name, {}).setdefault(clients, [])
+                    cell = measured.setdefault(name, {}).setdefault(clients, [])
                     cell.append(rate(clients, options.seconds))
     heads = [f"{clients} client{'s' * (clients > 1)}" for clients in options.clients]
+    rates = {
+        name: {clients: [each.rate for each in cell] for clients, cell in cells.items()}
+        for name, cells in measured.items()
+    }
     print_line(f"k = {copies}, puts/s", heads)
     for name, cells in rates.items():
         print_line(name, [with_range(cell, "{:,.0f}") for cell in cells.values()])
+    print_line("CPU us a put, of all processes", heads)
+    for name, row in measured.items():
+        cpu_us = [[each.cpu_us for each in cell] for cell in row.values()]
+        print_line(name, [with_range(cell, "{:,.0f}") for cell in cpu_us])
     ours = f"{OURS}, {copies} nodes"
     for name in rates:
         if ours in rates and name.partition(",")[0] in (REDIS, LOG):

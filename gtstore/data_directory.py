@@ -2,7 +2,7 @@
 
 - ``manager/state.json``: the cluster's identity, shape, map and incarnations (state_file.py)
 - ``manager/lock``: held by the manager that uses the directory
-- ``node-1``, ``node-2`` ..: the nodes' entries (lmdb_store.py)
+- ``node-1``, ``node-2`` ..: the nodes' entries (log_store.py)
 
 A directory belongs to one cluster for good: entries placed for another shape would not be found.
 """

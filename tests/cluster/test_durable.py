@@ -325,6 +325,27 @@ def test_a_flipped_byte_in_the_only_copy(tmp_path: Path) -> None:
         assert "this is the last copy of partition" in cluster.log()
 
 
+def test_a_damaged_log(tmp_path: Path) -> None:
+    """The node does not start with it; the others have everything, and without the damaged data it
+    comes back by copying."""
+    values = {f"key{i}": b"value%d" % i for i in range(50)}
+    with on_disk(tmp_path) as cluster, cluster.connect() as client:
+        for key, value in values.items():
+            client.put(key, value)
+        cluster.kill_everything()
+    node = tmp_path / "data" / "node-2"
+    log = bytearray((node / "log-0").read_bytes())
+    log[100] ^= 1  # in the first record: the state of its partitions
+    (node / "log-0").write_bytes(log)
+    with on_disk(tmp_path) as cluster, cluster.connect() as client:
+        wait_until(lambda: "node-2 is damaged: record 1 is missing" in cluster.log(), "its report")
+        assert client.get_many(list(values)) == values
+        shutil.rmtree(node)
+        wait_until(lambda: client.status()["nodes"][1]["state"] == "alive", "its return")
+        cluster.wait_in_sync()
+        assert client.get_many(list(values)) == values
+
+
 @pytest.mark.skipif(shutil.which("strace") is None, reason="needs strace: apt install strace")
 def test_the_sync_comes_before_the_reply(tmp_path: Path) -> None:
     """As the kernel sees it: after the request came, its entry was written to the log, the log was
