@@ -106,8 +106,8 @@ class Replica:
     """
 
     __slots__ = (
-        "changed", "entries", "floor", "is_suspended", "join_epoch", "keys", "read_epoch", "row",
-        "shown", "size", "stored", "tombstones", "write_epoch",
+        "changed", "entries", "floor", "former", "is_suspended", "join_epoch", "keys", "read_epoch",
+        "row", "shown", "size", "stored", "tombstones", "write_epoch",
     )  # fmt: skip
 
     def __init__(self, partition: Partition) -> None:
@@ -116,6 +116,8 @@ class Replica:
         self.shown = partition.shown
         """A key's entry as a GET may tell of it: as nothing can take it away any more."""
         self.changed = partition.changed
+        self.former = partition.former
+        """What it had before it was discarded; copying.py's."""
         self.row: messages.Row | None = None
         self.join_epoch = 0
         self.floor = b""

@@ -185,7 +185,7 @@ def test_a_source_that_does_not_know_of_its_own_sync() -> None:
 
 def copy_request(network: Network, node: int, **changes: int) -> Copy:
     row = dataclasses.replace(network.map.rows[PARTITION], **changes)
-    return Copy(TOKEN, node, row, b"")
+    return Copy(TOKEN, node, row, b"", ())
 
 
 def ask(network: Network, node: int, request: Copy) -> messages.Message:

@@ -158,6 +158,7 @@ def test_discarding_is_one_step() -> None:
     for each in (disk, after):
         assert [each.entries.get(key) for key in (b"a", b"b", b"c")] == [None, None, b"2"]
         assert len(each.store.synced) == 6  # two states, four entries
+        each.partitions[0].former.let_go()
         assert [each.collect(), each.collect(), each.collect()] == [2, 0, 0]
         assert each.partitions[1].entries.get(b"a") == b"other"
     again = after.crash()
@@ -172,6 +173,7 @@ def test_garbage_is_removed_in_portions(monkeypatch: pytest.MonkeyPatch) -> None
         disk.entries[b"%d" % i] = b"1"
     disk.commit()
     disk.entries.clear()
+    disk.partitions[0].former.let_go()
     disk.commit()
     assert [disk.collect() for _ in range(4)] == [10, 10, 5, 0]
 
