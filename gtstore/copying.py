@@ -15,18 +15,18 @@ from __future__ import annotations
 
 import math
 import struct
-import zlib
 from collections.abc import Callable, Container, Iterable, Mapping
 from contextlib import AbstractContextManager
-from typing import Final, NamedTuple
+from dataclasses import dataclass
+from typing import Any, Final, NamedTuple
 
-from .keyed_entries import Batch, take_apart
+from .keyed_entries import COUNT, Batch, identity, pack_held, take_apart, take_held
 from .operations import MANAGER, Lost, Operation, Pause
 from .read_modify_write import FLAGS_AT, VERSION_SIZE
 from .replica import Replica, Replicas
 from .wire import messages
 from .wire.codec import HEADER_WORDS, encode, head_word
-from .wire.fields import malformed
+from .wire.fields import fields_of, malformed
 from .wire.messages import (
     COMMITTED,
     COPY_SIZE,
@@ -36,7 +36,6 @@ from .wire.messages import (
     KEYS_A_REPLY_MAX,
     Copied,
     Copy,
-    HeldEntry,
     Join,
     Noted,
     Row,
@@ -49,25 +48,34 @@ BYTES_A_SECOND: Final = 19 * messages.MIB // 4
 measures what clients feel of it."""
 _PAUSE_FIRST_S: Final = 0.005
 _PAUSE_MAX_S: Final = 0.5
-_UNCOMMITTED: Final = tuple(bytes((flags & ~COMMITTED,)) for flags in range(256))
-
-
-def _identity(entry: bytes) -> tuple[bytes, int]:
-    """Version and checksum: two entries that have them in common are the same, but for the flag
-    committed.
-
-    The version alone does not tell. What a primary computes (N4) has the version of the request,
-    and if that primary dies before a backup has the result, the next one computes it anew, perhaps
-    from another value; then the first one comes back, with its result still on its disk.
-    """
-    head = entry[:FLAGS_AT] + _UNCOMMITTED[entry[FLAGS_AT]]
-    return entry[:VERSION_SIZE], zlib.crc32(entry[ENTRY_HEAD_SIZE:], zlib.crc32(head))
+_COPY: Final = head_word(Copy.kind)
+_COPY_FIELDS: Final = fields_of(Copy)[:-1]  # without what it names
 
 
 # --- the source ----------------------------------------------------------------------------------
 
 
-def answer(replicas: Replicas, request_id: int, request: Copy) -> bytes:
+@dataclass(frozen=True)
+class Request:
+    """A COPY. ``held`` are the keys that it names, in order, and the identities of their
+    entries."""
+
+    node: int
+    row: Row
+    after: bytes
+    held: dict[bytes, bytes]
+
+
+def request_of(body: bytes) -> Request:
+    """The COPY of this body. Raises RemoteProtocolError, MALFORMED."""
+    values: dict[str, Any] = {}
+    at = 0
+    for field in _COPY_FIELDS:
+        values[field.name], at = field.wire_type.take(body, at, values)
+    return Request(values["node"], values["row"], values["after"], take_held(body, at))
+
+
+def answer(replicas: Replicas, request_id: int, request: Request) -> bytes:
     """The reply to COPY; the replicas' lock is held.
 
     The source first goes by the copier's row, so that it takes no more writes that leave the copier
@@ -85,8 +93,8 @@ def answer(replicas: Replicas, request_id: int, request: Copy) -> bytes:
         return replicas.refuse(request_id, partition, 0)
     replica = replicas[partition]
     keys = replica.keys.from_key(request.after + b"\0", KEYS_A_REPLY_MAX)  # the next possible key
-    held = {each.key: (each.version, each.checksum) for each in request.held}
-    end = request.held[-1].key if held else None
+    held = request.held
+    end = next(reversed(held), None)
     batch = Batch(COPY_SIZE)
     is_last = keys is not None and len(keys) < KEYS_A_REPLY_MAX
     looked_at = 0  # bytes: short answers may be about long entries
@@ -97,7 +105,7 @@ def answer(replicas: Replicas, request_id: int, request: Copy) -> bytes:
         entry = replica.entries.get(key)
         assert entry is not None
         looked_at += len(entry)
-        if key in held and held[key] == _identity(entry):
+        if key in held and held[key] == identity(entry):
             entry = entry[FLAGS_AT : FLAGS_AT + FLAGS_SIZE]
         if not batch.add(key, entry):
             is_last = False
@@ -232,10 +240,9 @@ def copy(
             former = {} if source is None else _former(replicas[partition], after)
         if source is None:
             return _outcome(received, None)
-        held = tuple(HeldEntry(key, *_identity(entry)) for key, entry in former.items())
-        request = Copy(token, replicas.node, source.row, after, held)
         request_id = next_number()
-        (reply,) = yield (source.node,), request_id, encode(request, request_id)
+        frame = _frame(Copy(token, replicas.node, source.row, after, ()), former, request_id)
+        (reply,) = yield (source.node,), request_id, frame
         if reply[0] != Copied.kind or isinstance(reply, Lost):
             # It may not have its map yet, or be dead, or our row is old: the next map will tell.
             yield Pause(min(_PAUSE_FIRST_S * 2 ** min(attempt, 10), _PAUSE_MAX_S))
@@ -248,6 +255,13 @@ def copy(
             after, is_last = _take_batch(replicas, partition, source, after, batch, received)
         if is_last:
             return _outcome(received, Join(partition, source.join_epoch))
+
+
+def _frame(request: Copy, former: Mapping[bytes, bytes], request_id: int) -> bytes:
+    """The request, with these entries named."""
+    held = pack_held(former)
+    body = encode(request)[messages.HEADER_SIZE : -COUNT.size] + held
+    return HEADER_WORDS.pack(_COPY, request_id, len(body)) + body
 
 
 def _outcome(received: Mapping[bytes, bool], join: Join | None) -> Outcome:

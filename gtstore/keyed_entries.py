@@ -1,18 +1,24 @@
-"""Keys and entries as they stand in COPIED and SCANNED, packed and taken apart by hand: the codec
-would take longer than all the rest of a copy or a scan."""
+"""Keys and entries as they stand in COPIED and SCANNED, and keys and identities in COPY, packed and
+taken apart by hand: the codec would take longer than all the rest of a copy or a scan."""
 
 from __future__ import annotations
 
 import struct
+import zlib
+from collections.abc import Mapping
 from typing import Final
 
+from .read_modify_write import FLAGS_AT, VERSION_SIZE
 from .wire.fields import malformed
-from .wire.messages import KEY_SIZE_MAX
+from .wire.messages import COMMITTED, ENTRY_HEAD_SIZE, KEY_SIZE_MAX
 
 KEY_SIZE: Final = struct.Struct(">H")
 ENTRY_SIZE: Final = struct.Struct(">I")
 COUNT: Final = struct.Struct(">I")
+CHECKSUM: Final = struct.Struct(">I")
 _OVERHEAD_SIZE: Final = KEY_SIZE.size + ENTRY_SIZE.size
+_IDENTITY_SIZE: Final = VERSION_SIZE + CHECKSUM.size
+_UNCOMMITTED: Final = tuple(bytes((flags & ~COMMITTED,)) for flags in range(256))
 
 
 class Batch:
@@ -64,3 +70,46 @@ def take_apart(body: bytes, at: int) -> list[tuple[bytes, bytes]]:
     if at != len(body):
         raise malformed(f"the body has {len(body)} bytes, and its entries end at {at}")
     return pairs
+
+
+def identity(entry: bytes) -> bytes:
+    """Version and checksum: two entries that have them in common are the same, but for the flag
+    committed.
+
+    The version alone does not tell. What a primary computes (N4) has the version of the request,
+    and if that primary dies before a backup has the result, the next one computes it anew, perhaps
+    from another value; then the first one comes back, with its result still on its disk.
+    """
+    head = entry[:FLAGS_AT] + _UNCOMMITTED[entry[FLAGS_AT]]
+    checksum = zlib.crc32(entry[ENTRY_HEAD_SIZE:], zlib.crc32(head))
+    return entry[:VERSION_SIZE] + CHECKSUM.pack(checksum)
+
+
+def pack_held(entries: Mapping[bytes, bytes]) -> bytes:
+    """The count, and each key with its entry's identity."""
+    parts = [COUNT.pack(len(entries))]
+    for key, entry in entries.items():
+        parts += KEY_SIZE.pack(len(key)), key, identity(entry)
+    return b"".join(parts)
+
+
+def take_held(body: bytes, at: int) -> dict[bytes, bytes]:
+    """The keys and identities of a body whose last field they are; ``at``: where their count
+    stands. Raises RemoteProtocolError, MALFORMED."""
+    held = {}
+    try:
+        (count,) = COUNT.unpack_from(body, at)
+        at += COUNT.size
+        for _ in range(count):
+            (size,) = KEY_SIZE.unpack_from(body, at)
+            key_at = at + KEY_SIZE.size
+            if not 0 < size <= KEY_SIZE_MAX:
+                raise malformed(f"a key has 1 to {KEY_SIZE_MAX} bytes, not {size}")
+            identity_at = key_at + size
+            at = identity_at + _IDENTITY_SIZE
+            held[body[key_at:identity_at]] = body[identity_at:at]
+    except struct.error as error:
+        raise malformed(f"the body is too short: {error}") from error
+    if at != len(body):
+        raise malformed(f"the body has {len(body)} bytes, and what is named in it ends at {at}")
+    return held

@@ -158,9 +158,7 @@ class Node:
         if kind == messages.Ping.kind:
             return encode(self._pong(), request_id)
         if kind == messages.Copy.kind:
-            request = decode(kind, body)
-            assert isinstance(request, messages.Copy)
-            return copying.answer(self.replicas, request_id, request)
+            return copying.answer(self.replicas, request_id, copying.request_of(body))
         handler = self._scan if kind == messages.Scan.kind else self.replicas.handlers[kind]
         try:
             try:
