@@ -293,7 +293,8 @@ class _Copied(NamedTuple):
 
     @property
     def size(self) -> int:
-        """Bytes of all entries, moved or not: those that were here are stored anew, too."""
+        """Bytes of all entries. Those that were here count like those that were moved: they are
+        stored anew, and to compare them takes both ends as long as to move them."""
         return sum(len(key) + len(entry) for key, entry, _ in self.entries)
 
 

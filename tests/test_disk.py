@@ -222,9 +222,10 @@ def test_the_oldest_one_is_kept() -> None:
     are garbage. An empty one is not worth keeping."""
     disk = Disk()
     former = disk.partitions[0].former
-    discard(disk, b"z")  # the generation before was empty
-    former.let_go()
+    discard(disk, b"z")
+    assert former.from_key(b"", 9) == []
     discard(disk, b"a", b"b")
+    assert former.from_key(b"", 9) == [b"z"]
     former.let_go()
     for keys in ((), (b"a",), (b"c",)):
         discard(disk, *keys)
