@@ -15,12 +15,13 @@ from __future__ import annotations
 
 import math
 import struct
+import zlib
 from collections.abc import Callable, Container, Iterable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
-from .keyed_entries import COUNT, Batch, identity, pack_held, take_apart, take_held
+from .keyed_entries import COUNT, IDENTITY, Batch, pack_held, take_apart, take_held
 from .operations import MANAGER, Lost, Operation, Pause
 from .read_modify_write import FLAGS_AT, VERSION_SIZE
 from .replica import Replica, Replicas
@@ -50,6 +51,20 @@ _PAUSE_FIRST_S: Final = 0.005
 _PAUSE_MAX_S: Final = 0.5
 _COPY: Final = head_word(Copy.kind)
 _COPY_FIELDS: Final = fields_of(Copy)[:-1]  # without what it names
+_UNCOMMITTED: Final = tuple(bytes((flags & ~COMMITTED,)) for flags in range(256))
+
+
+def identity(entry: bytes) -> bytes:
+    """Version and checksum: two entries that have them in common are the same, but for the flag
+    committed.
+
+    The version alone does not tell. What a primary computes (N4) has the version of the request,
+    and if that primary dies before a backup has the result, the next one computes it anew, perhaps
+    from another value; then the first one comes back, with its result still on its disk.
+    """
+    head = entry[:FLAGS_AT] + _UNCOMMITTED[entry[FLAGS_AT]]
+    checksum = zlib.crc32(entry[ENTRY_HEAD_SIZE:], zlib.crc32(head))
+    return IDENTITY.pack(entry[:VERSION_SIZE], checksum)
 
 
 # --- the source ----------------------------------------------------------------------------------
@@ -259,7 +274,7 @@ def copy(
 
 def _frame(request: Copy, former: Mapping[bytes, bytes], request_id: int) -> bytes:
     """The request, with these entries named."""
-    held = pack_held(former)
+    held = pack_held({key: identity(entry) for key, entry in former.items()})
     body = encode(request)[messages.HEADER_SIZE : -COUNT.size] + held
     return HEADER_WORDS.pack(_COPY, request_id, len(body)) + body
 

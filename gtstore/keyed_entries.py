@@ -4,21 +4,17 @@ taken apart by hand: the codec would take longer than all the rest of a copy or 
 from __future__ import annotations
 
 import struct
-import zlib
 from collections.abc import Mapping
 from typing import Final
 
-from .read_modify_write import FLAGS_AT, VERSION_SIZE
 from .wire.fields import malformed
-from .wire.messages import COMMITTED, ENTRY_HEAD_SIZE, KEY_SIZE_MAX
+from .wire.messages import KEY_SIZE_MAX
 
 KEY_SIZE: Final = struct.Struct(">H")
 ENTRY_SIZE: Final = struct.Struct(">I")
 COUNT: Final = struct.Struct(">I")
-CHECKSUM: Final = struct.Struct(">I")
+IDENTITY: Final = struct.Struct(">16sI")  # version and checksum
 _OVERHEAD_SIZE: Final = KEY_SIZE.size + ENTRY_SIZE.size
-_IDENTITY_SIZE: Final = VERSION_SIZE + CHECKSUM.size
-_UNCOMMITTED: Final = tuple(bytes((flags & ~COMMITTED,)) for flags in range(256))
 
 
 class Batch:
@@ -72,24 +68,11 @@ def take_apart(body: bytes, at: int) -> list[tuple[bytes, bytes]]:
     return pairs
 
 
-def identity(entry: bytes) -> bytes:
-    """Version and checksum: two entries that have them in common are the same, but for the flag
-    committed.
-
-    The version alone does not tell. What a primary computes (N4) has the version of the request,
-    and if that primary dies before a backup has the result, the next one computes it anew, perhaps
-    from another value; then the first one comes back, with its result still on its disk.
-    """
-    head = entry[:FLAGS_AT] + _UNCOMMITTED[entry[FLAGS_AT]]
-    checksum = zlib.crc32(entry[ENTRY_HEAD_SIZE:], zlib.crc32(head))
-    return entry[:VERSION_SIZE] + CHECKSUM.pack(checksum)
-
-
-def pack_held(entries: Mapping[bytes, bytes]) -> bytes:
+def pack_held(held: Mapping[bytes, bytes]) -> bytes:
     """The count, and each key with its entry's identity."""
-    parts = [COUNT.pack(len(entries))]
-    for key, entry in entries.items():
-        parts += KEY_SIZE.pack(len(key)), key, identity(entry)
+    parts = [COUNT.pack(len(held))]
+    for key, identity in held.items():
+        parts += KEY_SIZE.pack(len(key)), key, identity
     return b"".join(parts)
 
 
@@ -106,7 +89,7 @@ def take_held(body: bytes, at: int) -> dict[bytes, bytes]:
             if not 0 < size <= KEY_SIZE_MAX:
                 raise malformed(f"a key has 1 to {KEY_SIZE_MAX} bytes, not {size}")
             identity_at = key_at + size
-            at = identity_at + _IDENTITY_SIZE
+            at = identity_at + IDENTITY.size
             held[body[key_at:identity_at]] = body[identity_at:at]
     except struct.error as error:
         raise malformed(f"the body is too short: {error}") from error

@@ -299,6 +299,8 @@ ENTRY = encode_record(Entry(1, 1, 1, 0, None, b"v"))
         bytes(8) + b"\1" + bytes(16) + b"\0\0\0\1",
         bytes(8) + b"\1" + bytes(16) + b"\0\0\0\1\0\0\0\0\0\1x",
         bytes(8) + b"\1" + bytes(16) + b"\0\0\0\1\0\1k\0\0\0\1x",
+        bytes(8) + b"\1" + bytes(16) + b"\0\0\0\1\0\1k\0\0\0\2xx",
+        bytes(8) + b"\1" + bytes(16) + b"\0\0\0\1\0\1k\0\0\0\0",
         bytes(8) + b"\1" + bytes(16) + b"\0\0\0\0x",
         bytes(8) + b"\1" + bytes(16) + b"\0\0\0\1\0\1k\0\0\1\0" + ENTRY,
     ],
@@ -540,7 +542,7 @@ def test_long_entries_are_looked_at_a_few_at_a_time(monkeypatch: pytest.MonkeyPa
     assert copied_by_two(network) == (0, 4)
     assert [len(m.held) for _, m in network.seen if isinstance(m, Copy)] == [3, 1]
     held_by_two = tuple(
-        HeldEntry(key, entry[:16], int.from_bytes(keyed_entries.identity(entry)[16:], "big"))
+        HeldEntry(key, entry[:16], int.from_bytes(copying.identity(entry)[16:], "big"))
         for key, entry in sorted(stored(network, 2).items())
     )
     request = Copy(TOKEN, 2, network.map.rows[PARTITION], b"", held_by_two)
@@ -625,7 +627,7 @@ def test_a_source_that_answers_with_other_flags(key: bytes, flags: int, text: st
 
 
 def test_the_packed_request_is_the_tables() -> None:
-    """COPY is packed and taken apart by hand, what it names."""
+    """What COPY names is packed and taken apart by hand."""
     network, _ = on_disk()
     network.bring_back(2)
     call = network.copy(2, PARTITION)
