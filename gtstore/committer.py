@@ -18,7 +18,7 @@ from _thread import LockType, allocate_lock, get_ident
 from collections.abc import Callable
 from typing import Final, NamedTuple
 
-from .disk import DiskEngine, Store, sealed
+from .disk import DiskEngine, Store
 from .engine import Remembered
 from .errors import StoreFull
 from .server import TokenLock
@@ -30,7 +30,7 @@ DISK_FAILED_EXIT: Final = 74
 _IDLE_S: Final = 0.5
 """What nobody waits for (committed flags) is committed after that time; and so often it is tried
 whether a full disk has room again."""
-_GATHER_COMMITS: Final = 2
+_GATHER_COMMITS: Final = 0.5
 _GATHER_MAX_S: Final = 0.01
 """How long it is waited for more to share a commit: that many times what the last one took, and
 never longer than this."""
@@ -192,7 +192,7 @@ class Committer:
         started = time.perf_counter()
         try:
             if changes:
-                self._store.commit(sealed(changes))
+                self._store.commit(changes)
                 self._commit_s = time.perf_counter() - started
         except StoreFull as error:
             with self._lock:

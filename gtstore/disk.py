@@ -54,12 +54,16 @@ class Store(Protocol):
     ``commit`` makes all changes or none of them, and returns when they are on disk. It raises
     StoreFull if there is no room for them, StoreFailed if the disk fails. It may run while the
     others are called; one commit at a time. ``has_room`` says whether there is room for more.
+
+    ``amend`` replaces a value so that ``get`` sees it at once, and a crash may take it back; it
+    returns False if that is not possible.
     """
 
     def get(self, name: bytes, /) -> bytes | None: ...
     def names(self, prefix: bytes, first: bytes = b"", /) -> Iterator[bytes]: ...
     def commit(self, changes: Changes, /) -> None: ...
     def refresh(self) -> None: ...
+    def amend(self, name: bytes, value: bytes, /) -> bool: ...
     def has_room(self) -> bool: ...
     def close(self) -> None: ...
 
@@ -96,7 +100,8 @@ class DiskEngine:
         entries = DiskEntries(self, self._store, number, generation)
         self._partitions.append(entries)
         note = partial(self.note, entries)
-        return Partition(entries, entries, entries.shown, remembered, note, entries.former)
+        amend, former = entries.amend, entries.former
+        return Partition(entries, entries, entries.shown, amend, remembered, note, former)
 
     def depend(self) -> None:
         if self._staged or self._changed:
@@ -114,11 +119,10 @@ class DiskEngine:
         """End the batch that is being gathered, and return what is to be committed. ``remembered``
         tells a partition's state as of now."""
         assert not self._taken
-        for entries in self._changed.values():
-            name, fields = _STATE_NAME.pack(b"P", entries.number), remembered(entries.number)
-            self._staged[name] = _STATE.pack(
-                entries.generation, fields.join_epoch, fields.floor or _NO_FLOOR, *fields[2:]
-            )
+        staged = self._staged
+        for number, entries in self._changed.items():
+            # An absent floor is packed as zeros, and these are taken for one again.
+            staged[entries.state_name] = _STATE.pack(entries.generation, *remembered(number))
         self._changed = {}
         self._taken, self._staged = self._staged, {}
         self.batch += 1
@@ -159,18 +163,18 @@ class DiskEngine:
         self._staged[name] = entry
         self._changed[entries.number] = entries
 
+    def amend(self, name: bytes, entry: bytes) -> None:
+        """Without a commit of its own, where that is possible."""
+        is_waiting = name in self._staged or name in self._taken
+        if is_waiting or not self._store.amend(name, entry):
+            self._staged[name] = entry
+
     def found(self, name: bytes) -> bytes | None:
         """What the next request finds: staged, or else taken, or else committed."""
-        for changes in (self._staged, self._taken):
-            if changes:
-                entry = changes.get(name, _ABSENT)
-                if entry is not _ABSENT:
-                    return entry
-        return self.committed_entry(name)
-
-    def committed_entry(self, name: bytes) -> bytes | None:
-        sealed = self._store.get(name)
-        return None if sealed is None else unsealed(name, sealed)
+        entry = self._staged.get(name, _ABSENT)
+        if entry is _ABSENT:
+            entry = self._taken.get(name, _ABSENT)
+        return self._store.get(name) if entry is _ABSENT else entry
 
     def names(self, prefix: bytes, first: bytes = b"") -> Iterator[bytes]:
         """From ``first`` on, in byte order."""
@@ -205,9 +209,11 @@ class DiskEntries:
         self.number = number
         self._engine = engine
         self._store = store
+        self._get = store.get
         self._generation = generation
         self._prefix = _PREFIX.pack(number, generation)
         self.former = FormerEntries(engine, store, number)
+        self.state_name: Final = _STATE_NAME.pack(b"P", number)
 
     @property
     def generation(self) -> int:
@@ -223,10 +229,13 @@ class DiskEntries:
 
     def shown(self, key: bytes) -> bytes | None:
         """As it is on disk."""
-        return self._engine.committed_entry(self._prefix + key)
+        return self._get(self._prefix + key)
 
     def __setitem__(self, key: bytes, entry: bytes) -> None:
         self._engine.stage(self, self._prefix + key, entry)
+
+    def amend(self, key: bytes, entry: bytes) -> None:
+        self._engine.amend(self._prefix + key, entry)
 
     def __delitem__(self, key: bytes) -> None:
         self._engine.stage(self, self._prefix + key, None)
@@ -297,7 +306,7 @@ class FormerEntries:
         if self.generation is None:
             return None
         try:
-            return self._engine.committed_entry(self._prefix + key)
+            return self._store.get(self._prefix + key)
         except StoreDamaged:
             return None
 
@@ -338,6 +347,8 @@ def sealed(changes: Changes) -> Changes:
 
 def unsealed(name: bytes, value: bytes) -> bytes:
     """An entry without its checksum. Raises StoreDamaged if that is wrong."""
+    if name[:1] == b"P":
+        return value
     entry = value[:-4]
     if value[-4:] != _CHECKSUM.pack(zlib.crc32(entry, zlib.crc32(name))):
         raise StoreDamaged(_PREFIX.unpack_from(name)[0], name[_PREFIX.size :])

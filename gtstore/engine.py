@@ -81,6 +81,8 @@ class Partition(NamedTuple):
 
     ``keys`` are the keys of the entries, in order. ``shown(key)`` is the entry as nothing can take
     it away any more, ``remembered`` what the engine still knows from before, if it does.
+    ``amend(key, entry)`` replaces an entry by one of which it does not matter if it is lost and the
+    one before is found again.
     ``changed()`` is to be called when a field of Remembered changes, but no entry. ``former`` is
     what the partition had before it was discarded.
     """
@@ -88,6 +90,7 @@ class Partition(NamedTuple):
     entries: Entries
     keys: Keys
     shown: Callable[[bytes], bytes | None]
+    amend: Callable[[bytes, bytes], None]
     remembered: Remembered | None
     changed: Callable[[], None]
     former: Former
@@ -108,7 +111,8 @@ class MemoryEngine:
 
     def partition(self, number: int) -> Partition:  # noqa: ARG002  # one dict is like the other
         entries: dict[bytes, bytes] = {}
-        return Partition(entries, KeyOrder(entries), entries.get, None, _nothing, _Nothing())
+        put = entries.__setitem__
+        return Partition(entries, KeyOrder(entries), entries.get, put, None, _nothing, _Nothing())
 
     def depend(self) -> None:
         pass

@@ -1,7 +1,7 @@
-"""The Store of disk.py in LMDB: one file of a node's data directory, read through the page cache.
+"""Names and values in LMDB: one file of a node's data directory, read through the page cache.
 
 LMDB makes a commit atomic and synced, keeps nothing private in memory, and opens in less than a
-millisecond however much there is. What it has no checksums for, disk.py gives them.
+millisecond however much there is. log_store.py puts a log in front of it.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ INSTALL_HINT: Final = (
     "--engine memory)"
 )
 
-_FORMAT: Final = 1
+_FORMAT: Final = 2
+"""1 had no log in front of LMDB (log_store.py)."""
 _ABOUT: Final = b"A"
 """The name under which the store says what it is; disk.py has the others."""
 _MAP_SIZES: Final = tuple(1 << bits for bits in (40, 38, 36, 34, 32, 30))
@@ -73,11 +74,7 @@ class LmdbStore:
         form = {"format": _FORMAT, **about}
         found = self.get(_ABOUT)
         if found is None:
-            try:
-                self.commit({_ABOUT: json.dumps(form).encode()})
-            except StoreError as error:
-                raise ClusterError(f"cannot write to {self._path}: {error}") from error
-            self.refresh()
+            self._say(form)
             return
         theirs = json.loads(found)
         if theirs["format"] > _FORMAT:
@@ -85,8 +82,17 @@ class LmdbStore:
                 f"the data in {self._path} has format {theirs['format']}, and this version of GT "
                 f"Store knows none above {_FORMAT}: a newer version has written it"
             )
-        if theirs != form:
+        if {**theirs, "format": _FORMAT} != form:
             raise ClusterError(f"the data in {self._path} is not this node's, but of {theirs}")
+        if theirs != form:
+            self._say(form)
+
+    def _say(self, about: dict[str, Any]) -> None:
+        try:
+            self.commit({_ABOUT: json.dumps(about).encode()})
+        except StoreError as error:
+            raise ClusterError(f"cannot write to {self._path}: {error}") from error
+        self.refresh()
 
     def get(self, name: bytes) -> bytes | None:
         """The value, or None."""

@@ -106,8 +106,8 @@ class Replica:
     """
 
     __slots__ = (
-        "changed", "entries", "floor", "former", "is_suspended", "join_epoch", "keys", "read_epoch",
-        "row", "shown", "size", "stored", "tombstones", "write_epoch",
+        "amend", "changed", "entries", "floor", "former", "is_suspended", "join_epoch", "keys",
+        "read_epoch", "row", "shown", "size", "stored", "tombstones", "write_epoch",
     )  # fmt: skip
 
     def __init__(self, partition: Partition) -> None:
@@ -115,6 +115,8 @@ class Replica:
         self.keys = partition.keys
         self.shown = partition.shown
         """A key's entry as a GET may tell of it: as nothing can take it away any more."""
+        self.amend = partition.amend
+        """Replaces an entry by one that may be lost again: with its committed flag (N5)."""
         self.changed = partition.changed
         self.former = partition.former
         """What it had before it was discarded; copying.py's."""
@@ -492,7 +494,7 @@ class Replicas:
         stored = replica.entries.get(key)
         if stored is not None and stored[:VERSION_SIZE] == version:
             flags = _COMMITTED_FLAGS[stored[FLAGS_AT]]
-            replica.entries[key] = b"".join((stored[:FLAGS_AT], flags, stored[ENTRY_HEAD_SIZE:]))
+            replica.amend(key, b"".join((stored[:FLAGS_AT], flags, stored[ENTRY_HEAD_SIZE:])))
 
     def raise_floor(self, replica: Replica, floor: bytes) -> None:
         """Refuse from now on what is at or below it, of keys that are not stored (N7)."""

@@ -22,8 +22,8 @@ from .committer import Committer
 from .connection import call_once
 from .disk import DiskEngine, remembered_joins
 from .engine import MemoryEngine
-from .errors import ClusterError, NetworkError, StoreDamaged
-from .lmdb_store import LmdbStore
+from .errors import ClusterError, NetworkError, StoreDamaged, StoreError
+from .log_store import LogStore
 from .placement import cluster_of
 from .replica import Behind, Replicas
 from .server import (
@@ -68,7 +68,7 @@ class StorageNode:
     def __init__(self, options: NodeOptions) -> None:
         self._options = options
         self._lock = TokenLock()
-        self._store = LmdbStore(options.data_dir) if options.data_dir else None
+        self._store = LogStore(options.data_dir) if options.data_dir else None
         self._engine = DiskEngine(self._store) if self._store else MemoryEngine()
         self._committer = (
             Committer(self._engine, self._store, self._lock, lambda p: self._replicas.remembered(p))
@@ -137,6 +137,12 @@ class StorageNode:
         self._server.drain()
         if self._committer:
             self._committer.stop()
+        if self._store:
+            try:
+                with self._lock:  # other threads may still read
+                    self._store.flush()
+            except StoreError as error:
+                logger.warning("the log keeps what it has: %s", error)
 
     def _flush(self) -> None:
         if self._committer:

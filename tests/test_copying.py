@@ -490,8 +490,7 @@ def test_a_damaged_entry_is_moved() -> None:
     network, _ = on_disk()
     disk = network.nodes[2].store
     assert disk is not None
-    (name,) = (name for name in disk.synced if name.endswith(KEY))
-    disk.synced[name] = disk.synced[name][:-1] + bytes((disk.synced[name][-1] ^ 1,))
+    disk.damaged = {name for name in disk.synced if name.endswith(KEY)}
     assert copied_by_two(network) == (1, 3)
     assert held(network, 2) == EVERYTHING
 

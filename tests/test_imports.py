@@ -35,11 +35,12 @@ LAYERS = (
     # The interface that replica.py stores through is declared next to the engines that have it.
     ("gtstore.placement", "gtstore.engine", "gtstore.read_modify_write"),
     ("gtstore.disk",),
+    ("gtstore.write_ahead_log",),
     ("gtstore.replica", "gtstore.operations", "gtstore.membership", "gtstore.frame_words"),
     ("gtstore.copying", "gtstore.scan_operation", "gtstore.scanning", "gtstore.settling"),
     ("gtstore.json_lines", "gtstore.progress"),
     ("gtstore.connection", "gtstore.allocator", "gtstore.lmdb_store"),
-    ("gtstore.session", "gtstore.server", "gtstore.tap"),
+    ("gtstore.session", "gtstore.server", "gtstore.tap", "gtstore.log_store"),
     # What the daemons share: how processes are started, and their command lines and logs.
     ("gtstore.upkeep", "gtstore.committer"),
     ("gtstore.nursery", "gtstore.command_line", "gtstore.state_file", "gtstore.data_directory"),
@@ -70,6 +71,7 @@ PURE = {
     "gtstore.placement",
     "gtstore.read_modify_write",
     "gtstore.disk",
+    "gtstore.write_ahead_log",
     "gtstore.replica",
     "gtstore.operations",
     "gtstore.membership",

@@ -52,11 +52,28 @@ def test_it_belongs_to_one_node(tmp_path: Path) -> None:
 
 
 def test_a_newer_format_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lmdb_store, "_FORMAT", 2)
+    monkeypatch.setattr(lmdb_store, "_FORMAT", 3)
     store = lmdb_store.LmdbStore(tmp_path)
     store.claim({"node": 1})
     monkeypatch.undo()
-    with pytest.raises(ClusterError, match=r"has format 2, .* knows none above 1: a newer version"):
+    with pytest.raises(ClusterError, match=r"has format 3, .* knows none above 2: a newer version"):
+        store.claim({"node": 1})
+    store.close()
+
+
+def test_an_older_format_becomes_the_present_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that the version before does not take the directory for its own."""
+    monkeypatch.setattr(lmdb_store, "_FORMAT", 1)
+    store = lmdb_store.LmdbStore(tmp_path)
+    store.claim({"node": 1})
+    monkeypatch.undo()
+    store.claim({"node": 1})
+    store.close()
+    monkeypatch.setattr(lmdb_store, "_FORMAT", 1)
+    store = lmdb_store.LmdbStore(tmp_path)
+    with pytest.raises(ClusterError, match="has format 2"):
         store.claim({"node": 1})
     store.close()
 

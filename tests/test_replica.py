@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from gtstore.disk import DiskEngine, remembered_joins, sealed
+from gtstore.disk import DiskEngine, remembered_joins
 from gtstore.engine import MemoryEngine
 from gtstore.errors import RemoteProtocolError
 from gtstore.placement import HASH_FUNCTIONS, epoch_of
@@ -887,7 +887,7 @@ def on_disk(store: ForgetfulStore, incarnation: int, first: int = 0) -> tuple[Re
 
 
 def save(replicas: Replicas, engine: DiskEngine, store: ForgetfulStore) -> None:
-    store.commit(sealed(engine.take(replicas.remembered)))
+    store.commit(engine.take(replicas.remembered))
     store.refresh()
     engine.settle()
 

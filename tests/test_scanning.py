@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from gtstore import copying, key_order, operations, placement, scan_operation, scanning, settling
-from gtstore.disk import DiskEngine, sealed
+from gtstore.disk import DiskEngine
 from gtstore.errors import (
     DeadlineExceeded,
     OperationFailed,
@@ -292,7 +292,7 @@ def test_entries_on_disk() -> None:
         return entry
 
     def sync() -> None:
-        store.commit(sealed(engine.take(replicas.remembered)))
+        store.commit(engine.take(replicas.remembered))
         store.refresh()
         engine.settle()
 

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import Any, Generic, TypeAlias, TypeVar
 
 from gtstore import copying, operations, scanning
-from gtstore.disk import DiskEngine, remembered_joins, sealed
+from gtstore.disk import DiskEngine, remembered_joins
 from gtstore.engine import MemoryEngine
 from gtstore.errors import (
     ConnectError,
@@ -120,7 +120,7 @@ class Node:
     def save(self) -> None:
         """Commit what is staged. It comes before each answer that depends on it (N2)."""
         if self.engine and self.store and self.engine.has_staged:
-            self.store.commit(sealed(self.engine.take(self.replicas.remembered)))
+            self.store.commit(self.engine.take(self.replicas.remembered))
             self.store.refresh()
             self.engine.settle()
             self._saved = [(each.join_epoch, each.floor) for each in self.replicas._replicas]
