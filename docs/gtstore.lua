@@ -73,9 +73,14 @@ local RECORDS = {
     {name = "partition", filter = "gtstore.join.partition", type = "number", size = 4},
     {name = "join_epoch", filter = "gtstore.join.join_epoch", type = "epoch", size = 8},
   },
+  heldentry = {
+    {name = "key", filter = "gtstore.heldentry.key", type = "text", length = 2, min = 1, max = 500},
+    {name = "version", filter = "gtstore.heldentry.version", type = "version", size = 16},
+    {name = "checksum", filter = "gtstore.heldentry.checksum", type = "number", size = 4},
+  },
   keyedentry = {
     {name = "key", filter = "gtstore.keyedentry.key", type = "text", length = 2, min = 1, max = 500},
-    {name = "entry", filter = "gtstore.keyedentry.entry", type = "bytes", length = 4, min = 21, max = 16777245},
+    {name = "entry", filter = "gtstore.keyedentry.entry", type = "bytes", length = 4, min = 1, max = 16777245},
   },
   scannedkey = {
     {name = "key", filter = "gtstore.scannedkey.key", type = "text", length = 2, min = 1, max = 500},
@@ -217,6 +222,7 @@ local MESSAGES = {
     {name = "node", filter = "gtstore.node", type = "number", size = 2},
     {name = "row", filter = "gtstore.row", type = "record", record = "row"},
     {name = "after", filter = "gtstore.after", type = "text", length = 2, min = 0, max = 500},
+    {name = "held", filter = "gtstore.held", type = "array", length = 4, record = "heldentry"},
   }},
   [0xa1] = {name = "COPIED", fields = {
     {name = "join_epoch", filter = "gtstore.join_epoch", type = "epoch", size = 8},

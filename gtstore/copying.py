@@ -5,26 +5,35 @@ follows it in the partition's list. ``copy`` is the copier's: an operation like 
 asks for one batch after the other; ``report`` then tells the manager. Meanwhile the copier takes
 part in every write, so keys that arrive during the scan need no visit, and nothing has to stand
 still. Before each batch it pauses, so that clients get their share of the processors (``Pace``).
+
+A node that comes back with its disk copies only what differs. Before it asks for a batch it looks
+at what it had before it joined (``Replica.former``), and names that: keys, versions, checksums.
+Where the source has the same, it answers with the flags alone, and the copier completes the entry.
 """
 
 from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Callable, Iterable
+import zlib
+from collections.abc import Callable, Container, Iterable, Mapping
 from contextlib import AbstractContextManager
-from typing import Final, NamedTuple
+from dataclasses import dataclass
+from typing import Any, Final, NamedTuple
 
-from .keyed_entries import Batch, take_apart
+from .keyed_entries import COUNT, IDENTITY, Batch, pack_held, take_apart, take_held
 from .operations import MANAGER, Lost, Operation, Pause
-from .read_modify_write import VERSION_SIZE
+from .read_modify_write import FLAGS_AT, VERSION_SIZE
 from .replica import Replica, Replicas
 from .wire import messages
 from .wire.codec import HEADER_WORDS, encode, head_word
-from .wire.fields import malformed
+from .wire.fields import fields_of, malformed
 from .wire.messages import (
+    COMMITTED,
     COPY_SIZE,
     ENTRY_HEAD_SIZE,
+    FLAGS_SIZE,
+    HELD_SIZE,
     KEYS_A_REPLY_MAX,
     Copied,
     Copy,
@@ -40,12 +49,48 @@ BYTES_A_SECOND: Final = 19 * messages.MIB // 4
 measures what clients feel of it."""
 _PAUSE_FIRST_S: Final = 0.005
 _PAUSE_MAX_S: Final = 0.5
+_COPY: Final = head_word(Copy.kind)
+_COPY_FIELDS: Final = fields_of(Copy)[:-1]  # without what it names
+_UNCOMMITTED: Final = tuple(bytes((flags & ~COMMITTED,)) for flags in range(256))
+
+
+def identity(entry: bytes) -> bytes:
+    """Version and checksum: two entries that have them in common are the same, but for the flag
+    committed.
+
+    The version alone does not tell. What a primary computes (N4) has the version of the request,
+    and if that primary dies before a backup has the result, the next one computes it anew, perhaps
+    from another value; then the first one comes back, with its result still on its disk.
+    """
+    head = entry[:FLAGS_AT] + _UNCOMMITTED[entry[FLAGS_AT]]
+    checksum = zlib.crc32(entry[ENTRY_HEAD_SIZE:], zlib.crc32(head))
+    return IDENTITY.pack(entry[:VERSION_SIZE], checksum)
 
 
 # --- the source ----------------------------------------------------------------------------------
 
 
-def answer(replicas: Replicas, request_id: int, request: Copy) -> bytes:
+@dataclass(frozen=True)
+class Request:
+    """A COPY. ``held`` are the keys that it names, in order, and the identities of their
+    entries."""
+
+    node: int
+    row: Row
+    after: bytes
+    held: dict[bytes, bytes]
+
+
+def request_of(body: bytes) -> Request:
+    """The COPY of this body. Raises RemoteProtocolError, MALFORMED."""
+    values: dict[str, Any] = {}
+    at = 0
+    for field in _COPY_FIELDS:
+        values[field.name], at = field.wire_type.take(body, at, values)
+    return Request(values["node"], values["row"], values["after"], take_held(body, at))
+
+
+def answer(replicas: Replicas, request_id: int, request: Request) -> bytes:
     """The reply to COPY; the replicas' lock is held.
 
     The source first goes by the copier's row, so that it takes no more writes that leave the copier
@@ -63,11 +108,20 @@ def answer(replicas: Replicas, request_id: int, request: Copy) -> bytes:
         return replicas.refuse(request_id, partition, 0)
     replica = replicas[partition]
     keys = replica.keys.from_key(request.after + b"\0", KEYS_A_REPLY_MAX)  # the next possible key
+    held = request.held
+    end = next(reversed(held), None)
     batch = Batch(COPY_SIZE)
     is_last = keys is not None and len(keys) < KEYS_A_REPLY_MAX
+    looked_at = 0  # bytes: short answers may be about long entries
     for key in keys or ():
+        if batch.size and (looked_at > HELD_SIZE or (end is not None and key > end)):
+            is_last = False
+            break
         entry = replica.entries.get(key)
         assert entry is not None
+        looked_at += len(entry)
+        if key in held and held[key] == identity(entry):
+            entry = entry[FLAGS_AT : FLAGS_AT + FLAGS_SIZE]
         if not batch.add(key, entry):
             is_last = False
             break
@@ -130,10 +184,41 @@ class Pace:
         self._presumed = size
 
 
+class Outcome(NamedTuple):
+    """What has become of copying a partition: how many entries came from the source, how many more
+    were here already, and as what this node has them all; None: there is nothing to copy any
+    more."""
+
+    moved: int
+    present: int
+    join: Join | None
+
+
 def pending(replicas: Replicas) -> dict[int, int]:
     """The partitions that this node can copy now, and the node that each is copied from."""
     sources = ((partition, _source_of(replicas, partition)) for partition in range(len(replicas)))
     return {partition: source.node for partition, source in sources if source is not None}
+
+
+def let_go(replicas: Replicas) -> None:
+    """What this node had before it joined is of no use any more where it is in sync now, and
+    nowhere once it is in sync wherever it is an owner: to be called now and then.
+
+    Where it is no owner, it may still be about to join: a node that comes back joins some
+    partitions at a time.
+    """
+    rows = [replicas[partition].row for partition in range(len(replicas))]
+    is_in_sync = {
+        row.partition: bool(owner.in_sync)
+        for row in rows
+        if row is not None
+        for owner in row.owners
+        if replicas.is_mine(owner)
+    }
+    is_done = all(is_in_sync.values())
+    for partition in range(len(replicas)):
+        if is_in_sync.get(partition, is_done):
+            replicas[partition].former.let_go()
 
 
 def copy(
@@ -143,18 +228,18 @@ def copy(
     token: bytes,
     next_number: Callable[[], int],
     pace: Pace,
-) -> Operation[tuple[int, Join | None]]:
-    """Copy one partition; return how many entries came from the source, and as what we have them.
+) -> Operation[Outcome]:
+    """Copy one partition.
 
-    It ends early, with None, when there is nothing to copy any more; what came so far is kept as
-    long as the join lasts, and does no harm.
+    It ends early, without a join, when there is nothing to copy any more; what came so far is kept
+    as long as the join lasts, and does no harm.
 
     Args:
         lock: guards the replicas; taken around each look at them, never while waiting.
         next_number: a new request id.
         pace: that of all copies of this node.
     """
-    received: set[bytes] = set()
+    received: dict[bytes, bool] = {}  # key -> whether its entry was here already
     after = b""
     previous: tuple[int, int, int] | None = None
     attempt = 0
@@ -164,25 +249,100 @@ def copy(
         yield Pause(pause_s)
         with lock:
             source = _source_of(replicas, partition)
+            if source is not None and source[:3] != previous:
+                previous, after = source[:3], b""  # another source: begin again
+                received.clear()
+            former = {} if source is None else _former(replicas[partition], after)
         if source is None:
-            return len(received), None
-        if source[:3] != previous:
-            previous, after = source[:3], b""  # another source: begin again
-            received.clear()
-        request = Copy(token, replicas.node, source.row, after)
+            return _outcome(received, None)
         request_id = next_number()
-        (reply,) = yield (source.node,), request_id, encode(request, request_id)
+        frame = _frame(Copy(token, replicas.node, source.row, after, ()), former, request_id)
+        (reply,) = yield (source.node,), request_id, frame
         if reply[0] != Copied.kind or isinstance(reply, Lost):
             # It may not have its map yet, or be dead, or our row is old: the next map will tell.
             yield Pause(min(_PAUSE_FIRST_S * 2 ** min(attempt, 10), _PAUSE_MAX_S))
             attempt += 1
             continue
         attempt = 0
+        batch = _taken_apart(reply[3], after, former)
         with lock:
-            pace.came(len(reply[3]))
-            after, is_last = _take_batch(replicas, partition, source, after, reply[3], received)
+            pace.came(batch.size)
+            after, is_last = _take_batch(replicas, partition, source, after, batch, received)
         if is_last:
-            return len(received), Join(partition, source.join_epoch)
+            return _outcome(received, Join(partition, source.join_epoch))
+
+
+def _frame(request: Copy, former: Mapping[bytes, bytes], request_id: int) -> bytes:
+    """The request, with these entries named."""
+    held = pack_held({key: identity(entry) for key, entry in former.items()})
+    body = encode(request)[messages.HEADER_SIZE : -COUNT.size] + held
+    return HEADER_WORDS.pack(_COPY, request_id, len(body)) + body
+
+
+def _outcome(received: Mapping[bytes, bool], join: Join | None) -> Outcome:
+    present = sum(received.values())
+    return Outcome(len(received) - present, present, join)
+
+
+def _former(replica: Replica, after: bytes) -> dict[bytes, bytes]:
+    """What we had of the next keys before we joined: not so much that others wait for it."""
+    entries = {}
+    size = 0
+    for key in replica.former.from_key(after + b"\0", KEYS_A_REPLY_MAX):
+        entry = replica.former.get(key)
+        if entry is not None:
+            entries[key] = entry
+            size += len(key) + len(entry)
+            if size > HELD_SIZE:
+                break
+    return entries
+
+
+class _Copied(NamedTuple):
+    """A COPIED. Each entry is whole, and goes with whether it was here already."""
+
+    join_epoch: int
+    is_last: bool
+    floor: bytes
+    entries: list[tuple[bytes, bytes, bool]]
+
+    @property
+    def size(self) -> int:
+        """Bytes of all entries. Those that were here count like those that were moved: they are
+        stored anew, and to compare them takes both ends as long as to move them."""
+        return sum(len(key) + len(entry) for key, entry, _ in self.entries)
+
+
+def _taken_apart(body: bytes, after: bytes, former: Mapping[bytes, bytes]) -> _Copied:
+    """Raises MALFORMED, and nothing of the batch is stored then.
+
+    Args:
+        after, former: what was asked for, and what was named.
+    """
+    if len(body) < _COPIED_HEAD.size:
+        raise malformed("COPIED is too short")
+    join_epoch, is_last, floor = _COPIED_HEAD.unpack_from(body)
+    pairs = take_apart(body, _COPIED_HEAD.size)
+    if pairs and pairs[-1][0] <= after:
+        raise malformed("COPIED that does not go on")
+    entries = []
+    for key, entry in pairs:
+        is_here = len(entry) == FLAGS_SIZE
+        if is_here:
+            entry = _with_flags(former.get(key), entry)
+        elif len(entry) < ENTRY_HEAD_SIZE:
+            raise malformed("COPIED with an entry that is too short")
+        entries.append((key, entry, is_here))
+    return _Copied(join_epoch, bool(is_last), floor, entries)
+
+
+def _with_flags(ours: bytes | None, flags: bytes) -> bytes:
+    """What we had, as it is at the source."""
+    if ours is None:
+        raise malformed("COPIED with the flags of an entry that was not named")
+    if (ours[FLAGS_AT] ^ flags[0]) & ~COMMITTED:
+        raise malformed("COPIED with the flags of another entry than was named")
+    return ours[:FLAGS_AT] + flags + ours[ENTRY_HEAD_SIZE:]
 
 
 def _take_batch(
@@ -190,32 +350,25 @@ def _take_batch(
     partition: int,
     source: _Source,
     after: bytes,
-    body: bytes,
-    received: set[bytes],
+    batch: _Copied,
+    received: dict[bytes, bool],
 ) -> tuple[bytes, bool]:
     """Store one batch, and add its keys to those that were received; return its last key, and
     whether it was the last one. A batch of another join is ignored."""
-    if len(body) < _COPIED_HEAD.size:
-        raise malformed("COPIED is too short")
-    join_epoch, is_last, floor = _COPIED_HEAD.unpack_from(body)
-    entries = take_apart(body, _COPIED_HEAD.size)
-    if not all(len(entry) >= ENTRY_HEAD_SIZE for _, entry in entries):
-        raise malformed("COPIED with an entry that is too short")
-    last = entries[-1][0] if entries else after
-    if last < after or (entries and last == after):
-        raise malformed("COPIED that does not go on")
     replica = replicas[partition]
-    if not replica.join_epoch == source.join_epoch == join_epoch:
+    if not replica.join_epoch == source.join_epoch == batch.join_epoch:
         return b"", False
-    for key, entry in entries:
+    for key, entry, is_here in batch.entries:
         replicas.merge(replica, key, entry)
-        received.add(key)
-    if is_last:
-        _take_floor(replicas, replica, floor, received)
-    return last, bool(is_last)
+        received[key] = is_here
+    if batch.is_last:
+        _take_floor(replicas, replica, batch.floor, received)
+    return batch.entries[-1][0] if batch.entries else after, batch.is_last
 
 
-def _take_floor(replicas: Replicas, replica: Replica, floor: bytes, received: set[bytes]) -> None:
+def _take_floor(
+    replicas: Replicas, replica: Replica, floor: bytes, received: Container[bytes]
+) -> None:
     """N7: late writes of keys whose tombstones the source has dropped may have come here: they go
     too."""
     for key in list(replica.entries):

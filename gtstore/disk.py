@@ -14,7 +14,8 @@ What is committed is in a Store: names and values, both bytes, changed in atomic
 - ``P``, partition (u32): its generation, and Remembered
 
 To discard a partition's entries is to count its generation up: a step of its own as short as any
-other. What is left of older generations is removed when there is nothing else to do (``garbage``).
+other. One older generation stays readable until it is let go of (``FormerEntries``); what is left
+of the others is removed when there is nothing else to do (``garbage``).
 
 This module knows no threads: the caller holds one lock around every call, but ``sealed`` and
 ``Store.commit``.
@@ -27,7 +28,7 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from heapq import merge
-from itertools import islice
+from itertools import chain, islice, takewhile
 from typing import Final, Protocol
 
 from .engine import Partition, Remembered
@@ -99,7 +100,8 @@ class DiskEngine:
         entries = DiskEntries(self, self._store, number, generation)
         self._partitions.append(entries)
         note = partial(self.note, entries)
-        return Partition(entries, entries, entries.shown, entries.amend, remembered, note)
+        amend, former = entries.amend, entries.former
+        return Partition(entries, entries, entries.shown, amend, remembered, note, former)
 
     def depend(self) -> None:
         if self._staged or self._changed:
@@ -138,18 +140,15 @@ class DiskEngine:
         self._taken = {}
 
     def garbage(self) -> Changes:
-        """Some names of older generations, to be removed; none while anything is staged, since what
-        was discarded must be so on disk first."""
+        """Some names of older generations that nobody needs, to be removed; none while anything is
+        staged, since what was discarded must be so on disk first."""
         if not self._may_have_garbage or self.has_staged or self._taken:
             return {}
         found: dict[bytes, bytes | None] = {}
         for entries in self._partitions:
-            current = _PREFIX.pack(entries.number, entries.generation)
-            for name in self._store.names(current[:4]):
+            for name in entries.older_names():
                 if len(found) == _GARBAGE_AT_ONCE:
                     return found
-                if name.startswith(current):
-                    break  # generations only grow
                 found[name] = None
         self._may_have_garbage = bool(found)
         return found
@@ -193,9 +192,14 @@ class DiskEngine:
         return merge(added, (name for name in names if name not in mine))
 
     def discard(self, entries: DiskEntries) -> None:
+        entries.former.keep(entries.generation)
         entries.generation += 1
-        self._may_have_garbage = True
+        self.collect()
         self.note(entries)
+
+    def collect(self) -> None:
+        """There is something of which nobody has need any more."""
+        self._may_have_garbage = True
 
 
 class DiskEntries:
@@ -204,9 +208,11 @@ class DiskEntries:
     def __init__(self, engine: DiskEngine, store: Store, number: int, generation: int) -> None:
         self.number = number
         self._engine = engine
+        self._store = store
         self._get = store.get
         self._generation = generation
         self._prefix = _PREFIX.pack(number, generation)
+        self.former = FormerEntries(engine, store, number)
         self.state_name: Final = _STATE_NAME.pack(b"P", number)
 
     @property
@@ -255,6 +261,65 @@ class DiskEntries:
 
     def clear(self) -> None:
         self._engine.discard(self)
+
+    def older_names(self) -> Iterator[bytes]:
+        """What is on disk of older generations, but for the one that is kept."""
+        kept = self.former.generation
+        ends = (self._generation,) if kept is None else (kept, self._generation)
+        firsts = (0,) if kept is None else (0, kept + 1)
+        return chain.from_iterable(map(self._names_between, firsts, ends))
+
+    def _names_between(self, first: int, end: int) -> Iterator[bytes]:
+        """The names of the generations from ``first`` on, up to ``end``, without that one."""
+        from_first, at_end = (_PREFIX.pack(self.number, generation) for generation in (first, end))
+        names = self._store.names(from_first[:4], from_first)
+        return takewhile(lambda name: name < at_end, names)
+
+
+class FormerEntries:
+    """What is on disk of the generation that a partition had when it was first discarded since the
+    last ``let_go``. See Former.
+
+    Not of the last one: a node that comes back discards once when it finds that it is no owner any
+    more, and again when it joins, and perhaps again when it joins anew before it has copied
+    everything. All these generations but the first one are empty or unfinished copies of it.
+
+    Which one it is, the next process does not know: to it all are garbage but the present one.
+    """
+
+    def __init__(self, engine: DiskEngine, store: Store, number: int) -> None:
+        self._engine = engine
+        self._store = store
+        self._number = number
+        self.generation: int | None = None
+        self._prefix = b""
+
+    def keep(self, generation: int) -> None:
+        """Keep this one, which is being discarded, unless an older one is kept, or it is empty."""
+        prefix = _PREFIX.pack(self._number, generation)
+        if self.generation is None and next(self._store.names(prefix), None) is not None:
+            self.generation = generation
+            self._prefix = prefix
+
+    def get(self, key: bytes) -> bytes | None:
+        """None also if the entry is damaged, or not on disk yet."""
+        if self.generation is None:
+            return None
+        try:
+            return self._store.get(self._prefix + key)
+        except StoreDamaged:
+            return None
+
+    def from_key(self, first: bytes, count: int) -> list[bytes]:
+        if self.generation is None:
+            return []
+        names = self._store.names(self._prefix, self._prefix + first)
+        return [name[len(self._prefix) :] for name in islice(names, count)]
+
+    def let_go(self) -> None:
+        if self.generation is not None:
+            self.generation = None
+            self._engine.collect()
 
 
 def remembered_joins(store: Store) -> tuple[Join, ...]:

@@ -49,6 +49,23 @@ class Keys(Protocol):
         ...
 
 
+class Former(Protocol):
+    """What a partition had before it was discarded, as long as it may be of use: a node that joins
+    anew need not copy what it still has (N6). Nothing vouches for it but what others say."""
+
+    def get(self, key: bytes, /) -> bytes | None:
+        """None also if the entry is damaged."""
+        ...
+
+    def from_key(self, first: bytes, count: int, /) -> list[bytes]:
+        """The lowest ``count`` keys that are not below ``first``, or as many as there are."""
+        ...
+
+    def let_go(self) -> None:
+        """It is of no use any more."""
+        ...
+
+
 class Remembered(NamedTuple):
     """What is kept of a partition beside its entries; see Replica, whose fields these are."""
 
@@ -66,7 +83,8 @@ class Partition(NamedTuple):
     it away any more, ``remembered`` what the engine still knows from before, if it does.
     ``amend(key, entry)`` replaces an entry by one of which it does not matter if it is lost and the
     one before is found again.
-    ``changed()`` is to be called when a field of Remembered changes, but no entry.
+    ``changed()`` is to be called when a field of Remembered changes, but no entry. ``former`` is
+    what the partition had before it was discarded.
     """
 
     entries: Entries
@@ -75,6 +93,7 @@ class Partition(NamedTuple):
     amend: Callable[[bytes, bytes], None]
     remembered: Remembered | None
     changed: Callable[[], None]
+    former: Former
 
 
 class Engine(Protocol):
@@ -92,9 +111,8 @@ class MemoryEngine:
 
     def partition(self, number: int) -> Partition:  # noqa: ARG002  # one dict is like the other
         entries: dict[bytes, bytes] = {}
-        return Partition(
-            entries, KeyOrder(entries), entries.get, entries.__setitem__, None, _nothing
-        )
+        put = entries.__setitem__
+        return Partition(entries, KeyOrder(entries), entries.get, put, None, _nothing, _Nothing())
 
     def depend(self) -> None:
         pass
@@ -102,3 +120,16 @@ class MemoryEngine:
 
 def _nothing() -> None:
     pass
+
+
+class _Nothing:
+    """What was discarded is gone. See Former."""
+
+    def get(self, key: bytes) -> None:
+        pass
+
+    def from_key(self, first: bytes, count: int) -> list[bytes]:  # noqa: ARG002
+        return []
+
+    def let_go(self) -> None:
+        pass

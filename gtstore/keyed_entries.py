@@ -1,9 +1,10 @@
-"""Keys and entries as they stand in COPIED and SCANNED, packed and taken apart by hand: the codec
-would take longer than all the rest of a copy or a scan."""
+"""Keys and entries as they stand in COPIED and SCANNED, and keys and identities in COPY, packed and
+taken apart by hand: the codec would take longer than all the rest of a copy or a scan."""
 
 from __future__ import annotations
 
 import struct
+from collections.abc import Mapping
 from typing import Final
 
 from .wire.fields import malformed
@@ -12,6 +13,7 @@ from .wire.messages import KEY_SIZE_MAX
 KEY_SIZE: Final = struct.Struct(">H")
 ENTRY_SIZE: Final = struct.Struct(">I")
 COUNT: Final = struct.Struct(">I")
+IDENTITY: Final = struct.Struct(">16sI")  # version and checksum
 _OVERHEAD_SIZE: Final = KEY_SIZE.size + ENTRY_SIZE.size
 
 
@@ -64,3 +66,33 @@ def take_apart(body: bytes, at: int) -> list[tuple[bytes, bytes]]:
     if at != len(body):
         raise malformed(f"the body has {len(body)} bytes, and its entries end at {at}")
     return pairs
+
+
+def pack_held(held: Mapping[bytes, bytes]) -> bytes:
+    """The count, and each key with its entry's identity."""
+    parts = [COUNT.pack(len(held))]
+    for key, identity in held.items():
+        parts += KEY_SIZE.pack(len(key)), key, identity
+    return b"".join(parts)
+
+
+def take_held(body: bytes, at: int) -> dict[bytes, bytes]:
+    """The keys and identities of a body whose last field they are; ``at``: where their count
+    stands. Raises RemoteProtocolError, MALFORMED."""
+    held = {}
+    try:
+        (count,) = COUNT.unpack_from(body, at)
+        at += COUNT.size
+        for _ in range(count):
+            (size,) = KEY_SIZE.unpack_from(body, at)
+            key_at = at + KEY_SIZE.size
+            if not 0 < size <= KEY_SIZE_MAX:
+                raise malformed(f"a key has 1 to {KEY_SIZE_MAX} bytes, not {size}")
+            identity_at = key_at + size
+            at = identity_at + IDENTITY.size
+            held[body[key_at:identity_at]] = body[identity_at:at]
+    except struct.error as error:
+        raise malformed(f"the body is too short: {error}") from error
+    if at != len(body):
+        raise malformed(f"the body has {len(body)} bytes, and what is named in it ends at {at}")
+    return held

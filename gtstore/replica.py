@@ -106,8 +106,8 @@ class Replica:
     """
 
     __slots__ = (
-        "amend", "changed", "entries", "floor", "is_suspended", "join_epoch", "keys", "read_epoch",
-        "row", "shown", "size", "stored", "tombstones", "write_epoch",
+        "amend", "changed", "entries", "floor", "former", "is_suspended", "join_epoch", "keys",
+        "read_epoch", "row", "shown", "size", "stored", "tombstones", "write_epoch",
     )  # fmt: skip
 
     def __init__(self, partition: Partition) -> None:
@@ -118,6 +118,8 @@ class Replica:
         self.amend = partition.amend
         """Replaces an entry by one that may be lost again: with its committed flag (N5)."""
         self.changed = partition.changed
+        self.former = partition.former
+        """What it had before it was discarded; copying.py's."""
         self.row: messages.Row | None = None
         self.join_epoch = 0
         self.floor = b""

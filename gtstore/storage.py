@@ -183,9 +183,7 @@ class StorageNode:
 
     def copy(self, request_id: int, body: bytes) -> bytes:
         """COPY, by a node that joins one of our partitions."""
-        request = decode(messages.Copy.kind, body)
-        assert isinstance(request, messages.Copy)
-        return copying.answer(self._replicas, request_id, request)
+        return copying.answer(self._replicas, request_id, copying.request_of(body))
 
     # --- the manager -----------------------------------------------------------------------------
 

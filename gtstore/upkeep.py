@@ -70,7 +70,8 @@ class _Copier:
 
     def __init__(self, session: Session) -> None:
         self.session = session
-        self.entries = 0
+        self.moved = 0
+        self.present = 0
         self.partitions = 0
         self.is_at_work = False
 
@@ -80,8 +81,14 @@ def _tell_what_was_copied(copiers: dict[int, _Copier]) -> None:
     idle = {source: copier for source, copier in copiers.items() if not copier.is_at_work}
     partitions = sum(copier.partitions for copier in idle.values())
     if partitions:
-        entries = sum(copier.entries for copier in idle.values())
-        logger.info("copied %d entries of %d partitions", entries, partitions)
+        moved = sum(copier.moved for copier in idle.values())
+        present = sum(copier.present for copier in idle.values())
+        logger.info(
+            "copied %d entries of %d partitions; %d more were here already",
+            moved,
+            partitions,
+            present,
+        )
     for source, copier in idle.items():
         copier.session.close()
         del copiers[source]
@@ -138,6 +145,8 @@ class Upkeep:
             if not self._has_new_map.wait(_REPORT_AGAIN_S):
                 reported.clear()
                 _tell_what_was_copied(copiers)
+                with self._lock:
+                    copying.let_go(self._replicas)
             self._has_new_map.clear()
             sources: dict[int, list[int]] = {}
             with self._lock:
@@ -196,10 +205,10 @@ class Upkeep:
                     logger.warning("partition %d was not copied: %s", partition, outcome)
                     failed += 1
                     continue
-                count, join = outcome
-                copier.entries += count
-                if join is not None:
-                    joins.append(join)
+                copier.moved += outcome.moved
+                copier.present += outcome.present
+                if outcome.join is not None:
+                    joins.append(outcome.join)
             if joins:
                 self._flush()  # N2: the report says that it is all here, for good
                 report = copying.report(token, node, joins, self._next_number)

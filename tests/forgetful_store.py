@@ -5,10 +5,11 @@ After kill -9 the page cache is still there, so that cannot show a missing sync.
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable, Iterator
 
 from gtstore.disk import Changes
-from gtstore.errors import StoreError
+from gtstore.errors import StoreDamaged, StoreError
 
 
 class ForgetfulStore:
@@ -24,10 +25,14 @@ class ForgetfulStore:
         self.shown = dict(self.synced)
         self.syncs = syncs
         self.error: StoreError | None = None
+        self.damaged: set[bytes] = set()
+        """Names whose values have wrong checksums."""
         self.commits: list[Changes] = []
         self.before_commit: Callable[[], object] = lambda: None
 
     def get(self, name: bytes) -> bytes | None:
+        if name in self.damaged:
+            raise StoreDamaged(*struct.unpack_from(">I", name), name[8:])
         return self.shown.get(name)
 
     def names(self, prefix: bytes, first: bytes = b"") -> Iterator[bytes]:
@@ -64,4 +69,6 @@ class ForgetfulStore:
 
     def after_crash(self) -> ForgetfulStore:
         """What the next process finds."""
-        return ForgetfulStore(self.synced, syncs=self.syncs)
+        store = ForgetfulStore(self.synced, syncs=self.syncs)
+        store.damaged |= self.damaged
+        return store

@@ -3,15 +3,32 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from gtstore import copying, key_order, keyed_entries
 from gtstore.errors import RemoteProtocolError
+from gtstore.operations import Pause
 from gtstore.wire import messages
 from gtstore.wire.codec import decode, encode, encode_record, fixed_format
 from gtstore.wire.fields import fields_of
-from gtstore.wire.messages import COMMITTED, TOMBSTONE, Copied, Copy, Entry, InSync, KeyedEntry
+from gtstore.wire.messages import (
+    COMMITTED,
+    ENTRY_HEAD_SIZE,
+    EXPIRES,
+    HEADER_SIZE,
+    ORDERED,
+    TOMBSTONE,
+    Copied,
+    Copy,
+    Entry,
+    HeldEntry,
+    InSync,
+    KeyedEntry,
+)
 
 from .sim.network import (
     TOKEN,
@@ -30,9 +47,11 @@ PARTITION = 186  # of 192; its owners are nodes 1, 2 and 3, in this order
 KEYS = [KEY, b"1yek", b"e1ky", b"yek1"]  # of the same partition
 
 
-def cluster(replicas: int = 2, fills: bool = True) -> tuple[Network, Client]:
+def cluster(
+    replicas: int = 2, fills: bool = True, is_durable: bool = False
+) -> tuple[Network, Client]:
     """Three nodes, and a client that knows the map and has put something under each key."""
-    network = Network(3, replicas)
+    network = Network(3, replicas, is_durable=is_durable)
     client = Client(network).know()
     for key in KEYS if fills else []:
         client.put(key, b"of " + key)
@@ -185,7 +204,7 @@ def test_a_source_that_does_not_know_of_its_own_sync() -> None:
 
 def copy_request(network: Network, node: int, **changes: int) -> Copy:
     row = dataclasses.replace(network.map.rows[PARTITION], **changes)
-    return Copy(TOKEN, node, row, b"")
+    return Copy(TOKEN, node, row, b"", ())
 
 
 def ask(network: Network, node: int, request: Copy) -> messages.Message:
@@ -280,6 +299,8 @@ ENTRY = encode_record(Entry(1, 1, 1, 0, None, b"v"))
         bytes(8) + b"\1" + bytes(16) + b"\0\0\0\1",
         bytes(8) + b"\1" + bytes(16) + b"\0\0\0\1\0\0\0\0\0\1x",
         bytes(8) + b"\1" + bytes(16) + b"\0\0\0\1\0\1k\0\0\0\1x",
+        bytes(8) + b"\1" + bytes(16) + b"\0\0\0\1\0\1k\0\0\0\2xx",
+        bytes(8) + b"\1" + bytes(16) + b"\0\0\0\1\0\1k\0\0\0\0",
         bytes(8) + b"\1" + bytes(16) + b"\0\0\0\0x",
         bytes(8) + b"\1" + bytes(16) + b"\0\0\0\1\0\1k\0\0\1\0" + ENTRY,
     ],
@@ -348,3 +369,340 @@ def test_all_copies_together_keep_the_pace() -> None:
     assert pace.pause_before() == 100 + 1.75 - now
     now = 200.0
     assert pace.pause_before() == 0
+
+
+# --- copying only what differs -------------------------------------------------------------------
+
+
+def on_disk(fills: bool = True) -> tuple[Network, Client]:
+    """A cluster with disks, of which node 2 was killed and is out of the map."""
+    network, client = cluster(fills=fills, is_durable=True)
+    lose(network, 2)
+    return network, client
+
+
+def put_there(network: Network, node: int, entries: dict[bytes, bytes]) -> None:
+    """Have a node hold these entries of the partition, on its disk if it has one."""
+    replicas = network.nodes[node].replicas
+    for key, entry in entries.items():
+        replicas.merge(replicas[PARTITION], key, entry)
+    network.nodes[node].save()
+
+
+def stored(network: Network, node: int) -> dict[bytes, bytes]:
+    """All entries of the partition that a node has, as they are."""
+    replica = network.nodes[node].replicas[PARTITION]
+    return {key: replica.entries.get(key) or b"" for key in replica.entries}
+
+
+def answers(network: Network, monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
+    """The frames of all COPIED from now on."""
+    frames: list[bytes] = []
+    handle = network.handle
+
+    def listen(peer: int, frame: bytes, request: Any = None) -> bytes:
+        reply = handle(peer, frame, request)
+        if frame[2] == Copy.kind:
+            frames.append(reply)
+        return reply
+
+    monkeypatch.setattr(network, "handle", listen)
+    return frames
+
+
+def copied_by_two(network: Network) -> tuple[int, int]:
+    """Let node 2 come back and copy the partition; return how many entries were moved, and how many
+    were there already."""
+    network.bring_back(2)
+    moved = network.copy(2, PARTITION).run()
+    assert owners(network) == [(1, 1), (2, 1)]
+    one, two = (network.nodes[node].replicas for node in (1, 2))
+    assert two.remembered(PARTITION)[2:] == one.remembered(PARTITION)[2:]
+    return moved, network.present
+
+
+def test_equal_values_are_not_moved(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only what was changed, deleted or added meanwhile; and it is all there, also after a
+    crash."""
+    network, client = cluster(fills=False, is_durable=True)
+    for key in KEYS:
+        client.put(key, key * 2500)
+    lose(network, 2)
+    client.put(KEYS[1], bytes(1000))
+    client.delete(KEYS[2])
+    client.put(b"1key", b"new")
+    frames = answers(network, monkeypatch)
+    assert copied_by_two(network) == (3, 2)
+    assert stored(network, 2) == stored(network, 1)
+    assert len(stored(network, 2)) == 5
+    assert 1000 < sum(map(len, frames)) < 1000 + 5 * 40
+    network.restart(1, 2)
+    assert owners(network) == [(1, 1), (2, 1)]
+    assert stored(network, 2) == stored(network, 1)
+
+
+def test_a_node_without_a_disk_names_nothing() -> None:
+    network, _ = cluster()
+    lose(network, 2)
+    assert copied_by_two(network) == (4, 0)
+    assert [m.held for _, m in network.seen if isinstance(m, Copy)] == [()]
+
+
+@pytest.mark.parametrize("flags", [0, COMMITTED])
+def test_the_flag_committed_is_the_sources(flags: int) -> None:
+    """The rest of the entry is not moved, whatever the flag was here."""
+    network, _ = on_disk(fills=False)
+    entry = Entry(1, 2, 3, EXPIRES | ORDERED, 1 << 62, b"value")
+    there = encode_record(dataclasses.replace(entry, flags=entry.flags | flags))
+    put_there(network, 1, {KEY: there})
+    put_there(network, 2, {KEY: encode_record(dataclasses.replace(entry, flags=entry.flags | 1))})
+    assert copied_by_two(network) == (0, 1)
+    assert stored(network, 2) == {KEY: there}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"value": b"other"},
+        {"value": b""},
+        {"value": b"", "flags": ORDERED | TOMBSTONE},
+        {"flags": ORDERED | EXPIRES, "expiry": 5},
+        {"counter": 9},
+        {"client": 9},
+        {"time": 9},
+    ],
+)
+@pytest.mark.parametrize("is_here", [False, True])
+def test_what_differs_in_anything_is_moved(change: dict[str, Any], is_here: bool) -> None:
+    """Also with the same version: what one primary has computed, and the next one anew, when the
+    first one had died with it (N4)."""
+    network, _ = on_disk(fills=False)
+    entry = Entry(1, 2, 3, ORDERED, None, b"value")
+    both = entry, dataclasses.replace(entry, **change)
+    here, there = map(encode_record, both if is_here else reversed(both))
+    put_there(network, 2, {KEY: here})
+    put_there(network, 1, {KEY: there})
+    assert copied_by_two(network) == (1, 0)
+    assert stored(network, 2) == {KEY: there}
+
+
+def test_a_damaged_entry_is_moved() -> None:
+    network, _ = on_disk()
+    disk = network.nodes[2].store
+    assert disk is not None
+    disk.damaged = {name for name in disk.synced if name.endswith(KEY)}
+    assert copied_by_two(network) == (1, 3)
+    assert held(network, 2) == EVERYTHING
+
+
+@pytest.mark.parametrize(
+    ("copy_size", "held_size", "expected"),
+    [
+        (1, 1, [1, 1, 1, 1, 0]),
+        (1, 1000, [4, 3, 2, 1, 0]),
+        (1000, 1, [1, 1, 1, 1, 0]),
+        (60, 60, [2, 2, 0]),
+        (1000, 1000, [4, 0]),
+    ],
+)
+def test_what_is_named_comes_in_portions(
+    monkeypatch: pytest.MonkeyPatch, copy_size: int, held_size: int, expected: list[int]
+) -> None:
+    """An answer goes no further than what is named, so that all is named before it is moved."""
+    monkeypatch.setattr(copying, "COPY_SIZE", copy_size)
+    monkeypatch.setattr(copying, "HELD_SIZE", held_size)
+    network, client = on_disk()
+    client.put(b"yke1", b"new")  # above all others
+    assert copied_by_two(network) == (1, 4)
+    named = [[each.key for each in m.held] for _, m in network.seen if isinstance(m, Copy)]
+    assert [len(keys) for keys in named] == expected
+    assert {key for keys in named for key in keys} == set(KEYS)
+
+
+def test_all_that_is_named_is_gone_at_the_source(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Then the answer has the next entry there is, and copying goes on."""
+    monkeypatch.setattr(copying, "HELD_SIZE", 1)
+    network, _ = on_disk()
+    one = network.nodes[1].replicas
+    for key in sorted(KEYS)[:3]:
+        one.drop(one[PARTITION], key)
+    moved, present = copied_by_two(network)
+    assert (moved, present) == (1, 0), "the fourth key was not named yet"
+    assert held(network, 2) == {max(KEYS): b"of " + max(KEYS)}
+
+
+def test_long_entries_are_looked_at_a_few_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At the source, too: short answers about them take long."""
+    monkeypatch.setattr(copying, "HELD_SIZE", 2500)
+    network, client = cluster(fills=False, is_durable=True)
+    for key in KEYS:
+        client.put(key, bytes(1000))
+    lose(network, 2)
+    assert copied_by_two(network) == (0, 4)
+    assert [len(m.held) for _, m in network.seen if isinstance(m, Copy)] == [3, 1]
+    held_by_two = tuple(
+        HeldEntry(key, entry[:16], int.from_bytes(copying.identity(entry)[16:], "big"))
+        for key, entry in sorted(stored(network, 2).items())
+    )
+    request = Copy(TOKEN, 2, network.map.rows[PARTITION], b"", held_by_two)
+    reply = ask(network, 1, request)
+    assert isinstance(reply, Copied)
+    assert ([len(each.entry) for each in reply.entries], reply.is_last) == ([1, 1, 1], 0)
+
+
+def test_it_joins_anew_before_it_has_copied_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And so discards once more: what it had at first is still there, and used."""
+    monkeypatch.setattr(copying, "COPY_SIZE", 1)
+    network, client = on_disk()
+    client.put(KEYS[0], b"new")
+    network.bring_back(2)
+    call = network.copy(2, PARTITION)
+    for _ in range(6):
+        call.advance()
+    network.change(PARTITION, network.map.rows[PARTITION].owners[0])
+    network.nodes[2].tidy()  # nothing is to be removed while it copies other partitions
+    network.change(PARTITION, *network.map.rows[PARTITION].owners, network.owner(2, in_sync=0))
+    network.present = 0
+    assert network.copy(2, PARTITION).run() == 1
+    assert network.present == 3
+    assert stored(network, 2) == stored(network, 1)
+
+
+def names_of(network: Network, node: int) -> set[tuple[int, bytes]]:
+    """The generations and keys of the partition that are on a node's disk."""
+    disk = network.nodes[node].store
+    assert disk is not None
+    prefix = PARTITION.to_bytes(4, "big")
+    return {(name[7], name[8:]) for name in disk.synced if name.startswith(prefix)}
+
+
+def test_it_is_let_go_when_it_is_of_no_use_any_more() -> None:
+    """In sync: at once. No owner: when there is nothing more to be copied."""
+    network, _ = on_disk()
+    network.bring_back(2)
+    two = network.nodes[2]
+    before = names_of(network, 2)
+    two.tidy()
+    assert names_of(network, 2) == before
+    network.copy(2, PARTITION).run()
+    assert len(names_of(network, 2)) == 8
+    assert copying.pending(two.replicas), "other partitions"
+    two.tidy()
+    (generation,) = {generation for generation, _ in names_of(network, 2)}
+    assert names_of(network, 2) == {(generation, key) for key in KEYS}
+    network.change(PARTITION, network.map.rows[PARTITION].owners[0])
+    two.save()
+    two.tidy()
+    assert two.replicas[PARTITION].former.from_key(b"", 9) == sorted(KEYS), "it may join again"
+    network.copy_all()
+    two.tidy()
+    network.change(PARTITION, network.map.rows[PARTITION].owners[0])
+    two.save()
+    two.tidy()
+    assert names_of(network, 2) == set()
+
+
+def batch_for(network: Network, *entries: KeyedEntry) -> Copied:
+    return Copied(network.map.rows[PARTITION].owners[1].join_epoch, 1, bytes(16), entries)
+
+
+@pytest.mark.parametrize(
+    ("key", "flags", "text"),
+    [
+        (b"1key", 0, "flags of an entry that was not named"),
+        (KEY, ORDERED, "flags of another entry than was named"),
+        (KEY, 16, "flags of another entry than was named"),
+    ],
+)
+def test_a_source_that_answers_with_other_flags(key: bytes, flags: int, text: str) -> None:
+    """It ends the attempt, and nothing is stored."""
+    network, _ = on_disk()
+    network.bring_back(2)
+    good = KeyedEntry(KEYS[1], bytes(1))
+    network.script(1, Copy, answer(batch_for(network, good, KeyedEntry(key, bytes((flags,))))))
+    with pytest.raises(RemoteProtocolError, match=text):
+        network.copy(2, PARTITION).run()
+    assert stored(network, 2) == {}
+
+
+def test_the_packed_request_is_the_tables() -> None:
+    """What COPY names is packed and taken apart by hand."""
+    network, _ = on_disk()
+    network.bring_back(2)
+    call = network.copy(2, PARTITION)
+    call.run()
+    frame = next(step[2] for step in call.client.steps if not isinstance(step, Pause))
+    message = decode(Copy.kind, frame[HEADER_SIZE:])
+    assert isinstance(message, Copy)
+    assert encode(message, int.from_bytes(frame[4:8], "big")) == frame
+    assert [each.key for each in message.held] == sorted(KEYS)
+    request = copying.request_of(frame[HEADER_SIZE:])
+    assert (request.node, request.row, request.after) == (2, message.row, b"")
+    packed = {h.key: h.version + h.checksum.to_bytes(4, "big") for h in message.held}
+    assert request.held == packed
+
+
+@pytest.mark.parametrize(
+    "held",
+    [
+        b"",
+        b"\0\0\0\1",
+        b"\0\0\0\1\0",
+        b"\0\0\0\0x",
+        b"\0\0\0\1\0\1k" + bytes(19),
+        b"\0\0\0\1\0\1k" + bytes(21),
+        b"\0\0\0\1\0\0" + bytes(20),
+        b"\0\0\0\1\1\xf5" + bytes(501 + 20),
+        b"\xff\xff\xff\xff\0\1k" + bytes(20),
+    ],
+)
+def test_malformed_requests(held: bytes) -> None:
+    network, _ = cluster()
+    body = encode(copy_request(network, 2))[HEADER_SIZE:-4]
+    with pytest.raises(RemoteProtocolError) as caught:
+        copying.request_of(body + held)
+    assert caught.value.error_code == messages.MALFORMED
+
+
+def entries_of(versions: tuple[int, int]) -> st.SearchStrategy[dict[bytes, bytes]]:
+    """Entries whose content is mostly, and not always, told by their version."""
+    entry = st.builds(
+        lambda time, value, flags: encode_record(Entry(time, 1, 1, flags, None, value)),
+        st.integers(*versions),
+        st.sampled_from([b"", b"", b"x", bytes(30)]),
+        st.sampled_from([0, COMMITTED, ORDERED]),
+    )
+    keys = st.sampled_from([*KEYS, b"1key", b"yke1"])
+    return st.dictionaries(keys, entry, max_size=6)
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    entries_of((1, 2)),
+    entries_of((1, 2)),
+    st.sampled_from([1, 60, 1000]),
+    st.sampled_from([1, 50, 1000]),
+)
+def test_whatever_it_had_it_has_what_the_source_has(
+    there: dict[bytes, bytes], here: dict[bytes, bytes], copy_size: int, held_size: int
+) -> None:
+    """And no more is moved than differs, if all is named at once."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(copying, "COPY_SIZE", copy_size)
+        patch.setattr(copying, "HELD_SIZE", held_size)
+        network, _ = on_disk(fills=False)
+        put_there(network, 1, there)
+        put_there(network, 2, here)
+        moved, present = copied_by_two(network)
+    assert stored(network, 2) == there
+    same = [
+        key
+        for key in there.keys() & here.keys()
+        if there[key][:20] + there[key][ENTRY_HEAD_SIZE:]
+        == here[key][:20] + here[key][ENTRY_HEAD_SIZE:]
+        and not (there[key][20] ^ here[key][20]) & ORDERED
+    ]
+    assert moved + present == len(there)
+    assert present <= len(same)
+    if copy_size == held_size == 1000:
+        assert present == len(same)

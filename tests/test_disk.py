@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 import pytest
@@ -158,6 +159,7 @@ def test_discarding_is_one_step() -> None:
     for each in (disk, after):
         assert [each.entries.get(key) for key in (b"a", b"b", b"c")] == [None, None, b"2"]
         assert len(each.store.synced) == 6  # two states, four entries
+        each.partitions[0].former.let_go()
         assert [each.collect(), each.collect(), each.collect()] == [2, 0, 0]
         assert each.partitions[1].entries.get(b"a") == b"other"
     again = after.crash()
@@ -172,8 +174,79 @@ def test_garbage_is_removed_in_portions(monkeypatch: pytest.MonkeyPatch) -> None
         disk.entries[b"%d" % i] = b"1"
     disk.commit()
     disk.entries.clear()
+    disk.partitions[0].former.let_go()
     disk.commit()
     assert [disk.collect() for _ in range(4)] == [10, 10, 5, 0]
+
+
+def generations(disk: Disk) -> dict[int, int]:
+    """How many names of each generation of partition 0 are on disk."""
+    names = [name for name in disk.store.synced if name.startswith(bytes(4))]
+    return Counter(int.from_bytes(name[4:8], "big") for name in names)
+
+
+def discard(disk: Disk, *keys: bytes) -> None:
+    """Discard what there is, and store these keys, with the generation as their value."""
+    disk.entries.clear()
+    for key in keys:
+        disk.entries[key] = b"%d" % disk.entries.generation
+    disk.commit()
+
+
+def test_what_was_discarded_can_be_read_until_it_is_let_go() -> None:
+    """Then it is garbage; and the next generation that is discarded can be read."""
+    disk = Disk()
+    former = disk.partitions[0].former
+    assert (former.get(b"a"), former.from_key(b"", 9)) == (None, [])
+    former.let_go()
+    for key in (b"a", b"c", b"b"):
+        disk.entries[key] = b"0"
+    disk.partitions[1].entries[b"a"] = b"other"
+    disk.commit()
+    assert former.get(b"a") is None
+    discard(disk, b"d")
+    assert [former.get(key) for key in (b"a", b"b", b"d")] == [b"0", b"0", None]
+    assert former.from_key(b"", 9) == [b"a", b"b", b"c"]
+    assert (former.from_key(b"b", 1), former.from_key(b"b\0", 9)) == ([b"b"], [b"c"])
+    assert disk.partitions[1].former.from_key(b"", 9) == []
+    assert disk.collect() == 0
+    former.let_go()
+    assert (former.get(b"a"), former.from_key(b"", 9)) == (None, [])
+    assert (disk.collect(), generations(disk)) == (3, {1: 1})
+    discard(disk)
+    assert former.get(b"d") == b"1"
+
+
+def test_the_oldest_one_is_kept() -> None:
+    """What comes after it until it is let go are copies of it that are not finished, or empty; they
+    are garbage. An empty one is not worth keeping."""
+    disk = Disk()
+    former = disk.partitions[0].former
+    discard(disk, b"z")
+    assert former.from_key(b"", 9) == []
+    discard(disk, b"a", b"b")
+    assert former.from_key(b"", 9) == [b"z"]
+    former.let_go()
+    for keys in ((), (b"a",), (b"c",)):
+        discard(disk, *keys)
+    assert former.from_key(b"", 9) == [b"a", b"b"]
+    assert generations(disk) == {1: 1, 2: 2, 4: 1, 5: 1}
+    assert (disk.collect(), generations(disk)) == (2, {2: 2, 5: 1})
+    assert disk.collect() == 0
+    assert (former.get(b"a"), disk.entries.get(b"c")) == (b"2", b"5")
+    after = disk.crash()
+    assert after.partitions[0].former.from_key(b"", 9) == []
+    assert (after.collect(), generations(after)) == (2, {5: 1})
+
+
+def test_a_damaged_former_entry_is_as_if_it_were_not_there() -> None:
+    disk = Disk()
+    disk.entries[b"a"] = disk.entries[b"b"] = b"0"
+    disk.commit()
+    discard(disk)
+    disk.store.damaged.add(bytes(8) + b"a")
+    former = disk.partitions[0].former
+    assert [former.get(key) for key in former.from_key(b"", 9)] == [None, b"0"]
 
 
 def test_keys_come_in_byte_order() -> None:

@@ -138,7 +138,7 @@ def stored_after_the_copy(node: StorageNode, is_first: bool, wait_s: float) -> N
         assert writer.reply() == (2, Ack())
         with pytest.raises(StopIteration) as stop:
             copy.send([frame_of(encode(reply[1], reply[0]))])
-        assert stop.value.value[1] == Join(PARTITION, at(2))
+        assert stop.value.value.join == Join(PARTITION, at(2))
     copier.adopt(at(3), [Row(PARTITION, at(3), at(3), (Owner(2, 1, at(2), 1),))])
     found = copier.get(3, messages_body(messages.Get(at(3), PARTITION, KEY)))
     if frame_of(found)[0] != messages.EntryReply.kind:

@@ -29,3 +29,4 @@ def test_at_random_with_disks(monkeypatch: pytest.MonkeyPatch) -> None:
     assert outcomes["complete"] > 5 * RUNS
     assert outcomes["returned"] > RUNS // 2
     assert outcomes["reopened"] > RUNS // 4
+    assert outcomes["present"] > RUNS // 4

@@ -68,6 +68,7 @@ TOMBSTONE_RETENTION_S: Final = 600
 SETTLE_AFTER_S: Final = 1
 COPY_SIZE: Final = 64 * KIB
 SCAN_SIZE: Final = 64 * KIB
+HELD_SIZE: Final = 256 * KIB
 KEYS_A_REPLY_MAX: Final = 1000
 MANAGER_PORT: Final = 9001
 NODE_PORT: Final = 10001
@@ -143,6 +144,11 @@ LIMITS: Final = (
         "entries of one COPIED",
         f"{COPY_SIZE:,} bytes (64 KiB)",
         f"the first one may exceed it; and no more than {KEYS_A_REPLY_MAX:,} keys",
+    ),
+    Limit(
+        "entries that one COPY names",
+        f"{HELD_SIZE:,} bytes (256 KiB)",
+        f"the last one may exceed it; and no more than {KEYS_A_REPLY_MAX:,} keys",
     ),
     Limit(
         "entries of one SCANNED",
@@ -243,6 +249,7 @@ class Entry:
 
 ENTRY_HEAD_SIZE: Final = 21
 """An entry's bytes before its expiry or value: time, client, counter, flags."""
+FLAGS_SIZE: Final = 1
 ENTRY_SIZE_MAX: Final = ENTRY_HEAD_SIZE + 8 + VALUE_SIZE_MAX
 
 EntryBytes = Annotated[bytes, Rest("entry", ENTRY_HEAD_SIZE)]
@@ -279,14 +286,26 @@ class Join:
 
 
 @dataclass(frozen=True)
+class HeldEntry:
+    """What a node has of a key from before it joined."""
+
+    key: Annotated[Key, "the key"]
+    version: Annotated[Version, "of its entry"]
+    checksum: Annotated[
+        U32, "CRC-32 (as in gzip) of the entry's bytes, with its flag committed cleared"
+    ]
+
+
+@dataclass(frozen=True)
 class KeyedEntry:
     """A key and what is stored under it."""
 
     key: Annotated[Key, "the key"]
     entry: Annotated[
         bytes,
-        Counted("entry", _U32, ENTRY_HEAD_SIZE, ENTRY_SIZE_MAX),
-        "the stored [entry](#entry), as it is",
+        Counted("entry", _U32, FLAGS_SIZE, ENTRY_SIZE_MAX),
+        "the stored [entry](#entry), as it is; or its flags alone, one byte, if COPY has named it "
+        "with the same version and checksum",
     ]
 
 
@@ -678,6 +697,11 @@ class Copy(Message):
     goes by the row given here, if it does not have it yet, and answers as long as it is in sync
     itself and the asking node comes after it. The keys come in the order of their bytes, each entry
     as it is when it is sent.
+
+    A node that has come back names in `held` what its disk still has from before, in the order of
+    keys, all of it above `after`. What is the same at the source is not sent. The answer goes no
+    further than the last key that is named, unless it had no entry then: so what comes after that
+    can be named first.
     """
 
     token: Annotated[Token, "the secret that the manager gave to the process"]
@@ -685,6 +709,11 @@ class Copy(Message):
     row: Annotated[Row, Record(Row), "of the partition, as that node holds it"]
     after: Annotated[
         bytes, Counted("key", _U16, 0, KEY_SIZE_MAX), "only keys above this one; empty: all"
+    ]
+    held: Annotated[
+        tuple[HeldEntry, ...],
+        Array(_U32, Record(HeldEntry)),
+        "what the node that asks has of the next keys; none: it has nothing of those to come",
     ]
 
 

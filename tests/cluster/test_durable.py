@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import re
 import resource
 import shutil
 import subprocess
@@ -115,6 +116,36 @@ def test_some_nodes_are_killed(tmp_path: Path) -> None:
         for node in (1, 4):
             expected |= {f"key{i}": b"new%d" % node for i in range(node, 200, 7)}
         assert client.get_many(list(expected)) == expected
+
+
+def test_a_node_copies_only_what_differs(tmp_path: Path) -> None:
+    """The rest of what it is to hold is on its disk: only what was changed meanwhile is moved."""
+    values = {f"key{i}": f"value{i}" * 100 for i in range(600)}
+    options = ["--data-dir", str(tmp_path / "data")]
+    with Cluster(3, 2, options) as cluster, cluster.connect() as client:
+        client.put_many(values)
+        its_own = {key for key in values if 1 in client.where(key).owners}
+        assert len(its_own) > 300
+        cluster.kill_node(1)
+        changed = {f"key{i}": "changed" for i in range(0, 600, 20)}
+        client.put_many(changed)
+        client.delete("key1")
+        cluster.wait_in_sync()
+        told = r"node 1.*copied (\d+) entries of (\d+) partitions; (\d+) more were here already"
+
+        def partitions() -> int:
+            return sum(int(count) for _, count, _ in re.findall(told, cluster.log()))
+
+        wait_until(lambda: partitions() >= 128, "that node 1 tells what it has copied")
+        moved, present = (
+            sum(int(line[at]) for line in re.findall(told, cluster.log())) for at in (0, 2)
+        )
+        print(f"{moved} entries were moved, {present} were there already")
+        assert moved + present == len(its_own)
+        assert 0 < moved <= len(its_own & {*changed, "key1"})
+        cluster.kill_node(2)
+        expected = {key: value.encode() for key, value in {**values, **changed}.items()}
+        assert client.get_many(list(values)) == {**expected, "key1": None}
 
 
 def test_a_node_has_lost_its_directory(tmp_path: Path) -> None:

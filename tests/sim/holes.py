@@ -736,7 +736,7 @@ def copy_from_the_primary(patch: Patch) -> None:
                 return copying._Source(source.node, source.incarnation, owner.join_epoch, row)
         return None
 
-    def answer_anyone(replicas: Replicas, request_id: int, request: messages.Copy) -> bytes:
+    def answer_anyone(replicas: Replicas, request_id: int, request: copying.Request) -> bytes:
         replicas.adopt_row(request.row)
         replica = replicas[request.row.partition]
         row = replica.row
@@ -856,7 +856,7 @@ def commit_whatever_is_there(patch: Patch) -> None:
 def copy_without_adopting(patch: Patch) -> None:
     answer = copying.answer
 
-    def answer_and_forget(replicas: Replicas, request_id: int, request: messages.Copy) -> bytes:
+    def answer_and_forget(replicas: Replicas, request_id: int, request: copying.Request) -> bytes:
         replica = replicas[request.row.partition]
         before = replica.row, replica.write_epoch, replica.read_epoch
         try:

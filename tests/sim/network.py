@@ -125,6 +125,13 @@ class Node:
             self.engine.settle()
             self._saved = [(each.join_epoch, each.floor) for each in self.replicas._replicas]
 
+    def tidy(self) -> None:
+        """What it does when it has nothing else to do."""
+        copying.let_go(self.replicas)
+        if self.engine and self.store:
+            self.store.commit(self.engine.garbage())
+            self.store.refresh()
+
     def floor(self, partition: int) -> bytes:
         """A partition's floor, as nothing can take it away any more."""
         replica = self.replicas[partition]
@@ -151,9 +158,7 @@ class Node:
         if kind == messages.Ping.kind:
             return encode(self._pong(), request_id)
         if kind == messages.Copy.kind:
-            request = decode(kind, body)
-            assert isinstance(request, messages.Copy)
-            return copying.answer(self.replicas, request_id, request)
+            return copying.answer(self.replicas, request_id, copying.request_of(body))
         handler = self._scan if kind == messages.Scan.kind else self.replicas.handlers[kind]
         try:
             try:
@@ -232,6 +237,8 @@ class Network:
         """What the peers were given to handle, in order."""
         self.asked: list[tuple[int, Message]] = []
         """What the clients sent, done or not, in order."""
+        self.present = 0
+        """Entries that a copier had already, of all copies that came to an end."""
         self._scripts: list[tuple[int, type[Message], Fault | Action]] = []
         self.create(nodes, replicas, cluster_id)
 
@@ -319,13 +326,14 @@ class Network:
         replicas = self.nodes[node].replicas
 
         def copy_and_report() -> Operation[int]:
-            count, join = yield from copying.copy(
+            moved, present, join = yield from copying.copy(
                 replicas, contextlib.nullcontext(), partition, TOKEN, number, NO_PACE
             )
+            self.present += present
             if join is not None:
                 self.nodes[node].save()
                 yield from copying.report(TOKEN, node, [join], number)
-            return count
+            return moved
 
         return client.call(copy_and_report())
 

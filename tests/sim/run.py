@@ -33,7 +33,9 @@ from .network import Call, Client, Fault, Network, Node
 EVENTS_MAX = 700
 END_EVENTS_MAX = 3000
 SECOND_US = 1_000_000
-SMALL = ((placement, "PARTITIONS_PER_NODE", 1), (copying, "COPY_SIZE", 40))
+SMALL = (
+    (placement, "PARTITIONS_PER_NODE", 1), (copying, "COPY_SIZE", 40), (copying, "HELD_SIZE", 40)
+)  # fmt: skip
 """Module, name and value of what has to be set before a run, so that little is enough to have
 several keys in a partition, and several batches in a copy."""
 FAULTS = (Fault.REFUSE, Fault.DROP, Fault.DROP_REPLY, Fault.LATE, Fault.AGAIN)
@@ -60,7 +62,7 @@ def run_many(seeds: Iterable[int], make: Callable[[int], Run] | None = None) -> 
 
 class Run:
     """One run. The cluster has one partition a node (placement.PARTITIONS_PER_NODE is 1), and a
-    batch of a copy has few entries (copying.COPY_SIZE)."""
+    batch of a copy has few entries (copying.COPY_SIZE, HELD_SIZE)."""
 
     is_durable = False
 
@@ -216,6 +218,7 @@ class Run:
         behind, or so far ahead that nothing is too young."""
         if not node.is_alive or not node.replicas.epoch:
             return
+        node.tidy()
         retention_us = 600 * SECOND_US
         now_us = self.network.now_us + retention_us + self.random.choice((-5000, 0, SECOND_US))
         for partition in range(len(node.replicas)):
@@ -469,3 +472,4 @@ class DurableRun(Run):
     def count(self, outcomes: Counter[str]) -> None:
         super().count(outcomes)
         outcomes["reopened"] += self.reopened
+        outcomes["present"] += self.network.present

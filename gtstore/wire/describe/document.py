@@ -32,6 +32,7 @@ RECORDS: Final[tuple[type[Any], ...]] = (
     messages.Row,
     messages.Member,
     messages.Join,
+    messages.HeldEntry,
     messages.KeyedEntry,
     messages.ScannedKey,
 )

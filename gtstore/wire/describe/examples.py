@@ -5,6 +5,7 @@ docs/PROTOCOL.md prints them, tests/vectors/ has them, and tests decode them.
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Mapping
 from typing import Final
 
@@ -43,6 +44,7 @@ _COMMITTED: Final = messages.Entry(_TIME, _PUT_CLIENT, 7, messages.COMMITTED, No
 _APPENDED: Final = messages.Entry(_TIME + 1, _PUT_CLIENT, 8, 0, None, b"+")
 _RESULT: Final = messages.Entry(_TIME + 1, _PUT_CLIENT, 8, messages.ORDERED, None, b"value1+")
 _VERSION: Final = encode_record(_ENTRY)[:16]
+_HELD: Final = messages.HeldEntry(_KEY, _VERSION, zlib.crc32(encode_record(_ENTRY)))
 
 EXAMPLES: Final[Mapping[int, tuple[int, messages.Message]]] = {
     message.kind: (request_id, message)
@@ -90,11 +92,17 @@ EXAMPLES: Final[Mapping[int, tuple[int, messages.Message]]] = {
         ),
         (1, messages.MapUpdate(_TOKEN, _NEXT_EPOCH, (_NEXT_ROW,))),
         (1, messages.Adopted(_NEXT_EPOCH)),
-        (2, messages.Copy(_TOKEN, 3, _JOINED_ROW, b"")),
+        (2, messages.Copy(_TOKEN, 3, _JOINED_ROW, b"", (_HELD,))),
         (
             2,
             messages.Copied(
-                _NEXT_EPOCH, 1, bytes(16), (messages.KeyedEntry(_KEY, encode_record(_COMMITTED)),)
+                _NEXT_EPOCH,
+                1,
+                bytes(16),
+                (
+                    messages.KeyedEntry(_KEY, bytes((messages.COMMITTED,))),
+                    messages.KeyedEntry(b"kye1", encode_record(_COMMITTED)),
+                ),
             ),
         ),
         (
