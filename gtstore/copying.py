@@ -44,9 +44,10 @@ from .wire.messages import (
 
 _COPIED_HEAD: Final = struct.Struct(">QB16s")  # a test holds it against Copied's fields
 _COPIED: Final = head_word(Copied.kind)
-BYTES_A_SECOND: Final = 19 * messages.MIB // 4
+BYTES_A_SECOND: Final = 9 * messages.MIB // 2
 """What a node asks for at most, with all that it copies at once (``Pace``). bench/fail_over.py
 measures what clients feel of it."""
+_NO_FLOOR: Final = bytes(VERSION_SIZE)
 _PAUSE_FIRST_S: Final = 0.005
 _PAUSE_MAX_S: Final = 0.5
 _COPY: Final = head_word(Copy.kind)
@@ -361,7 +362,7 @@ def _take_batch(
     for key, entry, is_here in batch.entries:
         replicas.merge(replica, key, entry)
         received[key] = is_here
-    if batch.is_last:
+    if batch.is_last and batch.floor != _NO_FLOOR:
         _take_floor(replicas, replica, batch.floor, received)
     return batch.entries[-1][0] if batch.entries else after, batch.is_last
 

@@ -125,6 +125,7 @@ def make_traffic(cluster: Cluster, value: bytes) -> None:
         cluster.kill_node(1)
         assert client.get("key1") == items["key1"]
         client.get_many(list(items))
+        cluster.wait_in_sync()  # the stand-ins' COPY and IN_SYNC
 
 
 def test_real_traffic_is_dissected(tmp_path: Path) -> None:
