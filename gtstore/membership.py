@@ -53,6 +53,10 @@ JOINS_MAX: Final = 12
 """So many partitions a node copies at once from one other; for each that it has copied it joins
 another one. Each change of the map costs everybody some work for each row, and all at once it would
 be felt. From each other node, so that one that hangs holds up its own partitions only."""
+JOINS_FIRST: Final = 2
+_HELD_A_JOIN: Final = 4
+"""A node that has just come back, and holds nothing, begins with two, and may have one more for each
+four partitions that it holds. Its start is felt enough by itself."""
 _SETTLED_S: Final = 60.0
 """A node that lived so long does not keep dying."""
 _BUSY_MISS: Final = Fraction(1, 10)
@@ -130,6 +134,7 @@ class Membership:
         misses_max: how many probes in a row may be missed before the manager acts.
         respawns: whether dead nodes are started again.
         joins_max: how many partitions a node copies at once from one other.
+        joins_first: the same, of a node that holds nothing yet.
         is_durable: whether nodes come back with what they held.
 
     Times are those of one clock that only goes forward, in seconds.
@@ -144,6 +149,7 @@ class Membership:
         misses_max: int,
         respawns: bool = True,
         joins_max: int = JOINS_MAX,
+        joins_first: int = JOINS_FIRST,
         is_durable: bool = False,
     ) -> None:
         self.members = {member.node: member for member in members}
@@ -153,6 +159,7 @@ class Membership:
         self._misses_max = misses_max
         self._respawns = respawns
         self._joins_max = joins_max
+        self._joins_first = joins_first
         self._is_durable = is_durable
         self._misses: dict[int, Fraction] = dict.fromkeys(self.members, Fraction(0))
         self._fenced: set[int] = set()
@@ -382,10 +389,12 @@ class Membership:
         """M7: one step towards k copies, in as many partitions as may join at once."""
         nodes, living = len(self.members), self._living()
         joins = Counter(_joins(self.map.rows))
+        held = Counter(o.node for row in self.map.rows for o in row.owners if o.in_sync)
 
         def change(row: Row, epoch: int) -> Row:
             def may_join(node: int) -> bool:
-                return joins[node, row_source(row)] < self._joins_max
+                most = min(self._joins_max, self._joins_first + held[node] // _HELD_A_JOIN)
+                return joins[node, row_source(row)] < most
 
             repaired = row_repaired(
                 row, nodes, self._replicas, living, self._awaited, may_join, epoch

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from collections.abc import Collection
 
 import pytest
@@ -13,6 +14,7 @@ from gtstore.membership import (
     ANSWERED,
     CLIENTS_FIRST_S,
     EXITED,
+    JOINS_FIRST,
     JOINS_MAX,
     MISSED,
     RETURNED,
@@ -55,9 +57,11 @@ def cluster(
     replicas: int,
     respawns: bool = True,
     joins_max: int = JOINS_MAX,
+    joins_first: int | None = None,
     is_durable: bool = False,
 ) -> Membership:
-    """A new cluster with every node alive."""
+    """A new cluster with every node alive. Unless ``joins_first`` says otherwise, a node that comes
+    back joins as many partitions at once as ever."""
     numbers = range(1, nodes + 1)
     return Membership(
         [member(node) for node in numbers],
@@ -67,6 +71,7 @@ def cluster(
         MISSES_MAX,
         respawns,
         joins_max,
+        joins_max if joins_first is None else joins_first,
         is_durable,
     )
 
@@ -500,6 +505,23 @@ def test_without_respawn_stand_ins_come_at_once() -> None:
     assert not [action for action in actions if isinstance(action, Start)]
     assert nodes_of(membership, 0) == [(1, 1), (3, 0)]
     assert nodes_of(membership, 1) == [(3, 1), (4, 0)]
+
+
+def test_a_node_that_has_just_come_back_begins_with_few() -> None:
+    """Two from each source, then more the more it holds, up to the most that ever join at once."""
+    membership = cluster(3, 2, joins_first=JOINS_FIRST)
+    membership.exited(1, "killed", NOW)
+    membership.returned(member(1, 2), NOW)
+    most = []
+    held = 0
+    while joining := [row for row in membership.map.rows if not row.owners[-1].in_sync]:
+        most.append(max(Counter(row.owners[0].node for row in joining).values()))
+        assert most[-1] <= min(JOINS_MAX, JOINS_FIRST + held // 4)
+        sync(membership, 1, joining[0].partition)
+        held += 1
+    assert most[0] == JOINS_FIRST
+    assert max(most) == JOINS_MAX
+    assert held == 128
 
 
 def test_lists_have_no_more_than_one_owner_too_many() -> None:

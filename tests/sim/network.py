@@ -259,6 +259,7 @@ class Network:
             0.25,
             4,
             joins_max=partition_count(nodes),
+            joins_first=partition_count(nodes),
             is_durable=self.is_durable,
         )
         for node in self.nodes.values():
