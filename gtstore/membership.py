@@ -55,8 +55,8 @@ another one. Each change of the map costs everybody some work for each row, and 
 be felt. From each other node, so that one that hangs holds up its own partitions only."""
 JOINS_FIRST: Final = 2
 _HELD_A_JOIN: Final = 4
-"""A node that has just come back, and holds nothing, begins with two, and may have one more for each
-four partitions that it holds. Its start is felt enough by itself."""
+"""A node that has just come back, and holds nothing, begins with two, and may have one more for
+each four partitions that it holds. Its start is felt enough by itself."""
 _SETTLED_S: Final = 60.0
 """A node that lived so long does not keep dying."""
 _BUSY_MISS: Final = Fraction(1, 10)
