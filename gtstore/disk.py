@@ -10,7 +10,8 @@ had not been done, so a GET never waits for the disk.
 
 What is committed is in a Store: names and values, both bytes, changed in atomic steps. The names:
 
-- partition (u32), generation (u32), key: an entry, and a checksum of all three and of itself
+- partition (u32), generation (u32), key: an entry; where it stays it gets a checksum of all three
+  and of itself (``sealed``)
 - ``P``, partition (u32): its generation, and Remembered
 
 To discard a partition's entries is to count its generation up: a step of its own as short as any
@@ -44,7 +45,7 @@ _STATE_NAME: Final = struct.Struct(">sI")
 _STATE: Final = struct.Struct(">IQ16sQQQ")
 _NO_FLOOR: Final = bytes(16)
 _GARBAGE_AT_ONCE: Final = 1000
-_ABSENT: Final = b""  # no sealed entry is that short
+_ABSENT: Final = b""  # no entry is that short
 
 
 class Store(Protocol):
@@ -178,18 +179,8 @@ class DiskEngine:
 
     def names(self, prefix: bytes, first: bytes = b"") -> Iterator[bytes]:
         """From ``first`` on, in byte order."""
-        first = max(prefix, first)
-        waiting = {**self._taken, **self._staged}
-        mine = {
-            name: entry
-            for name, entry in waiting.items()
-            if name >= first and name.startswith(prefix)
-        }
         names = self._store.names(prefix, first)
-        if not mine:
-            return names
-        added = sorted(name for name, entry in mine.items() if entry is not None)
-        return merge(added, (name for name in names if name not in mine))
+        return changed_names(names, {**self._taken, **self._staged}, prefix, first)
 
     def discard(self, entries: DiskEntries) -> None:
         entries.former.keep(entries.generation)
@@ -335,8 +326,23 @@ def remembered_joins(store: Store) -> tuple[Join, ...]:
     return tuple(joins)
 
 
+def changed_names(
+    names: Iterator[bytes], changes: Changes, prefix: bytes, first: bytes
+) -> Iterator[bytes]:
+    """The names with that prefix, from ``first`` on, as they are after these changes, in byte
+    order. ``names``: as they were before."""
+    first = max(prefix, first)
+    mine = {
+        name: value for name, value in changes.items() if name >= first and name.startswith(prefix)
+    }
+    if not mine:
+        return names
+    added = sorted(name for name, value in mine.items() if value is not None)
+    return merge(added, (name for name in names if name not in mine))
+
+
 def sealed(changes: Changes) -> Changes:
-    """A batch as the store gets it: entries with their checksums."""
+    """Changes with the entries' checksums."""
     return {
         name: entry
         if entry is None or name[:1] == b"P"

@@ -51,12 +51,7 @@ def take_apart(body: bytes, at: int) -> list[tuple[bytes, bytes]]:
         (count,) = COUNT.unpack_from(body, at)
         at += COUNT.size
         for _ in range(count):
-            (size,) = KEY_SIZE.unpack_from(body, at)
-            key_at = at + KEY_SIZE.size
-            at = key_at + size
-            key = body[key_at:at]
-            if not 0 < size <= KEY_SIZE_MAX:
-                raise malformed(f"a key has 1 to {KEY_SIZE_MAX} bytes, not {size}")
+            key, at = _take_key(body, at)
             (size,) = ENTRY_SIZE.unpack_from(body, at)
             entry_at = at + ENTRY_SIZE.size
             at = entry_at + size
@@ -84,15 +79,20 @@ def take_held(body: bytes, at: int) -> dict[bytes, bytes]:
         (count,) = COUNT.unpack_from(body, at)
         at += COUNT.size
         for _ in range(count):
-            (size,) = KEY_SIZE.unpack_from(body, at)
-            key_at = at + KEY_SIZE.size
-            if not 0 < size <= KEY_SIZE_MAX:
-                raise malformed(f"a key has 1 to {KEY_SIZE_MAX} bytes, not {size}")
-            identity_at = key_at + size
+            key, identity_at = _take_key(body, at)
             at = identity_at + IDENTITY.size
-            held[body[key_at:identity_at]] = body[identity_at:at]
+            held[key] = body[identity_at:at]
     except struct.error as error:
         raise malformed(f"the body is too short: {error}") from error
     if at != len(body):
         raise malformed(f"the body has {len(body)} bytes, and what is named in it ends at {at}")
     return held
+
+
+def _take_key(body: bytes, at: int) -> tuple[bytes, int]:
+    """A key that stands there after its size, and where it ends."""
+    (size,) = KEY_SIZE.unpack_from(body, at)
+    at += KEY_SIZE.size
+    if not 0 < size <= KEY_SIZE_MAX:
+        raise malformed(f"a key has 1 to {KEY_SIZE_MAX} bytes, not {size}")
+    return body[at : at + size], at + size

@@ -17,12 +17,11 @@ import os
 import struct
 import threading
 from collections.abc import Iterator
-from heapq import merge
 from pathlib import Path
 from typing import Any, Final, TypeAlias
 
 from . import write_ahead_log
-from .disk import Changes, sealed, unsealed
+from .disk import Changes, changed_names, sealed, unsealed
 from .errors import ClusterError, StoreError, StoreFailed, StoreFull
 from .lmdb_store import LmdbStore
 from .wire.messages import KIB, MIB
@@ -36,6 +35,8 @@ _FLUSH_SIZE: Final = 4 * MIB
 _WAITING_MAX: Final = 4
 """Commits wait for a flush that is under way when that many times as much has come meanwhile."""
 _LOOK_SIZE: Final = 64 * KIB
+"""After so much has been written it is looked again whether there is room."""
+_FULL: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _GROUP_SIZE: Final = 4
 """Names are looked for by prefixes of that length, a partition's, or longer ones."""
 _ABSENT: Final[Any] = object()
@@ -63,6 +64,8 @@ class _Flush(threading.Thread):
             self._below.commit({**sealed(dict(sorted(changes.items()))), _FLUSHED: flushed})
         except StoreError as error:
             self.error = error
+        except Exception as error:  # or it would look as if everything were there
+            self.error = StoreFailed(f"what was committed cannot be brought into LMDB: {error!r}")
 
 
 class LogStore:
@@ -113,8 +116,7 @@ class LogStore:
             )
         self._number += len(records)
         self._file, self._at = records[-1][:2] if records else (0, 0)
-        for record in records:
-            self._unseen.append(record.changes)
+        self._unseen += [record.changes for record in records]
         self._see()
         if len({record.file for record in records}) > 1:
             # No file is free: a flush was under way when the process ended.
@@ -140,21 +142,11 @@ class LogStore:
     def names(self, prefix: bytes, first: bytes = b"") -> Iterator[bytes]:
         """The names that begin so, from ``first`` on, in byte order. Not to be used after a
         refresh."""
-        first = max(prefix, first)
-        names = self._below.names(prefix, first)
         recent: dict[bytes, bytes | None] = {}
         for layer in reversed(self._layers()):
             for group in _groups(layer, prefix):
                 recent.update(layer[group])
-        mine = {
-            name: value
-            for name, value in recent.items()
-            if name >= first and name.startswith(prefix)
-        }
-        if not mine:
-            return names
-        added = sorted(name for name, value in mine.items() if value is not None)
-        return merge(added, (name for name in names if name not in mine))
+        return changed_names(self._below.names(prefix, first), recent, prefix, first)
 
     def _layers(self) -> tuple[_Layer, ...]:
         """What LMDB does not show yet, the newest first."""
@@ -259,9 +251,6 @@ class LogStore:
         for file in self._files:
             os.close(file)
         self._below.close()
-
-
-_FULL: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def _write_all(file: int, data: bytes, at: int) -> None:

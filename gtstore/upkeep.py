@@ -83,12 +83,8 @@ def _tell_what_was_copied(copiers: dict[int, _Copier]) -> None:
     if partitions:
         moved = sum(copier.moved for copier in idle.values())
         present = sum(copier.present for copier in idle.values())
-        logger.info(
-            "copied %d entries of %d partitions; %d more were here already",
-            moved,
-            partitions,
-            present,
-        )
+        more = f"; {present} more were here already" if present else ""
+        logger.info("copied %d entries of %d partitions%s", moved, partitions, more)
     for source, copier in idle.items():
         copier.session.close()
         del copiers[source]

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import multiprocessing
-import os
 import resource
-import signal
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import pytest
@@ -14,9 +12,9 @@ from gtstore import lmdb_store
 from gtstore.errors import ClusterError, StoreFailed, StoreFull
 from gtstore.wire.messages import MIB
 
-pytest.importorskip("lmdb", reason="entries on disk need py-lmdb (the extra durable)")
+from .killed_process import last_before_kill
 
-FORK = multiprocessing.get_context("fork")
+pytest.importorskip("lmdb", reason="entries on disk need py-lmdb (the extra durable)")
 
 
 def test_what_was_committed_is_there(tmp_path: Path) -> None:
@@ -127,26 +125,14 @@ def test_any_other_error_is_a_failure(tmp_path: Path, monkeypatch: pytest.Monkey
 def test_a_kill_in_the_middle_leaves_whole_batches(tmp_path: Path) -> None:
     """A batch is there as a whole, or not at all, and all that were reported are."""
 
-    def commit_on(results: multiprocessing.connection.Connection) -> None:
+    def commit_on(results: Connection) -> None:
         store = lmdb_store.LmdbStore(tmp_path)
         for number in range(1_000_000):
             store.commit({b"%d" % i: b"%d" % number for i in range(100)})
             results.send(number)
 
     for _ in range(3):
-        ours, theirs = FORK.Pipe()
-        process = FORK.Process(target=commit_on, args=(theirs,))
-        process.start()
-        theirs.close()
-        last = [ours.recv() for _ in range(20)][-1]
-        assert process.pid is not None
-        os.kill(process.pid, signal.SIGKILL)
-        process.join()
-        while ours.poll():
-            try:
-                last = ours.recv()
-            except EOFError:
-                break
+        last = last_before_kill(commit_on, 20)
         store = lmdb_store.LmdbStore(tmp_path)
         found = {store.get(b"%d" % i) for i in range(100)}
         assert len(found) == 1

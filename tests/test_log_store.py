@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import errno
-import multiprocessing
 import os
 import random
-import signal
 from collections.abc import Iterator
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +19,9 @@ from gtstore.disk import sealed
 from gtstore.errors import ClusterError, StoreDamaged, StoreError, StoreFailed, StoreFull
 from gtstore.log_store import LogStore
 
-pytest.importorskip("lmdb", reason="entries on disk need py-lmdb (the extra durable)")
+from .killed_process import last_before_kill
 
-FORK = multiprocessing.get_context("fork")
+pytest.importorskip("lmdb", reason="entries on disk need py-lmdb (the extra durable)")
 
 
 def name(partition: int, key: bytes, generation: int = 0) -> bytes:
@@ -249,6 +248,24 @@ def test_a_flush_that_fails_is_tried_again(
     assert (directory.store.get(ONE), directory.store.get(TWO)) == (b"1", b"2")
 
 
+def test_a_flush_that_breaks_off_is_no_flush(
+    directory: Directory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the reason: nothing is let go that LMDB does not have."""
+    directory.commit({ONE: b"1"})
+
+    def fail(*_: Any) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(lmdb_store.LmdbStore, "commit", fail)
+    directory.store._start_flush().join()
+    directory.store.refresh()
+    assert directory.store.get(ONE) == b"1"
+    with pytest.raises(StoreFailed, match="MemoryError"):
+        directory.store.commit({TWO: b"2"})
+    monkeypatch.undo()
+
+
 def test_commits_wait_for_a_flush_that_is_far_behind(
     directory: Directory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -343,7 +360,7 @@ def test_a_kill_in_the_middle_leaves_whole_batches(tmp_path: Path) -> None:
     """A batch is there as a whole, or not at all, and all that were reported are."""
     path = tmp_path / "node-1"
 
-    def commit_on(results: multiprocessing.connection.Connection) -> None:
+    def commit_on(results: Connection) -> None:
         log_store._FLUSH_NAMES = 50  # type: ignore[misc]
         store = LogStore(path)
         for number in range(1_000_000):
@@ -353,19 +370,7 @@ def test_a_kill_in_the_middle_leaves_whole_batches(tmp_path: Path) -> None:
 
     draw = random.Random(1)
     for _ in range(6):
-        ours, theirs = FORK.Pipe()
-        process = FORK.Process(target=commit_on, args=(theirs,))
-        process.start()
-        theirs.close()
-        last = [ours.recv() for _ in range(draw.randrange(5, 60))][-1]
-        assert process.pid is not None
-        os.kill(process.pid, signal.SIGKILL)
-        process.join()
-        while ours.poll():
-            try:
-                last = ours.recv()
-            except EOFError:
-                break
+        last = last_before_kill(commit_on, draw.randrange(5, 60))
         store = LogStore(path)
         found = {store.get(name(1, b"%d" % i)) for i in range(100)}
         assert len(found) == 1

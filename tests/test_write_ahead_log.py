@@ -40,15 +40,14 @@ def test_where_a_record_ends() -> None:
     )
 
 
-@pytest.mark.parametrize("size", range(len(log(1, BATCHES))))
+@pytest.mark.parametrize("size", range(len(log(21, BATCHES))))
 def test_a_record_that_was_being_written_is_none(size: int) -> None:
-    """Wherever it was cut off; and whatever the file had there before."""
-    whole = [n for n in range(len(BATCHES) + 1) if len(log(1, BATCHES[:n])) <= size]
-    data = log(1, BATCHES)[:size]
-    assert found(data) == (BATCHES[: whole[-1]], 0)
-    older = log(1, [{b"older": b"x" * 700}])
-    rest = data + older[size:]
-    assert found(rest.replace(older, b""))[0] == BATCHES[: whole[-1]]
+    """Wherever it was cut off, and whatever the file had there before."""
+    whole = max(n for n in range(len(BATCHES) + 1) if len(log(21, BATCHES[:n])) <= size)
+    data = log(21, BATCHES)[:size]
+    older = log(5, BATCHES * 2)
+    for rest in (b"", bytes(1000), older[size:]):
+        assert found(data + rest, last=20) == (BATCHES[:whole], 0)
 
 
 def test_what_a_file_had_before_is_not_taken() -> None:
