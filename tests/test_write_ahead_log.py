@@ -45,7 +45,7 @@ def test_a_record_that_was_being_written_is_none(size: int) -> None:
     """Wherever it was cut off, and whatever the file had there before."""
     whole = max(n for n in range(len(BATCHES) + 1) if len(log(21, BATCHES[:n])) <= size)
     data = log(21, BATCHES)[:size]
-    older = log(5, BATCHES * 2)
+    older = log(5, [{b"older": b"x" * 700}])
     for rest in (b"", bytes(1000), older[size:]):
         assert found(data + rest, last=20) == (BATCHES[:whole], 0)
 
