@@ -31,9 +31,11 @@ _IDLE_S: Final = 0.5
 """What nobody waits for (committed flags) is committed after that time; and so often it is tried
 whether a full disk has room again."""
 _GATHER_COMMITS: Final = 0.5
+_GATHER_EACH_S: Final = 0.000_06
 _GATHER_MAX_S: Final = 0.01
-"""How long it is waited for more to share a commit: that many times what the last one took, and
-never longer than this."""
+"""How long it is waited for more to share a commit: that many times what the last one took, or so
+long for each who is expected, and never longer than this. With many clients the processors are the
+bound, and who is answered needs some time to come again."""
 _HELD_SIZE_MAX: Final = 4096
 """A thread with more than so many bytes of answers waits, and sends them itself."""
 
@@ -137,9 +139,10 @@ class Committer:
             if waiting.batch <= self._engine.committed:
                 return False
             self._waiting.append(waiting)
-            is_enough = len(self._waiting) >= self._gathering
-        if is_enough:
-            self._want()
+            is_news = not self._is_wanted and len(self._waiting) >= self._gathering
+            self._is_wanted |= is_news
+        if is_news:
+            self._wanted.release()
         return True
 
     def _want(self) -> None:
@@ -177,7 +180,8 @@ class Committer:
             is_early = 0 < len(self._waiting) < self._expected
             self._gathering = self._expected if is_early else 0
         if is_early:
-            self._await_wanted(min(_GATHER_COMMITS * self._commit_s, _GATHER_MAX_S))
+            gather_s = max(_GATHER_COMMITS * self._commit_s, _GATHER_EACH_S * self._expected)
+            self._await_wanted(min(gather_s, _GATHER_MAX_S))
             self._gathering = 0
 
     def _await_wanted(self, timeout_s: float) -> None:

@@ -166,8 +166,7 @@ class LogStore:
                 self._flush_again(self._flush)
         record = write_ahead_log.packed(self._number + 1, changes, self._salt)
         try:
-            _write_all(self._files[self._file], record, self._at)
-            os.fdatasync(self._files[self._file])
+            _write_synced(self._files[self._file], record, self._at)
         except OSError as error:
             kind = StoreFull if error.errno in _FULL else StoreFailed
             raise kind(f"{self._path / f'log-{self._file}'}: {error}") from error
@@ -253,10 +252,15 @@ class LogStore:
         self._below.close()
 
 
-def _write_all(file: int, data: bytes, at: int) -> None:
-    """Raises OSError; a write that is cut short is tried again, and says then why."""
+def _write_synced(file: int, data: bytes, at: int) -> None:
+    """Returns when everything is on disk. Raises OSError; a write that is cut short is tried again,
+    and says then why.
+
+    One call, which writes as with O_DSYNC, costs less than a write and fdatasync after it: a thread
+    gives the interpreter lock away at each, and has to wait for it again.
+    """
     while data:
-        written = os.pwrite(file, data, at)
+        written = os.pwritev(file, (data,), at, os.RWF_DSYNC)
         at += written
         data = data[written:]
 

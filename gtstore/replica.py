@@ -312,8 +312,8 @@ class Replicas:
         if stored is None:
             if not 0 < key_size <= KEY_SIZE_MAX:
                 raise _bad_key("COMMIT", key_size, key_size)
-        else:
-            self.commit_held(replica, key, version)
+        elif stored[:VERSION_SIZE] == version:
+            _amend_committed(replica, key, stored)
         return b""
 
     def execute(self, request_id: int, body: bytes) -> bytes:
@@ -493,8 +493,7 @@ class Replicas:
         """N5: mark an entry as committed, if its version is that one."""
         stored = replica.entries.get(key)
         if stored is not None and stored[:VERSION_SIZE] == version:
-            flags = _COMMITTED_FLAGS[stored[FLAGS_AT]]
-            replica.amend(key, b"".join((stored[:FLAGS_AT], flags, stored[ENTRY_HEAD_SIZE:])))
+            _amend_committed(replica, key, stored)
 
     def raise_floor(self, replica: Replica, floor: bytes) -> None:
         """Refuse from now on what is at or below it, of keys that are not stored (N7)."""
@@ -605,6 +604,11 @@ class Replicas:
             self._room = self._memory_max - self.size - overhead
         self._room -= growth
         return self._room < 0
+
+
+def _amend_committed(replica: Replica, key: bytes, stored: bytes) -> None:
+    flags = _COMMITTED_FLAGS[stored[FLAGS_AT]]
+    replica.amend(key, b"".join((stored[:FLAGS_AT], flags, stored[ENTRY_HEAD_SIZE:])))
 
 
 def _too_old(request_id: int, floor: bytes) -> bytes:

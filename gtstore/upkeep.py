@@ -144,23 +144,24 @@ class Upkeep:
                 with self._lock:
                     copying.let_go(self._replicas)
             self._has_new_map.clear()
+            # Looked at first: what one that ends meanwhile has copied and reported would be taken
+            # as pending here, and be copied once more. When it ends it sets the event again.
+            at_work = {source for source, copier in copiers.items() if copier.is_at_work}
             sources: dict[int, list[int]] = {}
             with self._lock:
                 for partition, source in copying.pending(self._replicas).items():
                     if reported.get(partition) != self._replicas[partition].join_epoch:
                         sources.setdefault(source, []).append(partition)
-            for source, todo in sources.items():
+            for source in sources.keys() - at_work:
                 if source not in copiers:
                     copiers[source] = _Copier(Session(self._locate, calls_max=_COPIES_MAX))
-                copier = copiers[source]
-                if not copier.is_at_work:
-                    copier.is_at_work = True
-                    threading.Thread(
-                        target=self._copy_from,
-                        args=(copier, todo, reported),
-                        name=f"copier from node {source}",
-                        daemon=True,
-                    ).start()
+                copiers[source].is_at_work = True
+                threading.Thread(
+                    target=self._copy_from,
+                    args=(copiers[source], sources[source], reported),
+                    name=f"copier from node {source}",
+                    daemon=True,
+                ).start()
 
     def _copy_from(self, copier: _Copier, todo: list[int], reported: dict[int, int]) -> None:
         is_done = False

@@ -83,19 +83,19 @@ def test_what_was_committed_is_there(directory: Directory) -> None:
     assert [file.stat().st_mode & 0o777 for file in directory.path.glob("log-*")] == [0o600] * 2
 
 
-def test_one_sync_makes_a_commit(directory: Directory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """After everything was written, and before it is shown."""
-    seen = []
-    write, sync = os.pwrite, os.fdatasync
-    monkeypatch.setattr(os, "pwrite", lambda *a: seen.append("write") or write(*a))
-    monkeypatch.setattr(os, "fdatasync", lambda *a: seen.append("sync") or sync(*a))
+def test_one_synced_write_makes_a_commit(
+    directory: Directory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flags = []
+    write = os.pwritev
+    monkeypatch.setattr(os, "pwritev", lambda *a: flags.append(a[3]) or write(*a))
     directory.commit({ONE: b"1", TWO: b"2"})
-    assert seen == ["write", "sync"]
+    assert flags == [os.RWF_DSYNC]
 
 
 def test_a_short_write_is_continued(directory: Directory, monkeypatch: pytest.MonkeyPatch) -> None:
-    write = os.pwrite
-    monkeypatch.setattr(os, "pwrite", lambda file, data, at: write(file, data[:7], at))
+    write = os.pwritev
+    monkeypatch.setattr(os, "pwritev", lambda file, data, *a: write(file, [data[0][:7]], *a))
     directory.commit({ONE: b"1" * 100})
     directory.open_again()
     assert directory.store.get(ONE) == b"1" * 100
@@ -201,13 +201,13 @@ def test_the_log_cannot_be_written(
 ) -> None:
     """Nothing of the batch is there, also if a part of it was written; then it goes on."""
     directory.commit({ONE: b"1"})
-    write = os.pwrite
+    write = os.pwritev
 
-    def fail(file: int, data: bytes, at: int) -> int:
-        write(file, data[:30], at)
+    def fail(file: int, data: tuple[bytes], at: int, flags: int) -> int:
+        write(file, (data[0][:30],), at, flags)
         raise OSError(code, os.strerror(code))
 
-    monkeypatch.setattr(os, "pwrite", fail)
+    monkeypatch.setattr(os, "pwritev", fail)
     with pytest.raises(kind, match="log-0"):
         directory.store.commit({TWO: b"2" * 100})
     monkeypatch.undo()
