@@ -174,7 +174,8 @@ def test_a_tap_shows_the_whole_story(cluster: Cluster) -> None:
         with gtstore.connect(tap.address) as client:
             assert client.put("key1", b"value1").nodes == (4, 5, 1)
             assert client.get("key1") == b"value1"
-        tap.read_until("the client ends the connection")
+        # Of the manager's connection and three nodes': each is told of as it comes.
+        wait_until(lambda: len(tap.found("ends the connection$")) == 4, "the four ends")
     assert tap.found(rf"-> {cluster.address}  CLUSTER_INFO 1$")
     assert tap.found(r"<- \S+  CLUSTER 1 .*nodes 5, replicas 3.* ms\)$")
     assert tap.found(r"-> \S+  GET_MAP 2  since 0$")
