@@ -1,27 +1,37 @@
 """Lets answers leave when what they depend on is on disk: rule N2 of docs/REPLICATION.md.
 
-One thread a node commits, again and again, what all connections have stored meanwhile, each time
-with one sync: the more wait, the more share it. Answers that depend on something that is not on
-disk yet are left to this thread, which sends them after the sync, while the connections' threads
-receive again: to wake each of them for that alone would cost more than everything else. A
-connection has answers here once at a time, so they leave in the order of the requests.
+Of each node's two threads one, the committer, takes again and again what all connections have
+stored meanwhile, and the other one, the syncer, writes it with one sync: the more wait, the more
+share it.
+
+A connection whose answers wait is *lent* to the committer, while its own thread sleeps. The
+committer sends its answers after the sync, and goes on with it: it receives and handles what comes
+next, as long as that is whole frames of the usual kinds. At anything else, be it half a frame or
+the end, it gives the connection back to its thread, with what it has received. So a batch is
+received, stored and answered without a switch to another thread for each request: with many clients
+these switches, and the caches that are cold after them, cost more than all the rest.
 """
 
 from __future__ import annotations
 
 import logging
 import os
+import select
 import socket
 import threading
 import time
 from _thread import LockType, allocate_lock, get_ident
-from collections.abc import Callable
-from typing import Final, NamedTuple
+from collections.abc import Callable, Mapping
+from queue import SimpleQueue
+from typing import Final
 
-from .disk import DiskEngine, Store
+from .disk import Changes, DiskEngine, Store
 from .engine import Remembered
 from .errors import StoreFull
-from .server import TokenLock
+from .server import Handler, TokenLock, unpack_words
+from .wire.codec import COMMIT, GET, WRITE, head_word
+from .wire.messages import KIB
+from .wire.stream import HEADER_SIZE
 
 logger = logging.getLogger("gtstore.committer")
 
@@ -30,32 +40,45 @@ DISK_FAILED_EXIT: Final = 74
 _IDLE_S: Final = 0.5
 """What nobody waits for (committed flags) is committed after that time; and so often it is tried
 whether a full disk has room again."""
-_GATHER_COMMITS: Final = 0.5
 _GATHER_EACH_S: Final = 0.000_06
 _GATHER_MAX_S: Final = 0.01
-"""How long it is waited for more to share a commit: that many times what the last one took, or so
-long for each who is expected, and never longer than this. With many clients the processors are the
-bound, and who is answered needs some time to come again."""
-_HELD_SIZE_MAX: Final = 4096
+"""How long it is waited for more to share a commit: so long for each who is expected, and never
+longer than this. Who is answered needs some time to come again."""
+_HELD_SIZE_MAX: Final = 4 * KIB
 """A thread with more than so many bytes of answers waits, and sends them itself."""
+_RECEIVE_SIZE: Final = 4 * KIB
+"""Who sends as much as this at once is better served by its thread, which receives more."""
 
 
-class _Waiting(NamedTuple):
-    """Who waits for a batch: a thread, at the gate, or answers that are to be sent then."""
+class _Waiting:
+    """Who waits for a batch: a thread, at the gate; or a connection that is lent, whose thread is
+    at the gate until it is given back."""
 
-    batch: int
-    gate: LockType
-    sock: socket.socket | None = None
-    answers: bytes = b""
+    __slots__ = ("answers", "batch", "data", "gate", "is_lost", "is_polled", "sock")
+
+    def __init__(self, batch: int, sock: socket.socket | None = None, answers: bytes = b"") -> None:
+        self.batch = batch
+        self.gate: LockType = allocate_lock()
+        self.gate.acquire()
+        self.sock = sock
+        self.answers = answers
+        """What is to be sent once the batch is on disk."""
+        self.data: bytes | None = None
+        """What was received and is its thread's to handle, after the answers were sent."""
+        self.is_lost = False
+        """Whether the batch could not be stored."""
+        self.is_polled = False
 
 
 class Committer:
-    """The thread of one node.
+    """The threads of one node.
 
     Args:
         store: the engine's.
         lock: guards the engine and what is around it.
         remembered: tells what is to be kept of a partition; called with the lock held.
+        handlers: kind -> handler, of which those of GET, WRITE and COMMIT are called here, with the
+            lock held; they have to be there when it starts.
     """
 
     def __init__(
@@ -64,74 +87,109 @@ class Committer:
         store: Store,
         lock: TokenLock,
         remembered: Callable[[int], Remembered],
+        handlers: Mapping[int, Handler],
     ) -> None:
         self._engine = engine
         self._store = store
         self._lock = lock
         self._remembered = remembered
+        self._all_handlers = handlers
+        self._handlers: dict[int, Handler] = {}  # head word -> handler
         self._depends: dict[int, int] = {}  # thread -> the batch that its answers depend on
-        self._waiting: list[_Waiting] = []  # guarded by _lock
-        self._held: dict[socket.socket, LockType] = {}
-        """Connections that have answers here, and what opens when those were sent."""
+        self._waiting: list[_Waiting] = []
+        """Other threads add to it with the lock held, or a batch could end in between."""
+        self._lent: dict[socket.socket, _Waiting] = {}
+        self._poll = select.epoll()
+        self._polled: dict[int, _Waiting] = {}  # by the socket's number
+        self._bell = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        """Wakes the committer when another thread has something for it."""
+        self._is_rung = False  # guarded by _lock
+        self._poll.register(self._bell, select.EPOLLIN)
         self._expected = 0  # so many waited when the last commit had ended
-        self._gathering = 0  # it is waited for so many; guarded by _lock
-        self._commit_s = 0.0  # what the last one took
-        self._is_wanted = False  # guarded by _lock
-        self._wanted = _closed_gate()
-        self._is_stopping = threading.Event()
+        self._idle_until = 0.0
+        self._is_syncing = False
+        self._is_idle = False  # whether nothing was staged that is being written
+        self._to_sync: SimpleQueue[Changes | None] = SimpleQueue()
+        self._synced: SimpleQueue[Exception | None] = SimpleQueue()
+        self._is_stopping = False
         engine.on_depend = self._depend
-        self._thread = threading.Thread(target=self._run, name="committer", daemon=True)
+        self._threads = [
+            threading.Thread(target=self._run, name="committer", daemon=True),
+            threading.Thread(target=self._sync_forever, name="syncer", daemon=True),
+        ]
 
     def start(self) -> None:
-        self._thread.start()
+        for kind in (GET, WRITE, COMMIT):
+            self._handlers[head_word(kind)] = self._all_handlers[kind]
+        for thread in self._threads:
+            thread.start()
 
     def stop(self) -> None:
         """Commit what is left, and end. The store stays open: other threads may still read."""
-        self._is_stopping.set()
-        self._want()
-        self._thread.join()
+        self._is_stopping = True
+        self._ring()
+        for thread in self._threads:
+            thread.join()
 
-    # --- for the threads that wait ---------------------------------------------------------------
+    # --- for the threads of connections ----------------------------------------------------------
 
     def _depend(self, batch: int) -> None:
         self._depends[get_ident()] = batch
 
-    def hold(self, sock: socket.socket, answers: bytes) -> bool:
-        """See to it that this thread's answers are sent once everything is on disk that they depend
-        on (engine.depend). Return False if the caller is to send them, now.
+    def lend(self, sock: socket.socket, answers: bytes, is_whole: bool) -> bool:
+        """Leave this thread's answers, and its connection until the next ``receive``, to the
+        committer, if they depend on something that is not on disk yet. Return False if the caller
+        is to send them, now.
+
+        Args:
+            is_whole: whether nothing of a next frame was received.
 
         Raises ConnectionAbortedError if they must not be sent.
         """
         batch = self._depends.pop(get_ident(), 0)
-        if batch <= self._engine.committed and sock not in self._held:
+        if batch <= self._engine.committed:
             return False
-        if len(answers) > _HELD_SIZE_MAX or sock in self._held:
-            self._wait(batch, sock)
+        if not is_whole or len(answers) > _HELD_SIZE_MAX:
+            self._wait(batch)
             return False
-        gate = self._held[sock] = _closed_gate()
-        if self._enqueue(_Waiting(batch, gate, sock, answers)):
+        lent = self._lent[sock] = _Waiting(batch, sock, answers)
+        if self._enqueue(lent):
             return True
-        del self._held[sock]
+        del self._lent[sock]
         return False
 
-    def wait(self, sock: socket.socket | None = None) -> None:
-        """Wait until everything is on disk that this thread's answers depend on, and what the
-        connection has here was sent.
+    def receive(self, sock: socket.socket, size: int) -> bytes:
+        """What comes next on a connection, up to that size, or more of one that was lent; b"" at
+        its end.
+
+        Raises OSError; ConnectionAbortedError if what its last answers depend on could not be
+        stored.
+        """
+        lent = self._lent.get(sock)
+        if lent is None:
+            return sock.recv(size)
+        lent.gate.acquire()
+        del self._lent[sock]
+        if lent.is_lost:
+            raise _lost()
+        if lent.answers:  # the peer does not take them at once
+            sock.sendall(lent.answers)
+        return sock.recv(size) if lent.data is None else lent.data
+
+    def wait(self) -> None:
+        """Wait until everything is on disk that this thread's answers depend on.
 
         Raises ConnectionAbortedError if it could not be stored: they must not be sent.
         """
-        self._wait(self._depends.pop(get_ident(), 0), sock)
+        self._wait(self._depends.pop(get_ident(), 0))
 
-    def _wait(self, batch: int, sock: socket.socket | None) -> None:
-        earlier = self._held.get(sock) if sock else None
-        if earlier:
-            earlier.acquire()
+    def _wait(self, batch: int) -> None:
         if batch > self._engine.committed:
-            gate = _closed_gate()
-            if self._enqueue(_Waiting(batch, gate)):
-                gate.acquire()
-            if batch > self._engine.committed:
-                raise ConnectionAbortedError("what the answers depend on could not be stored")
+            waiting = _Waiting(batch)
+            if self._enqueue(waiting):
+                waiting.gate.acquire()
+            if waiting.is_lost:
+                raise _lost()
 
     def _enqueue(self, waiting: _Waiting) -> bool:
         """Return False if there is nothing to wait for any more."""
@@ -139,18 +197,15 @@ class Committer:
             if waiting.batch <= self._engine.committed:
                 return False
             self._waiting.append(waiting)
-            is_news = not self._is_wanted and len(self._waiting) >= self._gathering
-            self._is_wanted |= is_news
-        if is_news:
-            self._wanted.release()
+        self._ring()
         return True
 
-    def _want(self) -> None:
+    def _ring(self) -> None:
         """Wake the committer; once, however many want it."""
         with self._lock:
-            was_wanted, self._is_wanted = self._is_wanted, True
-        if not was_wanted:
-            self._wanted.release()
+            was_rung, self._is_rung = self._is_rung, True
+        if not was_rung:
+            os.eventfd_write(self._bell, 1)
 
     def flush(self) -> None:
         """Wait until everything is on disk that is stored now. Raises ConnectionAbortedError."""
@@ -158,72 +213,190 @@ class Committer:
             self._engine.depend()
         self.wait()
 
-    # --- the thread ------------------------------------------------------------------------------
+    # --- the syncer ------------------------------------------------------------------------------
+
+    def _sync_forever(self) -> None:
+        while (changes := self._to_sync.get()) is not None:
+            self._synced.put(self._sync(changes))
+            os.eventfd_write(self._bell, 1)
+
+    def _sync(self, changes: Changes) -> Exception | None:
+        """Return what went wrong."""
+        try:
+            self._store.commit(changes)
+        except Exception as error:
+            return error
+        return None
+
+    # --- the committer ---------------------------------------------------------------------------
 
     def _run(self) -> None:
         try:
-            while not self._is_stopping.is_set():
-                self._await_work()
-                self._commit()
-            self._commit()
+            while not self._is_stopping or self._is_syncing:
+                self._do_next()
+            self._begin()
+            while self._is_syncing:
+                self._do_next()
         except Exception as error:
             # M6: what is on the disk is not known any more, so nothing may be answered.
             logger.critical("the disk failed: %s: this node ends", error)
             os._exit(DISK_FAILED_EXIT)
+        self._to_sync.put(None)
 
-    def _await_work(self) -> None:
-        """Until something is wanted; and then a moment more, if fewer wait than at the last time:
-        clients at work come again as soon as they are answered, and then all share one sync, where
-        otherwise two halves of them would take turns."""
-        self._await_wanted(_IDLE_S)
+    def _do_next(self) -> None:
+        if self._is_syncing:
+            self._serve_ready(None)
+            if not self._synced.empty():
+                self._end(self._synced.get())
+            return
+        is_wanted = bool(self._waiting) and not self._engine.is_full
+        left_s = self._idle_until - time.monotonic()
+        if not is_wanted and left_s > 0 and not self._is_stopping:
+            self._serve_ready(left_s)
+            return
+        if is_wanted:
+            self._gather()
+        self._begin()
+
+    def _gather(self) -> None:
+        """Wait a moment, if fewer wait than at the last time: clients at work come again as soon as
+        they are answered, and then all share one sync, where otherwise two halves of them would
+        take turns."""
+        ends_at = time.monotonic() + min(_GATHER_EACH_S * self._expected, _GATHER_MAX_S)
+        while len(self._waiting) < self._expected:
+            left_s = ends_at - time.monotonic()
+            # epoll itself knows no time below a millisecond.
+            if left_s <= 0 or not select.select([self._poll], (), (), left_s)[0]:
+                break
+            self._serve_ready(0)
+
+    def _serve_ready(self, timeout_s: float | None) -> None:
+        """Wait until something comes, and go on with all that has come."""
+        for number, _ in self._poll.poll(timeout_s):
+            if number == self._bell:
+                os.eventfd_read(self._bell)
+                self._is_rung = False
+            else:
+                self._serve(self._polled[number])
+
+    def _serve(self, lent: _Waiting) -> None:
+        """Receive and handle what is there; then it waits for a batch, or is answered, or given
+        back."""
+        assert lent.sock
+        if lent.answers:  # it has sent more without waiting for them
+            self._stop_polling(lent)
+            return
+        try:
+            data = lent.sock.recv(_RECEIVE_SIZE, socket.MSG_DONTWAIT)
+        except OSError:
+            self._give_back(lent)  # its thread finds out what it is
+            return
+        answers: list[bytes] = []
+        at = 0
+        size = len(data) if len(data) < _RECEIVE_SIZE else 0
         with self._lock:
-            is_early = 0 < len(self._waiting) < self._expected
-            self._gathering = self._expected if is_early else 0
-        if is_early:
-            gather_s = max(_GATHER_COMMITS * self._commit_s, _GATHER_EACH_S * self._expected)
-            self._await_wanted(min(gather_s, _GATHER_MAX_S))
-            self._gathering = 0
+            try:
+                while size - at >= HEADER_SIZE:
+                    word, request_id, length = unpack_words(data, at)
+                    body_at = at + HEADER_SIZE
+                    end = body_at + length
+                    handler = self._handlers.get(word)
+                    if handler is None or end > size:
+                        break
+                    if answer := handler(request_id, data[body_at:end]):
+                        answers.append(answer)
+                    at = end
+            except Exception as error:
+                # Its thread handles this request once more, and says what is wrong with it.
+                logger.debug("a request is left to its thread: %r", error)
+        lent.answers = answers[0] if len(answers) == 1 else b"".join(answers)
+        lent.batch = self._depends.pop(get_ident(), 0)
+        lent.data = data[at:] if at < len(data) or not data else None
+        if lent.batch > self._engine.committed:
+            self._waiting.append(lent)
+        else:
+            self._go_on(lent)
 
-    def _await_wanted(self, timeout_s: float) -> None:
-        if self._wanted.acquire(timeout=timeout_s):
-            self._is_wanted = False
+    def _go_on(self, lent: _Waiting) -> None:
+        """Send its answers, on which nothing waits any more."""
+        assert lent.sock
+        if lent.answers:
+            try:
+                sent = lent.sock.send(lent.answers, socket.MSG_DONTWAIT)
+            except OSError:
+                sent = 0  # no room, or no peer
+            lent.answers = lent.answers[sent:]
+        if lent.answers or lent.data is not None:
+            self._give_back(lent)
+        elif not lent.is_polled:
+            number = lent.sock.fileno()
+            lent.is_polled = True
+            self._polled[number] = lent
+            self._poll.register(number, select.EPOLLIN)
 
-    def _commit(self) -> None:
+    def _stop_polling(self, lent: _Waiting) -> None:
+        assert lent.sock
+        if lent.is_polled:
+            number = lent.sock.fileno()
+            lent.is_polled = False
+            del self._polled[number]
+            self._poll.unregister(number)
+
+    def _give_back(self, waiting: _Waiting) -> None:
+        """To its thread."""
+        if waiting.sock:
+            self._stop_polling(waiting)
+        waiting.gate.release()
+
+    def _begin(self) -> None:
+        """Begin to write what is staged."""
         engine = self._engine
         with self._lock:
-            is_idle = not engine.has_staged
-            changes = engine.garbage() if is_idle else engine.take(self._remembered)
-        started = time.perf_counter()
-        try:
-            if changes:
-                self._store.commit(changes)
-                self._commit_s = time.perf_counter() - started
-        except StoreFull as error:
-            with self._lock:
-                if not is_idle:
+            self._is_idle = not engine.has_staged
+            changes = engine.garbage() if self._is_idle else engine.take(self._remembered)
+        if not changes:
+            self._end(None)
+        elif len(self._polled) > 1:
+            self._is_syncing = True
+            self._to_sync.put(changes)
+        else:
+            self._end(self._sync(changes))  # nobody else is waiting for this thread
+
+    def _end(self, error: Exception | None) -> None:
+        """What was begun is on disk, or there was nothing; go on with those who waited for it.
+
+        Raises ``error``, unless there is just no room.
+        """
+        engine = self._engine
+        self._is_syncing = False
+        self._idle_until = time.monotonic() + _IDLE_S
+        if error and not isinstance(error, StoreFull):
+            raise error
+        has_room = not error and self._store.has_room()
+        with self._lock:
+            if error:
+                if not self._is_idle:
                     engine.put_back()
                 if not engine.is_full:
                     logger.error("writes are refused until there is room again: %s", error)
-                engine.is_full = True
                 done = self._take_waiting(engine.batch - 1)
-        else:
-            has_room = self._store.has_room()
-            with self._lock:
-                if changes:
-                    self._store.refresh()
-                if not is_idle:
+            else:
+                self._store.refresh()
+                if not self._is_idle:
                     engine.settle()
                 if engine.is_full is has_room:
                     what = "there is room again" if has_room else "writes are refused: it is full"
                     logger.log(logging.INFO if has_room else logging.ERROR, "the disk: %s", what)
-                engine.is_full = not has_room
                 done = self._take_waiting(engine.committed)
+            engine.is_full = not has_room
         if done:
             self._expected = len(done) + len(self._waiting)
         for waiting in done:
-            self._let_go(waiting)
-        if engine.is_full:
-            time.sleep(_IDLE_S)
+            waiting.is_lost = waiting.batch > engine.committed
+            if waiting.sock and not waiting.is_lost:
+                self._go_on(waiting)
+            else:
+                self._give_back(waiting)
 
     def _take_waiting(self, batch: int) -> list[_Waiting]:
         """Those who wait for a batch up to this one; they wait no more."""
@@ -232,41 +405,6 @@ class Committer:
             self._waiting = [each for each in self._waiting if each.batch > batch]
         return done
 
-    def _let_go(self, waiting: _Waiting) -> None:
-        _, gate, sock, answers = waiting
-        if sock:
-            try:
-                if waiting.batch > self._engine.committed:
-                    sock.shutdown(socket.SHUT_RDWR)  # its thread finds the connection closed
-                elif (sent := _send_some(sock, answers)) < len(answers):
-                    rest = waiting._replace(answers=answers[sent:])
-                    threading.Thread(target=self._send_rest, args=(rest,), daemon=True).start()
-                    return
-            except OSError:
-                pass  # its thread finds that, too
-            del self._held[sock]
-        gate.release()
 
-    def _send_rest(self, waiting: _Waiting) -> None:
-        """To a peer that does not take its answers at once: nobody else waits for it."""
-        assert waiting.sock
-        try:
-            waiting.sock.sendall(waiting.answers)
-        except OSError:
-            pass
-        del self._held[waiting.sock]
-        waiting.gate.release()
-
-
-def _closed_gate() -> LockType:
-    gate = allocate_lock()
-    gate.acquire()
-    return gate
-
-
-def _send_some(sock: socket.socket, data: bytes) -> int:
-    """What can be sent without waiting."""
-    try:
-        return sock.send(data, socket.MSG_DONTWAIT)
-    except BlockingIOError:
-        return 0
+def _lost() -> ConnectionAbortedError:
+    return ConnectionAbortedError("what the answers depend on could not be stored")

@@ -22,6 +22,7 @@ import struct
 import threading
 import time
 from collections.abc import Callable, Collection, Mapping
+from functools import partial
 from queue import SimpleQueue
 from typing import Any, Final, Generic, Protocol, TypeAlias, TypeVar, get_type_hints
 
@@ -161,12 +162,17 @@ class Outbox(Protocol):
     """Has answers that must not leave yet. If a method raises OSError, what was not sent is not to
     be sent at all, and the connection to be closed."""
 
-    def hold(self, sock: socket.socket, answers: bytes, /) -> bool:
-        """Either send these answers later, or return False once the caller is to do it."""
+    def lend(self, sock: socket.socket, answers: bytes, is_whole: bool, /) -> bool:
+        """Either send these answers later, and perhaps handle what comes after them; or return
+        False once the caller is to send them. ``is_whole``: there is no part of a next frame."""
         ...
 
-    def wait(self, sock: socket.socket, /) -> None:
-        """Return once the caller may send on this connection."""
+    def receive(self, sock: socket.socket, size: int, /) -> bytes:
+        """In the place of the socket's recv: wait until it is not lent any more."""
+        ...
+
+    def wait(self) -> None:
+        """Return once the caller may send its answers."""
         ...
 
 
@@ -181,7 +187,8 @@ class FrameServer(socketserver.ThreadingTCPServer):
             peer may take none of its answers.
         lock: held while a handler runs, if one is given.
         recover: told of what a handler raised, without the lock; True: call the handler once more.
-        outbox: asked by a connection's thread before it sends the answers that it has.
+        outbox: asked by a connection's thread before it sends the answers that it has, and then for
+            what it receives.
 
     Raises ClusterError if the address cannot be had.
     """
@@ -359,7 +366,8 @@ class _FrameHandler(socketserver.BaseRequestHandler):
         The usual frames, whole and of a kind that is served, are handled straight from the received
         bytes. The rest, whatever it is, goes through the FrameBuffer.
         """
-        recv = self.request.recv
+        outbox = self.server.outbox
+        recv = partial(outbox.receive, self.request) if outbox else self.request.recv
         sendall = self.request.sendall
         buffer = self._buffer
         handlers = self._handlers
@@ -367,7 +375,6 @@ class _FrameHandler(socketserver.BaseRequestHandler):
         # Taken once: ``with`` would call two methods more for each frame.
         acquire = self.server.handler_lock.acquire
         release = self.server.handler_lock.release
-        outbox = self.server.outbox
         wanted = SHORT_RECEIVE_SIZE
         answer = b""
         while True:
@@ -412,7 +419,7 @@ class _FrameHandler(socketserver.BaseRequestHandler):
                     if len(answers) > 1:
                         self._send_many()
             if answer:
-                if outbox is None or not outbox.hold(self.request, answer):
+                if outbox is None or not outbox.lend(self.request, answer, True):
                     sendall(answer)
                 answer = b""
                 continue
@@ -421,11 +428,11 @@ class _FrameHandler(socketserver.BaseRequestHandler):
                 wanted = buffer.receive_size
             if answers:
                 joined = answers[0] if len(answers) == 1 else b"".join(answers)
-                if outbox is None or not outbox.hold(self.request, joined):
+                is_whole = bool(data) and not buffer.size
+                if outbox is None or not outbox.lend(self.request, joined, is_whole):
                     sendall(joined)
                 answers.clear()
             if not data:
-                self._await_outbox()
                 return
 
     def _with_rest(self, data: bytes) -> bytes:
@@ -525,13 +532,10 @@ class _FrameHandler(socketserver.BaseRequestHandler):
             self._send()
 
     def _send(self) -> None:
-        self._await_outbox()
+        if self.server.outbox is not None:
+            self.server.outbox.wait()
         self.request.sendall(b"".join(self._answers))
         self._answers.clear()
-
-    def _await_outbox(self) -> None:
-        if self.server.outbox is not None:
-            self.server.outbox.wait(self.request)
 
     def _send_last(self) -> None:
         """Send the reason for closing, and read on for a moment: a connection that is closed with

@@ -70,13 +70,19 @@ class StorageNode:
         self._lock = TokenLock()
         self._store = LogStore(options.data_dir) if options.data_dir else None
         self._engine = DiskEngine(self._store) if self._store else MemoryEngine()
+        handlers: dict[int, Handler] = {}
         self._committer = (
-            Committer(self._engine, self._store, self._lock, lambda p: self._replicas.remembered(p))
+            Committer(
+                self._engine,
+                self._store,
+                self._lock,
+                lambda p: self._replicas.remembered(p),
+                handlers,
+            )
             if isinstance(self._engine, DiskEngine) and self._store
             else None
         )
         self._fetch_map = Gathered(self._fetch_map_now)
-        handlers: dict[int, Handler] = {}
         self._server = FrameServer(
             options.host,
             options.port,

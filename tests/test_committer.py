@@ -17,8 +17,13 @@ from gtstore.engine import Remembered
 from gtstore.errors import StoreFailed, StoreFull
 from gtstore.server import TokenLock
 from gtstore.testing import wait_until
+from gtstore.wire.codec import ACK, COMMIT, ENTRY, EXECUTE, GET, HEADER_WORDS, WRITE, head_word
 
 from .forgetful_store import ForgetfulStore
+
+
+def frame(kind: int, request_id: int, body: bytes = b"") -> bytes:
+    return HEADER_WORDS.pack(head_word(kind), request_id, len(body)) + body
 
 
 class Node:
@@ -28,9 +33,14 @@ class Node:
         self.store = store
         self.lock = TokenLock()
         self.engine = DiskEngine(store)
-        self.entries = self.engine.partition(0).entries
+        self.partition = self.engine.partition(0)
+        self.entries = self.partition.entries
         self.committer = Committer(
-            self.engine, store, self.lock, lambda _: Remembered(1, b"", 0, 0, 0)
+            self.engine,
+            store,
+            self.lock,
+            lambda _: Remembered(1, b"", 0, 0, 0),
+            {GET: self.on_get, WRITE: self.on_write, COMMIT: self.on_commit},
         )
 
     def write(self, key: bytes) -> None:
@@ -39,6 +49,20 @@ class Node:
             self.entries[key] = b"entry of " + key
             self.engine.depend()
         self.committer.wait()
+
+    def on_write(self, request_id: int, key: bytes) -> bytes:
+        """As its handlers do it, with shorter bodies."""
+        if key == b"trouble":
+            raise ValueError(key)
+        self.entries[key] = b"entry of " + key
+        self.engine.depend()
+        return frame(ACK, request_id)
+
+    def on_commit(self, request_id: int, key: bytes) -> bytes:  # noqa: ARG002
+        return b""
+
+    def on_get(self, request_id: int, key: bytes) -> bytes:
+        return frame(ENTRY, request_id, self.partition.shown(key) or b"")
 
     def on_disk(self, key: bytes) -> bool:
         """Whether a crash now would leave the key there."""
@@ -175,26 +199,38 @@ def test_a_disk_that_fails_ends_the_node(
     assert "the disk failed: input/output error: this node ends" in caplog.text
 
 
-# --- answers that are left to the committer ------------------------------------------------------
+# --- connections that are lent -------------------------------------------------------------------
 
 
 class Connection:
-    """Its node's end and its peer's, and what its thread does with an answer."""
+    """Its node's end and its peer's, and its thread, which gets what the committer does not
+    handle."""
 
     def __init__(self, node: Node) -> None:
         self.node = node
         self.sock, self.peer = socket.socketpair()
         self.peer.settimeout(20)
+        self.received: list[bytes] = []
+        self.error: OSError | None = None
+        self.thread = threading.Thread(target=self._receive)
 
-    def write(self, key: bytes, answer: bytes) -> None:
+    def write(self, key: bytes, answer: bytes, is_whole: bool = True) -> None:
+        """A request that its thread has handled; from now on it receives."""
         with self.node.lock:
             self.node.entries[key] = b"entry of " + key
             self.node.engine.depend()
-        self.answer(answer)
-
-    def answer(self, answer: bytes) -> None:
-        if not self.node.committer.hold(self.sock, answer):
+        if not self.node.committer.lend(self.sock, answer, is_whole):
             self.sock.sendall(answer)
+        self.thread.start()
+
+    def _receive(self) -> None:
+        try:
+            self.received.append(self.node.committer.receive(self.sock, 100))
+        except OSError as error:
+            self.error = error
+
+    def ask(self, *frames: bytes) -> None:
+        self.peer.sendall(b"".join(frames))
 
     def has_answers(self) -> bool:
         return bool(select.select([self.peer], [], [], 0)[0])
@@ -209,8 +245,10 @@ class Connection:
             return sent
 
     def close(self) -> None:
-        self.sock.close()
         self.peer.close()
+        if self.thread.ident:
+            self.thread.join()
+        self.sock.close()
 
 
 @pytest.fixture
@@ -220,7 +258,15 @@ def connection(node: Node) -> Iterator[Connection]:
     connection.close()
 
 
-def test_a_thread_goes_on_while_its_answer_waits_for_the_sync(connection: Connection) -> None:
+@pytest.fixture
+def lent(connection: Connection) -> Connection:
+    """One whose thread sleeps."""
+    connection.write(b"first", b"answer")
+    assert connection.peer.recv(100) == b"answer"
+    return connection
+
+
+def test_an_answer_waits_for_the_sync(connection: Connection) -> None:
     gate = threading.Event()
     connection.node.store.before_commit = gate.wait
     connection.write(b"key", b"answer")
@@ -230,28 +276,116 @@ def test_a_thread_goes_on_while_its_answer_waits_for_the_sync(connection: Connec
     assert connection.node.on_disk(b"key")
 
 
-def test_answers_leave_in_the_order_of_the_requests(connection: Connection) -> None:
-    """Also one that depends on nothing, and the end of the connection."""
-    gate = threading.Event()
-    connection.node.store.before_commit = gate.wait
-    connection.write(b"key", b"first ")
-    thread = threading.Thread(target=connection.answer, args=(b"second",))
-    thread.start()
-    thread.join(0.05)
-    assert thread.is_alive()
-    assert not connection.has_answers()
-    gate.set()
-    thread.join()
-    assert connection.peer.recv(100) == b"first second"
-    connection.write(b"key 2", b"third")
-    connection.node.committer.wait(connection.sock)
-    assert connection.has_answers()
-
-
-def test_long_answers_are_sent_by_their_own_thread(connection: Connection) -> None:
-    connection.write(b"key", b"x" * 5000)
+@pytest.mark.parametrize("answer", [b"x" * 5000, b"answer"])
+def test_answers_that_their_own_thread_sends(connection: Connection, answer: bytes) -> None:
+    """Long ones, and those before a part of a frame that only it knows of."""
+    connection.write(b"key", answer, is_whole=len(answer) > 100)
     assert connection.node.on_disk(b"key")
-    assert len(connection.peer.recv(10_000)) == 5000
+    assert len(connection.peer.recv(10_000)) == len(answer)
+    connection.ask(b"more")
+    connection.thread.join()
+    assert connection.received == [b"more"]
+
+
+def test_what_comes_next_is_handled_without_the_thread(node: Node, lent: Connection) -> None:
+    for number in range(3):
+        key = b"%d" % number
+        lent.ask(frame(COMMIT, 0, b"first"), frame(WRITE, number, key))
+        assert lent.peer.recv(100) == frame(ACK, number)
+        assert node.on_disk(key)
+        lent.ask(frame(GET, 7, key))
+        assert lent.peer.recv(100) == frame(ENTRY, 7, b"entry of " + key)
+    assert lent.thread.is_alive()
+
+
+def test_a_sync_is_shared_by_those_who_are_lent(node: Node) -> None:
+    connections = [Connection(node) for _ in range(8)]
+    for number, each in enumerate(connections):
+        each.write(b"%d" % number, b"answer")
+    for each in connections:
+        assert each.peer.recv(100) == b"answer"
+    before = len(node.store.commits)
+    for turn in range(20):
+        for number, each in enumerate(connections):
+            each.ask(frame(WRITE, turn, b"%d %d" % (number, turn)))
+        for number, each in enumerate(connections):
+            assert each.peer.recv(100) == frame(ACK, turn)
+            assert node.on_disk(b"%d %d" % (number, turn))
+    assert len(node.store.commits) - before < 80
+    for each in connections:
+        each.close()
+
+
+def test_a_get_does_not_wait_for_the_disk(node: Node, lent: Connection) -> None:
+    other = Connection(node)
+    other.write(b"other", b"answer")
+    assert other.peer.recv(100) == b"answer"
+    gate = threading.Event()
+    node.store.before_commit = gate.wait
+    lent.ask(frame(WRITE, 1, b"key"))
+    wait_until(lambda: node.engine.batch > node.engine.committed + 1, "the sync")
+    other.ask(frame(GET, 2, b"first"))
+    assert other.peer.recv(100) == frame(ENTRY, 2, b"entry of first")
+    assert not lent.has_answers()
+    gate.set()
+    assert lent.peer.recv(100) == frame(ACK, 1)
+    other.close()
+
+
+def test_what_is_sent_before_the_last_answer(node: Node, lent: Connection) -> None:
+    """All answers come, in order."""
+    other = Connection(node)
+    other.write(b"other", b"answer")
+    assert other.peer.recv(100) == b"answer"
+    gate = threading.Event()
+    node.store.before_commit = gate.wait
+    lent.ask(frame(WRITE, 1, b"key"))
+    wait_until(lambda: node.engine.batch > node.engine.committed + 1, "the sync")
+    lent.ask(frame(GET, 2, b"key"))
+    other.ask(frame(GET, 3, b"key"))  # when it is answered the one before was seen
+    assert other.peer.recv(100) == frame(ENTRY, 3)
+    assert not lent.has_answers()
+    gate.set()
+    expected = frame(ACK, 1) + frame(ENTRY, 2, b"entry of key")
+    received = b""
+    while len(received) < len(expected):
+        received += lent.peer.recv(100)
+    assert received == expected
+    other.close()
+
+
+@pytest.mark.parametrize(
+    "rest",
+    [
+        pytest.param(frame(EXECUTE, 5, b"key"), id="another kind"),
+        pytest.param(frame(WRITE, 5, b"key")[:14], id="a part of a frame"),
+        pytest.param(frame(WRITE, 5, b"key")[:3], id="a part of a header"),
+        pytest.param(b"garbage which is no frame", id="no frame"),
+        pytest.param(frame(WRITE, 5, b"trouble") + frame(GET, 6, b"key"), id="trouble"),
+    ],
+)
+@pytest.mark.parametrize("before", [b"", frame(WRITE, 4, b"4"), frame(GET, 4, b"none")])
+def test_everything_else_is_its_threads(lent: Connection, before: bytes, rest: bytes) -> None:
+    """After the answers to what was handled before it."""
+    lent.ask(before, rest)
+    lent.thread.join()
+    assert lent.received == [rest]
+    if before:
+        assert lent.peer.recv(100) in (frame(ACK, 4), frame(ENTRY, 4))
+
+
+def test_much_at_once_is_its_threads(lent: Connection) -> None:
+    frames = b"".join(frame(WRITE, n, b"%d" % n) for n in range(1000))
+    lent.ask(frames)
+    lent.thread.join()
+    assert frames.startswith(lent.received[0])
+    assert len(lent.received[0]) >= 1000
+
+
+def test_the_end_is_its_threads(lent: Connection) -> None:
+    lent.peer.shutdown(socket.SHUT_WR)
+    lent.thread.join()
+    assert lent.received == [b""]
 
 
 def test_a_peer_that_does_not_read_holds_nobody_up(node: Node, connection: Connection) -> None:
@@ -262,7 +396,6 @@ def test_a_peer_that_does_not_read_holds_nobody_up(node: Node, connection: Conne
     while len(received) < before + len(b"answer"):
         received += connection.peer.recv(65536)
     assert received.endswith(b"\0answer")
-    node.committer.wait(connection.sock)
 
 
 @pytest.mark.parametrize("is_full", [False, True])
@@ -279,13 +412,25 @@ def test_a_peer_that_is_gone_holds_nobody_up(
     gate.set()
     node.write(b"another's")
     connection.peer.close()
-    node.committer.wait(connection.sock)
+    connection.thread.join()
+    assert connection.error or connection.received == [b""]
 
 
-def test_what_could_not_be_stored_is_not_answered(node: Node, connection: Connection) -> None:
+@pytest.mark.parametrize("is_lent", [False, True])
+def test_what_could_not_be_stored_is_not_answered(
+    node: Node, connection: Connection, is_lent: bool
+) -> None:
+    if is_lent:
+        connection.write(b"first", b"answer")
+        assert connection.peer.recv(100) == b"answer"
     node.store.error = StoreFull("no room")
-    connection.write(b"key", b"answer")
-    assert connection.peer.recv(100) == b""
+    if is_lent:
+        connection.ask(frame(WRITE, 1, b"key"))
+    else:
+        connection.write(b"key", b"answer")
+    connection.thread.join()
+    assert isinstance(connection.error, ConnectionAbortedError)
+    assert not connection.has_answers()
     node.store.error = None
 
 
@@ -301,7 +446,6 @@ def test_those_who_shared_a_sync_are_waited_for(node: Node) -> None:
     for thread in threads:
         thread.join()
     assert node.committer._expected > 1
-    node.committer._commit_s = 10.0
     commits = len(node.store.commits)
     node.write(b"alone")
     assert len(node.store.commits) == commits + 1
