@@ -27,7 +27,7 @@ from typing import Final
 
 from .disk import Changes, DiskEngine, Store
 from .engine import Remembered
-from .errors import StoreFull
+from .errors import StoreError, StoreFailed, StoreFull
 from .server import Handler, TokenLock, unpack_words
 from .wire.codec import COMMIT, GET, WRITE, head_word
 from .wire.messages import KIB
@@ -37,6 +37,7 @@ logger = logging.getLogger("gtstore.committer")
 
 DISK_FAILED_EXIT: Final = 74
 """A node's exit code when its disk fails (EX_IOERR of sysexits.h); the manager says it in words."""
+_INTERNAL_ERROR_EXIT: Final = 70  # EX_SOFTWARE
 _IDLE_S: Final = 0.5
 """What nobody waits for (committed flags) is committed after that time; and so often it is tried
 whether a full disk has room again."""
@@ -110,7 +111,7 @@ class Committer:
         self._is_syncing = False
         self._is_idle = False  # whether nothing was staged that is being written
         self._to_sync: SimpleQueue[Changes | None] = SimpleQueue()
-        self._synced: SimpleQueue[Exception | None] = SimpleQueue()
+        self._synced: SimpleQueue[StoreError | None] = SimpleQueue()
         self._is_stopping = False
         engine.on_depend = self._depend
         self._threads = [
@@ -173,7 +174,10 @@ class Committer:
         if lent.is_lost:
             raise _lost()
         if lent.answers:  # the peer does not take them at once
-            sock.sendall(lent.answers)
+            try:
+                sock.sendall(lent.answers)
+            except BlockingIOError as error:  # which is no end, where a receive raises it
+                raise TimeoutError("the peer does not take its answers") from error
         return sock.recv(size) if lent.data is None else lent.data
 
     def wait(self) -> None:
@@ -220,12 +224,14 @@ class Committer:
             self._synced.put(self._sync(changes))
             os.eventfd_write(self._bell, 1)
 
-    def _sync(self, changes: Changes) -> Exception | None:
+    def _sync(self, changes: Changes) -> StoreError | None:
         """Return what went wrong."""
         try:
             self._store.commit(changes)
-        except Exception as error:
+        except StoreError as error:
             return error
+        except Exception as error:
+            return StoreFailed(repr(error))
         return None
 
     # --- the committer ---------------------------------------------------------------------------
@@ -237,10 +243,13 @@ class Committer:
             self._begin()
             while self._is_syncing:
                 self._do_next()
-        except Exception as error:
+        except StoreError as error:
             # M6: what is on the disk is not known any more, so nothing may be answered.
             logger.critical("the disk failed: %s: this node ends", error)
             os._exit(DISK_FAILED_EXIT)
+        except Exception:
+            logger.critical("internal error in the committer: this node ends", exc_info=True)
+            os._exit(_INTERNAL_ERROR_EXIT)
         self._to_sync.put(None)
 
     def _do_next(self) -> None:
@@ -275,7 +284,8 @@ class Committer:
         for number, _ in self._poll.poll(timeout_s):
             if number == self._bell:
                 os.eventfd_read(self._bell)
-                self._is_rung = False
+                with self._lock:
+                    self._is_rung = False
             else:
                 self._serve(self._polled[number])
 
@@ -283,7 +293,7 @@ class Committer:
         """Receive and handle what is there; then it waits for a batch, or is answered, or given
         back."""
         assert lent.sock
-        if lent.answers:  # it has sent more without waiting for them
+        if lent.answers or lent.data is not None:  # it has sent more without waiting for them
             self._stop_polling(lent)
             return
         try:
@@ -292,11 +302,11 @@ class Committer:
             self._give_back(lent)  # its thread finds out what it is
             return
         answers: list[bytes] = []
-        at = 0
+        answers_size = at = 0
         size = len(data) if len(data) < _RECEIVE_SIZE else 0
         with self._lock:
             try:
-                while size - at >= HEADER_SIZE:
+                while size - at >= HEADER_SIZE and answers_size <= _HELD_SIZE_MAX:
                     word, request_id, length = unpack_words(data, at)
                     body_at = at + HEADER_SIZE
                     end = body_at + length
@@ -305,10 +315,11 @@ class Committer:
                         break
                     if answer := handler(request_id, data[body_at:end]):
                         answers.append(answer)
+                        answers_size += len(answer)
                     at = end
             except Exception as error:
                 # Its thread handles this request once more, and says what is wrong with it.
-                logger.debug("a request is left to its thread: %r", error)
+                logger.debug("a request is left to its thread: %s", type(error).__name__)
         lent.answers = answers[0] if len(answers) == 1 else b"".join(answers)
         lent.batch = self._depends.pop(get_ident(), 0)
         lent.data = data[at:] if at < len(data) or not data else None
@@ -356,13 +367,13 @@ class Committer:
             changes = engine.garbage() if self._is_idle else engine.take(self._remembered)
         if not changes:
             self._end(None)
-        elif len(self._polled) > 1:
+        elif all(lent.answers for lent in self._polled.values()):
+            self._end(self._sync(changes))  # nobody can come meanwhile who does not wait for it
+        else:
             self._is_syncing = True
             self._to_sync.put(changes)
-        else:
-            self._end(self._sync(changes))  # nobody else is waiting for this thread
 
-    def _end(self, error: Exception | None) -> None:
+    def _end(self, error: StoreError | None) -> None:
         """What was begun is on disk, or there was nothing; go on with those who waited for it.
 
         Raises ``error``, unless there is just no room.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import select
 import socket
+import struct
 import threading
 from collections.abc import Iterator
 
@@ -52,7 +53,10 @@ class Node:
 
     def on_write(self, request_id: int, key: bytes) -> bytes:
         """As its handlers do it, with shorter bodies."""
-        if key == b"trouble":
+        if key.endswith(b"trouble"):
+            if key == b"late trouble":
+                self.entries[key] = b"entry"
+                self.engine.depend()
             raise ValueError(key)
         self.entries[key] = b"entry of " + key
         self.engine.depend()
@@ -199,6 +203,24 @@ def test_a_disk_that_fails_ends_the_node(
     assert "the disk failed: input/output error: this node ends" in caplog.text
 
 
+def test_an_error_of_the_program_ends_the_node_too(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """And is not called one of the disk."""
+    ended = threading.Event()
+    codes: list[int] = []
+    monkeypatch.setattr(module.os, "_exit", lambda code: (codes.append(code), ended.set()))
+    node = Node(ForgetfulStore())
+    monkeypatch.setattr(node.engine, "take", lambda _: 1 / 0)
+    node.committer.start()
+    with node.lock:
+        node.entries[b"key"] = b"entry"
+    assert ended.wait(20)
+    assert codes == [70]
+    assert "ZeroDivisionError" in caplog.text
+    assert "disk" not in caplog.text
+
+
 # --- connections that are lent -------------------------------------------------------------------
 
 
@@ -330,6 +352,59 @@ def test_a_get_does_not_wait_for_the_disk(node: Node, lent: Connection) -> None:
     gate.set()
     assert lent.peer.recv(100) == frame(ACK, 1)
     other.close()
+
+
+def test_a_get_does_not_wait_for_another_threads_commit(node: Node, lent: Connection) -> None:
+    gate = threading.Event()
+    node.store.before_commit = gate.wait
+    thread = threading.Thread(target=node.write, args=(b"key",))
+    thread.start()
+    wait_until(lambda: node.engine.batch > node.engine.committed + 1, "the sync")
+    lent.ask(frame(GET, 2, b"first"))
+    assert lent.peer.recv(100) == frame(ENTRY, 2, b"entry of first")
+    assert thread.is_alive()
+    gate.set()
+    thread.join()
+
+
+def test_a_request_that_waits_for_its_thread_is_not_overtaken(node: Node, lent: Connection) -> None:
+    """What depends on a sync, and then is its thread's: the next one does not come first."""
+    other = Connection(node)
+    other.write(b"other", b"answer")
+    assert other.peer.recv(100) == b"answer"
+    gate = threading.Event()
+    node.store.before_commit = gate.wait
+    lent.ask(frame(WRITE, 1, b"late trouble"))
+    wait_until(lambda: node.engine.batch > node.engine.committed + 1, "the sync")
+    lent.ask(frame(GET, 2, b"first"))
+    other.ask(frame(GET, 3, b"first"))
+    assert other.peer.recv(100) == frame(ENTRY, 3, b"entry of first")
+    gate.set()
+    lent.thread.join()
+    assert lent.received == [frame(WRITE, 1, b"late trouble")]
+    assert lent.sock.recv(100) == frame(GET, 2, b"first")
+    assert not lent.has_answers()
+    other.close()
+
+
+def test_many_bytes_of_answers_are_its_threads(node: Node, lent: Connection) -> None:
+    with node.lock:
+        node.entries[b"long"] = bytes(3000)
+        node.engine.depend()
+    node.committer.wait()
+    lent.ask(*(frame(GET, n, b"long") for n in range(10)))
+    lent.thread.join()
+    assert lent.received == [b"".join(frame(GET, n, b"long") for n in range(2, 10))]
+
+
+def test_a_peer_that_takes_nothing_is_closed(connection: Connection) -> None:
+    """Or what is sent later would be taken for the rest of what it did not take."""
+    timeout = struct.pack("ll", 0, 100_000)
+    connection.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, timeout)
+    connection.fill()
+    connection.write(b"key", b"answer")
+    connection.thread.join()
+    assert isinstance(connection.error, TimeoutError)
 
 
 def test_what_is_sent_before_the_last_answer(node: Node, lent: Connection) -> None:
