@@ -16,8 +16,9 @@ import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from multiprocessing.context import SpawnContext
 from multiprocessing.sharedctypes import Synchronized
-from multiprocessing.synchronize import Barrier, Event
+from multiprocessing.synchronize import Barrier
 from pathlib import Path
 from typing import Any, Literal, TextIO, TypeAlias
 
@@ -33,6 +34,7 @@ OLD_KEYS = 0.03
 PADDING_MAX = 20
 START_TIMEOUT_S = 60.0
 CALL_TIMEOUT_S = 20.0
+_LOOK_S = 0.02
 
 KeyKind: TypeAlias = Literal["register", "list", "number", "mixed"]
 
@@ -52,6 +54,27 @@ def keys_of(number: int) -> list[tuple[bytes, KeyKind]]:
     return [(b"chaos/%d/%d" % (number, i), kind) for i, kind in enumerate(KEY_KINDS)]
 
 
+class Flag:
+    """One that all processes see. No lock is taken, as an Event's is at each look: a process that
+    is stopped while it holds one would hold up also the one that is to let it go on."""
+
+    def __init__(self, context: SpawnContext) -> None:
+        self._value = context.RawValue("b", 0)
+
+    def set(self) -> None:
+        self._value.value = 1
+
+    def is_set(self) -> bool:
+        return bool(self._value.value)
+
+    def wait(self, timeout_s: float) -> bool:
+        """Until it is set, or for that time; whether it is set."""
+        ends_at = time.monotonic() + timeout_s
+        while not self.is_set() and (left_s := ends_at - time.monotonic()) > 0:
+            time.sleep(min(left_s, _LOOK_S))
+        return self.is_set()
+
+
 @dataclass(frozen=True)
 class Shared:
     """What parent and clients have in common.
@@ -66,7 +89,7 @@ class Shared:
     started_ns: int
     tickets: Synchronized[int]
     at_start: Barrier
-    is_over: Event
+    is_over: Flag
 
     def now(self) -> int:
         """Nanoseconds since the start: the same clock in all processes of this machine."""

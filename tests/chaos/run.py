@@ -13,7 +13,16 @@ from pathlib import Path
 from gtstore.testing import Cluster
 
 from ..linearizability import Violation, violations, without_versions
-from .clients import CALL_TIMEOUT_S, START_TIMEOUT_S, Shared, histories, read_all, report_path, work
+from .clients import (
+    CALL_TIMEOUT_S,
+    START_TIMEOUT_S,
+    Flag,
+    Shared,
+    histories,
+    read_all,
+    report_path,
+    work,
+)
 from .faults import Faults, Tell
 
 CLIENTS = 8
@@ -115,7 +124,7 @@ def _work(
         time.monotonic_ns(),
         tickets,
         context.Barrier(CLIENTS + 1),
-        context.Event(),
+        Flag(context),
     )
     clients = [
         context.Process(target=work, args=(shared, number, seed * 100 + number), daemon=True)
