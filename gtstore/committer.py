@@ -367,8 +367,10 @@ class Committer:
             changes = engine.garbage() if self._is_idle else engine.take(self._remembered)
         if not changes:
             self._end(None)
-        elif all(lent.answers for lent in self._polled.values()):
-            self._end(self._sync(changes))  # nobody can come meanwhile who does not wait for it
+        elif len(self._polled) <= 1 and all(lent.answers for lent in self._polled.values()):
+            # Nobody can come meanwhile who does not wait for it. With more clients it is better to
+            # gather the next batch at the same time: 0.51 against 0.66 of Redis with 64 of them.
+            self._end(self._sync(changes))
         else:
             self._is_syncing = True
             self._to_sync.put(changes)
