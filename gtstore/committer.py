@@ -122,6 +122,7 @@ class Committer:
     def start(self) -> None:
         for kind in (GET, WRITE, COMMIT):
             self._handlers[head_word(kind)] = self._all_handlers[kind]
+        self._idle_until = time.monotonic() + _IDLE_S
         for thread in self._threads:
             thread.start()
 
