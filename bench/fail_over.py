@@ -55,8 +55,8 @@ RESTORE_TIMEOUT_S = 120.0
 UNTIL_FIRST_LOOK_S = 1.0
 LOOK_PAUSE_S = 0.01
 LOOK_AGAIN_PAUSE_S = 0.05
-"""While a node copies. Each PING has a connection and a thread of its own there: a look every 10 ms
-took as much of the CPUs as a node that is copied from, and the client that is measured felt it."""
+"""While a node copies. Each PING has a connection and a thread of its own there, which the client
+that is measured feels if there are many."""
 PING_TIMEOUT_S = 0.25
 ASK_ANYWAY_S = 10.0
 """Before it failed, a node may have held more than it gets back."""

@@ -369,8 +369,8 @@ class Committer:
         if not changes:
             self._end(None)
         elif len(self._polled) <= 1 and all(lent.answers for lent in self._polled.values()):
-            # Nobody can come meanwhile who does not wait for it. With more clients it is better to
-            # gather the next batch at the same time: 0.51 against 0.66 of Redis with 64 of them.
+            # Nobody can come meanwhile who does not wait for it. With more clients the next batch
+            # is gathered at the same time.
             self._end(self._sync(changes))
         else:
             self._is_syncing = True

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import select
 import socket
-import struct
 import threading
 from collections.abc import Iterator
 
@@ -16,7 +15,7 @@ from gtstore.committer import DISK_FAILED_EXIT, Committer
 from gtstore.disk import DiskEngine
 from gtstore.engine import Remembered
 from gtstore.errors import StoreFailed, StoreFull
-from gtstore.server import TokenLock
+from gtstore.server import TokenLock, pack_timeout
 from gtstore.testing import wait_until
 from gtstore.wire.codec import ACK, COMMIT, ENTRY, EXECUTE, GET, HEADER_WORDS, WRITE, head_word
 
@@ -245,6 +244,10 @@ class Connection:
             self.sock.sendall(answer)
         self.thread.start()
 
+    def be_lent(self, key: bytes) -> None:
+        self.write(key, b"answer")
+        assert self.peer.recv(100) == b"answer"
+
     def _receive(self) -> None:
         try:
             self.received.append(self.node.committer.receive(self.sock, 100))
@@ -283,9 +286,27 @@ def connection(node: Node) -> Iterator[Connection]:
 @pytest.fixture
 def lent(connection: Connection) -> Connection:
     """One whose thread sleeps."""
-    connection.write(b"first", b"answer")
-    assert connection.peer.recv(100) == b"answer"
+    connection.be_lent(b"first")
     return connection
+
+
+@pytest.fixture
+def other(node: Node) -> Iterator[Connection]:
+    """Another one."""
+    other = Connection(node)
+    other.be_lent(b"other")
+    yield other
+    other.close()
+
+
+def ask_while_the_disk_hangs(lent: Connection, request: bytes) -> threading.Event:
+    """Return once what it stores is being written; it goes on when the event is set."""
+    gate = threading.Event()
+    lent.node.store.before_commit = gate.wait
+    lent.ask(request)
+    engine = lent.node.engine
+    wait_until(lambda: engine.batch > engine.committed + 1, "the sync")
+    return gate
 
 
 def test_an_answer_waits_for_the_sync(connection: Connection) -> None:
@@ -338,20 +359,13 @@ def test_a_sync_is_shared_by_those_who_are_lent(node: Node) -> None:
         each.close()
 
 
-def test_a_get_does_not_wait_for_the_disk(node: Node, lent: Connection) -> None:
-    other = Connection(node)
-    other.write(b"other", b"answer")
-    assert other.peer.recv(100) == b"answer"
-    gate = threading.Event()
-    node.store.before_commit = gate.wait
-    lent.ask(frame(WRITE, 1, b"key"))
-    wait_until(lambda: node.engine.batch > node.engine.committed + 1, "the sync")
+def test_a_get_does_not_wait_for_the_disk(lent: Connection, other: Connection) -> None:
+    gate = ask_while_the_disk_hangs(lent, frame(WRITE, 1, b"key"))
     other.ask(frame(GET, 2, b"first"))
     assert other.peer.recv(100) == frame(ENTRY, 2, b"entry of first")
     assert not lent.has_answers()
     gate.set()
     assert lent.peer.recv(100) == frame(ACK, 1)
-    other.close()
 
 
 def test_a_get_does_not_wait_for_another_threads_commit(node: Node, lent: Connection) -> None:
@@ -367,15 +381,11 @@ def test_a_get_does_not_wait_for_another_threads_commit(node: Node, lent: Connec
     thread.join()
 
 
-def test_a_request_that_waits_for_its_thread_is_not_overtaken(node: Node, lent: Connection) -> None:
+def test_a_request_that_waits_for_its_thread_is_not_overtaken(
+    lent: Connection, other: Connection
+) -> None:
     """What depends on a sync, and then is its thread's: the next one does not come first."""
-    other = Connection(node)
-    other.write(b"other", b"answer")
-    assert other.peer.recv(100) == b"answer"
-    gate = threading.Event()
-    node.store.before_commit = gate.wait
-    lent.ask(frame(WRITE, 1, b"late trouble"))
-    wait_until(lambda: node.engine.batch > node.engine.committed + 1, "the sync")
+    gate = ask_while_the_disk_hangs(lent, frame(WRITE, 1, b"late trouble"))
     lent.ask(frame(GET, 2, b"first"))
     other.ask(frame(GET, 3, b"first"))
     assert other.peer.recv(100) == frame(ENTRY, 3, b"entry of first")
@@ -384,7 +394,6 @@ def test_a_request_that_waits_for_its_thread_is_not_overtaken(node: Node, lent: 
     assert lent.received == [frame(WRITE, 1, b"late trouble")]
     assert lent.sock.recv(100) == frame(GET, 2, b"first")
     assert not lent.has_answers()
-    other.close()
 
 
 def test_many_bytes_of_answers_are_its_threads(node: Node, lent: Connection) -> None:
@@ -399,23 +408,16 @@ def test_many_bytes_of_answers_are_its_threads(node: Node, lent: Connection) -> 
 
 def test_a_peer_that_takes_nothing_is_closed(connection: Connection) -> None:
     """Or what is sent later would be taken for the rest of what it did not take."""
-    timeout = struct.pack("ll", 0, 100_000)
-    connection.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, timeout)
+    connection.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, pack_timeout(0.1))
     connection.fill()
     connection.write(b"key", b"answer")
     connection.thread.join()
     assert isinstance(connection.error, TimeoutError)
 
 
-def test_what_is_sent_before_the_last_answer(node: Node, lent: Connection) -> None:
+def test_what_is_sent_before_the_last_answer(lent: Connection, other: Connection) -> None:
     """All answers come, in order."""
-    other = Connection(node)
-    other.write(b"other", b"answer")
-    assert other.peer.recv(100) == b"answer"
-    gate = threading.Event()
-    node.store.before_commit = gate.wait
-    lent.ask(frame(WRITE, 1, b"key"))
-    wait_until(lambda: node.engine.batch > node.engine.committed + 1, "the sync")
+    gate = ask_while_the_disk_hangs(lent, frame(WRITE, 1, b"key"))
     lent.ask(frame(GET, 2, b"key"))
     other.ask(frame(GET, 3, b"key"))  # when it is answered the one before was seen
     assert other.peer.recv(100) == frame(ENTRY, 3)
@@ -426,7 +428,6 @@ def test_what_is_sent_before_the_last_answer(node: Node, lent: Connection) -> No
     while len(received) < len(expected):
         received += lent.peer.recv(100)
     assert received == expected
-    other.close()
 
 
 @pytest.mark.parametrize(
@@ -496,8 +497,7 @@ def test_what_could_not_be_stored_is_not_answered(
     node: Node, connection: Connection, is_lent: bool
 ) -> None:
     if is_lent:
-        connection.write(b"first", b"answer")
-        assert connection.peer.recv(100) == b"answer"
+        connection.be_lent(b"first")
     node.store.error = StoreFull("no room")
     if is_lent:
         connection.ask(frame(WRITE, 1, b"key"))
