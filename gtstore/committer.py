@@ -45,6 +45,10 @@ _GATHER_EACH_S: Final = 0.000_06
 _GATHER_MAX_S: Final = 0.01
 """How long it is waited for more to share a commit: so long for each who is expected, and never
 longer than this. Who is answered needs some time to come again."""
+_COME_EACH_S: Final = 0.000_03
+_COME_MAX_S: Final = 0.001
+"""How long it sleeps until it looks who has come: so long for each who is missing, and never longer
+than this."""
 _HELD_SIZE_MAX: Final = 4 * KIB
 """A thread with more than so many bytes of answers waits, and sends them itself."""
 _RECEIVE_SIZE: Final = 4 * KIB
@@ -273,11 +277,13 @@ class Committer:
         they are answered, and then all share one sync, where otherwise two halves of them would
         take turns."""
         ends_at = time.monotonic() + min(_GATHER_EACH_S * self._expected, _GATHER_MAX_S)
-        while len(self._waiting) < self._expected:
+        while (missing := self._expected - len(self._waiting)) > 0:
             left_s = ends_at - time.monotonic()
-            # epoll itself knows no time below a millisecond.
-            if left_s <= 0 or not select.select([self._poll], (), (), left_s)[0]:
+            if left_s <= 0:
                 break
+            # Asleep, and not until the next one comes: to be woken for each one costs more than to
+            # serve them all.
+            time.sleep(min(left_s, _COME_EACH_S * missing, _COME_MAX_S))
             self._serve_ready(0)
 
     def _serve_ready(self, timeout_s: float | None) -> None:

@@ -341,14 +341,14 @@ def changed_names(
     return merge(added, (name for name in names if name not in mine))
 
 
-def sealed(changes: Changes) -> Changes:
-    """Changes with the entries' checksums."""
-    return {
-        name: entry
-        if entry is None or name[:1] == b"P"
-        else entry + _CHECKSUM.pack(zlib.crc32(entry, zlib.crc32(name)))
-        for name, entry in changes.items()
-    }
+def sealed(changes: Changes) -> Iterator[tuple[bytes, bytes | None]]:
+    """Changes in the byte order of their names, the entries with their checksums."""
+    for name in sorted(changes):
+        entry = changes[name]
+        if entry is None or name[:1] == b"P":
+            yield name, entry
+        else:
+            yield name, entry + _CHECKSUM.pack(zlib.crc32(entry, zlib.crc32(name)))
 
 
 def unsealed(name: bytes, value: bytes) -> bytes:

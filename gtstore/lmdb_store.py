@@ -10,7 +10,7 @@ import errno
 import json
 import os
 import resource
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Final
 
@@ -19,7 +19,6 @@ try:
 except ImportError:  # the extra ``durable`` is not installed
     lmdb = None  # type: ignore[assignment]
 
-from .disk import Changes
 from .errors import ClusterError, StoreError, StoreFailed, StoreFull
 from .wire.messages import MIB
 
@@ -89,7 +88,7 @@ class LmdbStore:
 
     def _say(self, about: dict[str, Any]) -> None:
         try:
-            self.commit({_ABOUT: json.dumps(about).encode()})
+            self.commit([(_ABOUT, json.dumps(about).encode())])
         except StoreError as error:
             raise ClusterError(f"cannot write to {self._path}: {error}") from error
         self.refresh()
@@ -111,20 +110,25 @@ class LmdbStore:
                 yield name
                 is_there = cursor.next()
 
-    def commit(self, changes: Changes) -> None:
-        """All of these or none of them, on disk when it returns.
+    def commit(self, changes: Iterable[tuple[bytes, bytes | None]]) -> None:
+        """All of these names and values or none of them, on disk when it returns. In byte order
+        they cost the least.
 
         Raises StoreFull if there is no room for them, StoreFailed for any other reason.
         """
-        size = sum(len(name) + len(value or b"") for name, value in changes.items())
+        size = 0
         try:
-            with self._environment.begin(write=True) as transaction:
-                put, delete = transaction.put, transaction.delete
-                for name, value in changes.items():
+            with (
+                self._environment.begin(write=True) as transaction,
+                transaction.cursor() as cursor,  # which finds its next place from the last one
+            ):
+                put = cursor.put
+                for name, value in changes:
                     if value is None:
-                        delete(name)
+                        transaction.delete(name)
                     else:
                         put(name, value)
+                        size += len(name) + len(value)
         except lmdb.MapFullError as error:
             raise StoreFull(f"{self._file} has its greatest size: {error}") from error
         except (OSError, lmdb.Error) as error:

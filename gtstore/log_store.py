@@ -17,6 +17,7 @@ import os
 import struct
 import threading
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any, Final, TypeAlias
 
@@ -29,8 +30,8 @@ from .wire.messages import KIB, MIB
 _FLUSHED: Final = b"L"
 """The name under which LMDB has the number of the last record that it holds, and the salt."""
 _FLUSHED_FIELDS: Final = struct.Struct(f">Q{write_ahead_log.SALT_SIZE}s")
-_FLUSH_NAMES: Final = 5000
-_FLUSH_SIZE: Final = 4 * MIB
+_FLUSH_NAMES: Final = 20_000
+_FLUSH_SIZE: Final = 8 * MIB
 """So much in memory goes into LMDB: the more, the fewer pages are written for each name."""
 _WAITING_MAX: Final = 4
 """Commits wait for a flush that is under way when that many times as much has come meanwhile."""
@@ -58,10 +59,12 @@ class _Flush(threading.Thread):
         self.error: StoreError | None = None
 
     def run(self) -> None:
-        changes = {name: value for group in self.layer.values() for name, value in group.items()}
         flushed = _FLUSHED_FIELDS.pack(self.number, self._salt)
+        # One by one: much of this memory has not been used for long, so each look at it counts.
+        groups = (self.layer[group] for group in sorted(self.layer))
+        changes = chain(chain.from_iterable(map(sealed, groups)), [(_FLUSHED, flushed)])
         try:
-            self._below.commit({**sealed(dict(sorted(changes.items()))), _FLUSHED: flushed})
+            self._below.commit(changes)
         except StoreError as error:
             self.error = error
         except Exception as error:  # or it would look as if everything were there
@@ -103,7 +106,7 @@ class LogStore:
         flushed = self._below.get(_FLUSHED)
         if flushed is None:
             self._number, self._salt = 0, os.urandom(write_ahead_log.SALT_SIZE)
-            self._below.commit({_FLUSHED: _FLUSHED_FIELDS.pack(0, self._salt)})
+            self._below.commit([(_FLUSHED, _FLUSHED_FIELDS.pack(0, self._salt))])
             self._below.refresh()
         else:
             self._number, self._salt = _FLUSHED_FIELDS.unpack(flushed)
@@ -188,6 +191,8 @@ class LogStore:
         self._see()
         if self._flush and not self._flush.is_alive() and not self._flush.error:
             self._below.refresh()
+            # Takes its time, which nobody has to wait for.
+            threading.Thread(target=_clear, args=(self._flush.layer,), daemon=True).start()
             self._flush = None
         if not self._flush and self._is_much():
             self._start_flush()
@@ -263,6 +268,11 @@ def _write_synced(file: int, data: bytes, at: int) -> None:
         written = os.pwritev(file, (data,), at, os.RWF_DSYNC)
         at += written
         data = data[written:]
+
+
+def _clear(layer: _Layer) -> None:
+    for group in layer.values():
+        group.clear()
 
 
 def _groups(layer: _Layer, prefix: bytes) -> list[bytes]:

@@ -75,6 +75,8 @@ KEY_AT: Final = WRITE_BODY.size
 _COMMIT_KEY_AT: Final = COMMIT_BODY.size
 _NOBODY: Final = -1  # no epoch on the wire is negative
 _WRITE_USUAL_SIZE: Final = VALUE_SIZE_MAX  # a longer WRITE may have a value that is too long
+NEVER_SETTLED: Final = TOMBSTONE | EXPIRES
+"""An entry with one of these flags is to be looked at again, though it is committed."""
 _COMMITTED_FLAGS: Final = tuple(bytes((flags | COMMITTED,)) for flags in range(256))
 
 unpack_request: Final = WRITE_BODY.unpack_from
@@ -106,8 +108,9 @@ class Replica:
     """
 
     __slots__ = (
-        "amend", "changed", "entries", "floor", "former", "is_suspended", "join_epoch", "keys",
-        "read_epoch", "row", "shown", "size", "stored", "tombstones", "write_epoch",
+        "all_unsettled", "amend", "changed", "entries", "floor", "former", "is_suspended",
+        "join_epoch", "keys", "read_epoch", "row", "shown", "size", "stored", "tombstones",
+        "unsettled", "write_epoch",
     )  # fmt: skip
 
     def __init__(self, partition: Partition) -> None:
@@ -138,6 +141,11 @@ class Replica:
         self.read_epoch = _NOBODY
         self.is_suspended = False
         """Whether it answers nothing for now, whatever the row says."""
+        self.unsettled: set[bytes] = set()
+        """The keys whose entries are, or may be, pending, a tombstone, or to expire (settling.py):
+        whatever is stored adds its key."""
+        self.all_unsettled = partition.remembered is not None
+        """Whether any key may be one of these."""
 
 
 class Replicas:
@@ -288,6 +296,7 @@ class Replicas:
         elif (flags ^ stored[FLAGS_AT]) & TOMBSTONE:
             replica.tombstones += 1 if flags & TOMBSTONE else -1
         entries[key] = entry
+        replica.unsettled.add(key)
         return pack_words(_ACK, request_id, 0)
 
     def _write_unusual(self, request_id: int, body: bytes) -> bytes:
@@ -381,6 +390,7 @@ class Replicas:
         replica.size -= len(entry) - len(tombstone)
         replica.tombstones += not entry[FLAGS_AT] & TOMBSTONE
         replica.entries[key] = tombstone
+        replica.unsettled.add(key)
         return tombstone
 
     # --- the map ---------------------------------------------------------------------------------
@@ -429,6 +439,8 @@ class Replicas:
         if join_epoch != replica.join_epoch:
             self._discard(replica)  # what was stored under another join is not vouched for (N2)
             replica.is_suspended = False
+        if replica.row is not None and len(replica.row.owners) == 1:
+            replica.all_unsettled = True  # a single owner leaves its entries pending
         replica.row = row
         replica.join_epoch = join_epoch
         self._set_epochs(replica)
@@ -488,6 +500,7 @@ class Replicas:
         elif entry[:VERSION_SIZE] < stored[:VERSION_SIZE] or not entry[FLAGS_AT] & COMMITTED:
             return
         replica.entries[key] = entry
+        replica.unsettled.add(key)
 
     def commit_held(self, replica: Replica, key: bytes, version: bytes) -> None:
         """N5: mark an entry as committed, if its version is that one."""
@@ -514,6 +527,8 @@ class Replicas:
     def _discard(self, replica: Replica) -> None:
         replica.entries.clear()  # also a change of what is remembered
         replica.keys.forget()
+        replica.unsettled = set()
+        replica.all_unsettled = False
         replica.size = replica.stored = replica.tombstones = 0
         replica.floor = b""
 
@@ -607,8 +622,11 @@ class Replicas:
 
 
 def _amend_committed(replica: Replica, key: bytes, stored: bytes) -> None:
-    flags = _COMMITTED_FLAGS[stored[FLAGS_AT]]
-    replica.amend(key, b"".join((stored[:FLAGS_AT], flags, stored[ENTRY_HEAD_SIZE:])))
+    flags = stored[FLAGS_AT]
+    committed = b"".join((stored[:FLAGS_AT], _COMMITTED_FLAGS[flags], stored[ENTRY_HEAD_SIZE:]))
+    replica.amend(key, committed)
+    if not flags & NEVER_SETTLED:
+        replica.unsettled.discard(key)
 
 
 def _too_old(request_id: int, floor: bytes) -> bytes:

@@ -1,14 +1,15 @@
 """What a node finds to be done among its own entries: rules N7, N8 and C8 of docs/REPLICATION.md.
 
-A pure look through one partition at a time. What it finds pending for too long, the node sees to as
-a reader would (operations.settle), so that a quiet partition becomes equal and committed on all its
-owners though nobody reads it. Tombstones that everybody has known of for long are dropped.
+A pure look at one partition at a time, at those of its keys that were stored since the last look,
+or that it was not done with. What it finds pending for too long, the node sees to as a reader would
+(operations.settle), so that a quiet partition becomes equal and committed on all its owners though
+nobody reads it. Tombstones that everybody has known of for long are dropped.
 """
 
 from __future__ import annotations
 
 from .read_modify_write import FLAGS_AT, VERSION_SIZE, has_expired
-from .replica import Replicas
+from .replica import NEVER_SETTLED, Replicas
 from .wire.messages import COMMITTED, SETTLE_AFTER_S, TOMBSTONE, TOMBSTONE_RETENTION_S
 
 _SECOND_US = 1_000_000
@@ -45,10 +46,14 @@ def look_through(replicas: Replicas, partition: int, now_us: int) -> list[tuple[
     pending: list[tuple[bytes, bytes]] = []
     old: list[bytes] = []
     expired: list[bytes] = []
-    for key in replica.entries:
+    still: set[bytes] = set()  # to be looked at again
+    for key in replica.entries if replica.all_unsettled else replica.unsettled:
         entry = replica.entries.get(key)
-        assert entry is not None
+        if entry is None:
+            continue  # it was dropped
         flags = entry[FLAGS_AT]
+        if flags & NEVER_SETTLED or not (flags & COMMITTED or is_single):
+            still.add(key)
         if not flags & COMMITTED and not is_single:
             if entry < settle_before:  # it begins with the time of its version
                 pending.append((key, entry[:VERSION_SIZE]))
@@ -57,6 +62,7 @@ def look_through(replicas: Replicas, partition: int, now_us: int) -> list[tuple[
                 old.append(key)
         elif is_primary and has_expired(entry, now_us):
             expired.append(key)
+    replica.unsettled, replica.all_unsettled = still, False
     for key in old:
         entry = replica.entries.get(key)
         assert entry is not None

@@ -20,11 +20,11 @@ pytest.importorskip("lmdb", reason="entries on disk need py-lmdb (the extra dura
 def test_what_was_committed_is_there(tmp_path: Path) -> None:
     """Shown after a refresh, in byte order, and to the next one that opens it."""
     store = lmdb_store.LmdbStore(tmp_path / "node-1")
-    store.commit({b"b": b"2", b"a": b"1", b"c": b"3", b"\xff": b"4"})
+    store.commit({b"b": b"2", b"a": b"1", b"c": b"3", b"\xff": b"4"}.items())
     assert store.get(b"a") is None
     store.refresh()
     assert (store.get(b"a"), list(store.names(b""))) == (b"1", [b"a", b"b", b"c", b"\xff"])
-    store.commit({b"a": None, b"b": b"22", b"z": None})
+    store.commit({b"a": None, b"b": b"22", b"z": None}.items())
     store.refresh()
     assert [list(store.names(prefix)) for prefix in (b"b", b"\xff", b"d")] == [
         [b"b"],
@@ -89,14 +89,14 @@ def test_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The commit that does not fit is undone as a whole; reads go on; with room, so do commits."""
     monkeypatch.setattr(lmdb_store, "_ROOM_MIN", MIB // 4)
     store = lmdb_store.LmdbStore(tmp_path)
-    store.commit({b"%d" % i: bytes(100) for i in range(1000)})
+    store.commit({b"%d" % i: bytes(100) for i in range(1000)}.items())
     _, most = resource.getrlimit(resource.RLIMIT_FSIZE)
     size = (tmp_path / "data.mdb").stat().st_size
     resource.setrlimit(resource.RLIMIT_FSIZE, (size + MIB // 2, most))
     try:
         assert store.has_room()
         with pytest.raises(StoreFull):
-            store.commit({b"big%d" % i: bytes(3000) for i in range(1000)})
+            store.commit({b"big%d" % i: bytes(3000) for i in range(1000)}.items())
         store.refresh()
         assert store.get(b"0") == bytes(100)
         assert not list(store.names(b"big"))
@@ -104,7 +104,7 @@ def test_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         assert not store.has_room()
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
-    store.commit({b"big%d" % i: bytes(3000) for i in range(1000)})
+    store.commit({b"big%d" % i: bytes(3000) for i in range(1000)}.items())
     store.refresh()
     assert len(list(store.names(b"big"))) == 1000
     store.close()
@@ -113,12 +113,12 @@ def test_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_any_other_error_is_a_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = lmdb_store.LmdbStore(tmp_path)
     with pytest.raises(StoreFailed):
-        store.commit({b"n" * 5000: b"a name that is too long for LMDB"})
+        store.commit({b"n" * 5000: b"a name that is too long for LMDB"}.items())
     monkeypatch.setattr(lmdb_store, "_MAP_SIZES", (1 << 20,))
     store.close()
     store = lmdb_store.LmdbStore(tmp_path)
     with pytest.raises(StoreFull, match="has its greatest size"):
-        store.commit({b"big%d" % i: bytes(3000) for i in range(1000)})
+        store.commit({b"big%d" % i: bytes(3000) for i in range(1000)}.items())
     store.close()
 
 
@@ -128,7 +128,7 @@ def test_a_kill_in_the_middle_leaves_whole_batches(tmp_path: Path) -> None:
     def commit_on(results: Connection) -> None:
         store = lmdb_store.LmdbStore(tmp_path)
         for number in range(1_000_000):
-            store.commit({b"%d" % i: b"%d" % number for i in range(100)})
+            store.commit({b"%d" % i: b"%d" % number for i in range(100)}.items())
             results.send(number)
 
     for _ in range(3):

@@ -153,9 +153,9 @@ def test_an_amended_value_needs_no_commit(directory: Directory, tmp_path: Path) 
 def test_a_damaged_entry_is_not_served(directory: Directory) -> None:
     directory.commit({ONE: b"1", TWO: b"2", b"P\0\0\0\1": b"state"})
     directory.store.flush()
-    (damaged,) = sealed({ONE: b"1"}).values()
+    ((_, damaged),) = sealed({ONE: b"1"})
     assert damaged
-    directory.store._below.commit({ONE: damaged[:-1] + b"?"})
+    directory.store._below.commit([(ONE, damaged[:-1] + b"?")])
     directory.store._below.refresh()
     with pytest.raises(StoreDamaged, match="key one, in partition 1, is damaged"):
         directory.store.get(ONE)

@@ -84,6 +84,38 @@ def test_with_one_owner_nothing_is_pending() -> None:
     assert client.get(KEY) == b"v"
 
 
+def test_only_what_is_unsettled_is_looked_at() -> None:
+    """However many keys a partition has: what is committed and plain costs nothing any more."""
+    network, client = cluster()
+    replica = network.nodes[1].replicas[PARTITION]
+    client.put(KEY, b"v")
+    assert replica.unsettled == {KEY}
+    commit(network, client)
+    assert replica.unsettled == set()
+    expires = Entry(network.now_us + 1, 1, 1, EXPIRES, network.now_us * 2, b"v")
+    assert write(network, 1, KEY, expires) == Ack()
+    commit(network, client)
+    assert look(network, 1) == []
+    assert replica.unsettled == {KEY}, "it is to expire"
+    client.delete(KEY)
+    commit(network, client)
+    assert look(network, 1) == []
+    assert replica.unsettled == {KEY}, "its tombstone is to be dropped"
+    assert look(network, 1, RETENTION_US) == []
+    assert look(network, 1, RETENTION_US) == []
+    assert replica.unsettled == set()
+
+
+def test_what_a_single_owner_left_pending_is_found_when_there_are_more() -> None:
+    network, client = cluster()
+    network.kill(2)
+    client.put(KEY, b"v")
+    assert look(network, 1, RETENTION_US) == [], "with one owner nothing is pending"
+    assert network.nodes[1].replicas[PARTITION].unsettled == set()
+    network.bring_back(2)
+    assert look(network, 1, RETENTION_US) == [KEY]
+
+
 def test_old_tombstones_are_dropped() -> None:
     """Only those that are committed, after the retention; and then what may come late is refused,
     whatever its key (N7)."""
