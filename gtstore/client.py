@@ -14,11 +14,11 @@ import secrets
 import threading
 import time
 import weakref
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, TypeVar, overload
 
-from . import operations
+from . import batches, operations
 from .connection import parse_address
 from .errors import BatchFailed, ConnectError, GTStoreError, InvalidInput
 from .operations import (
@@ -288,15 +288,20 @@ class Client:
         if len(checked) < len(items):
             raise InvalidInput("put_many: a key is given twice, as str and as bytes")
 
-        def make(lane: _Lane) -> Iterator[Operation[PutResult]]:
+        def put(lane: _Lane) -> list[PutResult | GTStoreError]:
             expiry = b"" if ttl is None else self._expiry(lane, ttl)
             flags = EXPIRES if expiry else 0
-            return (
-                operations.put(self._routes, lane.source, key, expiry + value, flags)
-                for key, value in checked.items()
-            )
+            entries = [(key, expiry + value, flags) for key, value in checked.items()]
+            return self._put_many(lane, entries, started)
 
-        return self._run_batch(started, list(items), make)
+        return self._run_batch(list(items), put)
+
+    def _put_many(
+        self, lane: _Lane, entries: list[tuple[bytes, bytes, int]], started: float
+    ) -> list[PutResult | GTStoreError]:
+        return batches.put_many(
+            lane.session, self._routes, lane.source, entries, self._timeout_s, started
+        )
 
     @overload
     def get_many(self, keys: Iterable[Key]) -> dict[Key, bytes | None]: ...
@@ -317,15 +322,19 @@ class Client:
         checked = [_key(key) for key in given]
         if len(set(checked)) < len(checked):
             raise InvalidInput("get_many: a key is given twice")
-        return self._run_batch(
-            started,
-            given,
-            lambda lane: (self._value_of(lane, key, default) for key in checked),
-        )
 
-    def _value_of(self, lane: _Lane, key: bytes, default: Any) -> Operation[Any]:
-        entry = yield from operations.get(self._routes, lane.source, key)
-        return default if entry is None else entry.value
+        def get(lane: _Lane) -> list[Any]:
+            return batches.get_many(
+                lane.session,
+                self._routes,
+                lane.source,
+                checked,
+                default,
+                self._timeout_s,
+                started,
+            )
+
+        return self._run_batch(given, get)
 
     def put_entries(self, entries: Iterable[ScannedEntry]) -> dict[bytes, PutResult]:
         """Store what a scan has found, perhaps in another cluster, each value with its own expiry;
@@ -334,16 +343,15 @@ class Client:
         Raises BatchFailed as put_many does.
         """
         started = time.monotonic()
-        checked = {_key(entry.key): (_value(entry.value), entry.expiry_us) for entry in entries}
-
-        def put(lane: _Lane, key: bytes) -> Operation[PutResult]:
-            value, expiry_us = checked[key]
+        checked = {}
+        for entry in entries:
+            value, expiry_us = _value(entry.value), entry.expiry_us
             if expiry_us is None:
-                return operations.put(self._routes, lane.source, key, value)
-            stored = _expiry(expiry_us) + value
-            return operations.put(self._routes, lane.source, key, stored, EXPIRES)
-
-        return self._run_batch(started, list(checked), lambda lane: (put(lane, k) for k in checked))
+                checked[_key(entry.key)] = value, 0
+            else:
+                checked[_key(entry.key)] = _expiry(expiry_us) + value, EXPIRES
+        found = [(key, value, flags) for key, (value, flags) in checked.items()]
+        return self._run_batch(list(checked), lambda lane: self._put_many(lane, found, started))
 
     # --- all keys --------------------------------------------------------------------------------
 
@@ -434,12 +442,11 @@ class Client:
         finally:
             self._give_back(lane)
 
-    def _run_batch(
-        self, started: float, keys: list[Any], make: Callable[[_Lane], Iterable[Operation[Any]]]
-    ) -> dict[Any, Any]:
+    def _run_batch(self, keys: list[Any], run: Callable[[_Lane], Sequence[Any]]) -> dict[Any, Any]:
+        """The results by their keys; ``run`` returns the outcomes in the keys' order."""
         lane = self._take_lane()
         try:
-            outcomes = lane.session.run_many(make(lane), self._timeout_s, len(keys), started)
+            outcomes = run(lane)
         finally:
             self._give_back(lane)
         pairs = list(zip(keys, outcomes, strict=True))

@@ -81,7 +81,7 @@ class Connection:
 
     __slots__ = (
         "address", "awaiting", "buffer", "feed", "is_connecting", "is_doubtful", "node",
-        "outgoing", "peer", "queued_size", "recv", "send", "sent_size", "sock", "watched",
+        "outgoing", "peer", "queued_size", "recv", "send", "sent_size", "sock", "unread", "watched",
     )  # fmt: skip
 
     def __init__(self, node: int, peer: str, address: tuple[str, int], sock: socket.socket) -> None:
@@ -100,6 +100,7 @@ class Connection:
         self.sent_size = 0  # bytes of them that the kernel took
         self.awaiting: dict[int, tuple[Any, int, int]] = {}  # request id -> who waits for the reply
         self.watched = 0  # the selector's events
+        self.unread = b""  # what was received and not looked at yet
         self.is_doubtful = False  # the node may be at another address by now
 
     @classmethod

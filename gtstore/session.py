@@ -24,6 +24,7 @@ import struct
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from itertools import chain, repeat
 from typing import Any, Final, TypeVar
 
 from .connection import Connection, Deadline, describe
@@ -59,6 +60,43 @@ class Unfinished(Exception):
         self.slots = slots
 
 
+class Share:
+    """What one node has to do with a round: what was sent to it, and what it has replied."""
+
+    __slots__ = ("acks", "frames", "replies", "request_ids", "rest")
+
+    def __init__(self) -> None:
+        self.frames: list[bytes] = []
+        self.request_ids: list[int] = []
+        self.acks: list[bytes] = []
+        self.replies: list[Any] = []
+        """In the order of the requests: ACKED, or the whole frame."""
+        self.rest: Any = None
+        """What stands in the slots of those that are still to come: see Unfinished."""
+
+
+class Round:
+    """Exchanges that are under way together."""
+
+    def __init__(self) -> None:
+        self.shares: dict[int, Share] = {}
+
+    @property
+    def is_acked(self) -> bool:
+        """Whether all have come, and are ACKs."""
+        return all(
+            share.replies.count(ACKED) == len(share.request_ids) for share in self.shares.values()
+        )
+
+    def slots(self, requests: Iterable[tuple[int, ...]]) -> Iterator[list[Any]]:
+        """The slots of each request, of which the nodes are given, in the order of send_many."""
+        replies = {
+            node: chain(share.replies, repeat(share.rest)) for node, share in self.shares.items()
+        }
+        for nodes in requests:
+            yield [next(replies[node]) for node in nodes]
+
+
 class _Unusual(Exception):
     """Something else than one whole, plain reply was received, or not everything was sent."""
 
@@ -66,10 +104,11 @@ class _Unusual(Exception):
 class _Call:
     """An operation in the selector loop."""
 
-    __slots__ = ("error", "missing", "operation", "replies", "result", "size", "trouble")
+    __slots__ = ("begun", "error", "missing", "operation", "replies", "result", "size", "trouble")
 
-    def __init__(self, operation: Operation[Any]) -> None:
+    def __init__(self, operation: Operation[Any], begun: list[Any] | None = None) -> None:
         self.operation = operation
+        self.begun = begun or []  # what the hot path left of its first step: see go_on
         self.replies: list[Any] | None = None  # None before the first step
         self.missing = 0  # replies that are awaited
         self.size = 0  # bytes of its frames that are under way
@@ -107,8 +146,8 @@ class Session:
         self._deadline = Deadline(0)
         self._active = 0  # calls that have begun and not ended
         self._in_flight_size = 0  # bytes of their frames
-        self._begun: list[Any] = []  # what exchange left of the first call's first step
         self._unsent: set[Connection] = set()  # have something in outgoing that was not tried yet
+        self._unread: set[Connection] = set()  # have something that the hot path has received
 
     def run(self, operation: Operation[Result], timeout_s: float) -> Result:
         """Run one operation and return its result, or raise its error."""
@@ -121,8 +160,8 @@ class Session:
         Unfinished says of them. The call began at ``started``, on the monotonic clock."""
         deadline = Deadline(timeout_s)
         deadline.at = started + timeout_s
-        call = _Call(operation)
-        self._drive(iter((call,)), deadline, slots)
+        call = _Call(operation, slots)
+        self._drive(iter((call,)), deadline)
         if call.error is not None:
             raise call.error
         result: Result = call.result
@@ -151,10 +190,20 @@ class Session:
                     return
 
         self._drive(start(), deadline)
-        outcomes = [call.result if call.error is None else call.error for call in calls]
         # One error serves all whose turn did not come: there may be very many.
         too_late = DeadlineExceeded("the batch", f"{timeout_s:g} s were over before its turn came")
-        return outcomes + [too_late] * (count - len(outcomes))
+        return [*map(_outcome, calls), *repeat(too_late, count - len(calls))]
+
+    def go_on_many(
+        self, begun: Iterable[tuple[Operation[Result], list[Any]]], timeout_s: float, started: float
+    ) -> list[Result | GTStoreError]:
+        """go_on for operations that were begun together by ``send_many``, each with its slots;
+        their outcomes as run_many returns them."""
+        calls = [_Call(operation, slots) for operation, slots in begun]
+        deadline = Deadline(timeout_s)
+        deadline.at = started + timeout_s
+        self._drive(iter(calls), deadline)
+        return [_outcome(call) for call in calls]
 
     def close(self) -> None:
         """Send what is owed (C7) and close all connections."""
@@ -253,6 +302,104 @@ class Session:
             raise
         return data
 
+    # --- the same for a batch --------------------------------------------------------------------
+
+    def send_many(self, requests: Iterable[tuple[tuple[int, ...], int, bytes, bytes]]) -> Round:
+        """Begin many exchanges: send each node all of its frames at once.
+
+        Args:
+            requests: of each one the nodes, the request id, the frame, and the frame that is its
+                ACK, or b"" if it has none. Together they are as short as what the kernel takes
+                before the peer does: else both could wait for each other.
+        """
+        round_ = Round()
+        shares = round_.shares
+        for nodes, request_id, frame, ack in requests:
+            for node in nodes:
+                share = shares.get(node)
+                if share is None:
+                    share = shares[node] = Share()
+                share.frames.append(frame)
+                share.request_ids.append(request_id)
+                share.acks.append(ack)
+        try:
+            for node, share in shares.items():
+                self._send_share(node, share)
+        except BaseException:
+            self.abort()  # interrupted between requests and their replies
+            raise
+        return round_
+
+    def _send_share(self, node: int, share: Share) -> None:
+        connection = self._connections.get(node)
+        if connection is None or connection.is_connecting or connection.is_doubtful:
+            return
+        data = b"".join((self._owed.pop(node, b""), *share.frames))
+        try:
+            size = connection.send(data)
+        except BlockingIOError:
+            size = 0
+        except OSError as error:
+            share.rest = self._drop(connection, describe(error), sent=False)
+            return
+        if size < len(data):
+            _queue(connection, data[size:])
+        share.rest = connection
+
+    def receive_many(self, round_: Round) -> None:
+        """Receive the replies of what send_many has begun, as far as they simply come."""
+        try:
+            # As in exchange: the last one is likely to answer last.
+            for share in reversed(round_.shares.values()):
+                if isinstance(share.rest, Connection) and not share.rest.outgoing:
+                    self._receive_share(share.rest, share)
+        except BaseException:
+            self.abort()
+            raise
+
+    def _receive_share(self, connection: Connection, share: Share) -> None:
+        acks = b"".join(share.acks)
+        request_ids = share.request_ids
+        count = len(request_ids)
+        replies = share.replies
+        data = b""
+        at = 0
+        try:
+            while len(replies) < count:
+                received = connection.recv(RECEIVE_SIZE)
+                if not received:
+                    break
+                if received == acks and not data and not replies:
+                    replies += repeat(ACKED, count)
+                    return
+                data = data[at:] + received
+                at = 0
+                while len(replies) < count and len(data) - at >= HEADER_SIZE:
+                    word, request_id, length = unpack_words(data, at)
+                    end = at + HEADER_SIZE + length
+                    if end > len(data) and length < RECEIVE_SIZE:
+                        break
+                    if (
+                        end > len(data)
+                        or request_id != request_ids[len(replies)]
+                        or word & 0xFFFF_00FF != _PLAIN_WORD
+                        or word == _ERROR_WORD
+                    ):
+                        return  # the selector loop sees to this one, and to all that follow
+                    reply = data[at:end]
+                    replies.append(ACKED if reply == share.acks[len(replies)] else reply)
+                    at = end
+        except BlockingIOError:
+            pass  # not yet
+        except OSError as error:
+            share.rest = self._drop(connection, describe(error), sent=True)
+        finally:
+            connection.unread = data[at:]
+        if len(replies) == count and connection.unread:
+            # More than the replies: the next request would not be answered by what comes.
+            del self._connections[connection.node]
+            connection.close()
+
     def _half_sent(
         self, nodes: tuple[int, ...], sent: int, rest: bytes, error: Exception
     ) -> Unfinished:
@@ -310,14 +457,11 @@ class Session:
 
     # --- the selector loop -----------------------------------------------------------------------
 
-    def _drive(
-        self, calls: Iterator[_Call], deadline: Deadline, slots: list[Any] | None = None
-    ) -> None:
-        """Run all calls to their ends, results or errors. ``slots``: see go_on."""
+    def _drive(self, calls: Iterator[_Call], deadline: Deadline) -> None:
+        """Run all calls to their ends, results or errors."""
         self._deadline = deadline
         self._active = 0
         self._in_flight_size = 0
-        self._begun = slots or []
         try:
             self._selector = _new_selector()
             self._loop(calls)
@@ -334,6 +478,7 @@ class Session:
             self._ready.clear()
             self._pauses.clear()
             self._unsent.clear()
+            self._unread.clear()
             for connection in self._connections.values():
                 connection.watched = 0
 
@@ -345,6 +490,11 @@ class Session:
                 self._advance(call)
             if not self._active:
                 return
+            while self._unread:
+                connection = self._unread.pop()
+                data, connection.unread = connection.unread, b""
+                if self._connections.get(connection.node) is connection:
+                    self._take_in(connection, data)
             for connection in self._unsent:
                 self._flush(connection)
             self._unsent.clear()
@@ -373,7 +523,7 @@ class Session:
         """Hand a call its replies and take its next step."""
         self._in_flight_size -= call.size
         call.size = 0
-        slots, self._begun = self._begun, []
+        slots, call.begun = call.begun, []
         try:
             step = call.operation.send(call.replies)  # type: ignore[arg-type]  # None starts it
             while self._deadline.has_passed() and not slots:
@@ -420,6 +570,8 @@ class Session:
                 state.awaiting[request_id] = (call, slot, -1)
                 if state.outgoing:
                     self._unsent.add(state)
+                if state.unread:
+                    self._unread.add(state)
                 self._watch(state)
             else:
                 self._answer(call, slot, state)
@@ -525,6 +677,10 @@ class Session:
         except OSError as error:
             self._fail(connection, ConnectionLost(connection.peer, describe(error)))
             return
+        self._take_in(connection, data)
+
+    def _take_in(self, connection: Connection, data: bytes) -> None:
+        """Hand out what was received; nothing means the end."""
         is_told_to_close = False
         for frame in connection.buffer.feed(data):
             if frame[0] == ERROR and _is_about_all(frame):
@@ -570,6 +726,10 @@ class Session:
                 self._fail(connection, DeadlineExceeded(connection.peer, text))
         self._ready += [call for _, _, call in self._pauses]
         self._pauses.clear()
+
+
+def _outcome(call: _Call) -> Any:
+    return call.result if call.error is None else call.error
 
 
 def _new_selector() -> selectors.BaseSelector:

@@ -42,7 +42,7 @@ LAYERS = (
     ("gtstore.connection", "gtstore.allocator", "gtstore.lmdb_store"),
     ("gtstore.session", "gtstore.server", "gtstore.tap", "gtstore.log_store"),
     # What the daemons share: how processes are started, and their command lines and logs.
-    ("gtstore.upkeep", "gtstore.committer"),
+    ("gtstore.upkeep", "gtstore.committer", "gtstore.batches"),
     ("gtstore.nursery", "gtstore.command_line", "gtstore.state_file", "gtstore.data_directory"),
     ("gtstore.manager", "gtstore.storage", "gtstore.client"),
     ("gtstore.backup", "gtstore.transfer"),

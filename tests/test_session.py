@@ -20,7 +20,7 @@ from gtstore.errors import (
     InvalidInput,
     OperationFailed,
 )
-from gtstore.operations import Lost, Operation, Pause, Reply
+from gtstore.operations import ACKED, Lost, Operation, Pause, Reply
 from gtstore.placement import format_address
 from gtstore.session import Session, Unfinished, as_frame
 from gtstore.wire import messages
@@ -135,7 +135,12 @@ def write(request_id: int, size: int = 10) -> bytes:
     return encode(messages.Write(1, 1, b"key", bytes(21 + size)), request_id)
 
 
-def begin(session: Session, nodes: Sequence[int], request_id: int, frame: bytes) -> list[Reply]:
+Begin = Callable[[Session, Sequence[int], int, bytes], list[Reply]]
+
+
+def in_exchange(
+    session: Session, nodes: Sequence[int], request_id: int, frame: bytes
+) -> list[Reply]:
     """The hot path, and go_on where it does not finish: as Client.put does."""
     try:
         ack = encode(messages.Ack(), request_id)
@@ -147,18 +152,155 @@ def begin(session: Session, nodes: Sequence[int], request_id: int, frame: bytes)
         return session.go_on(operation, unfinished.slots, Deadline(0).at, 5)
 
 
-@pytest.mark.parametrize("run", [begin, lambda s, *a: s.run(send(*a), 5)])
-def test_replies_come_in_the_order_of_the_nodes(
-    peers: Callable[..., Peer], run: Callable[..., list[Reply]]
-) -> None:
+def in_round(session: Session, nodes: Sequence[int], request_id: int, frame: bytes) -> list[Reply]:
+    """The hot path of a batch, and go_on_many where it does not finish: as batches.py does."""
+    request = tuple(nodes), request_id, frame, encode(messages.Ack(), request_id)
+    round_ = session.send_many([request])
+    session.receive_many(round_)
+    (slots,) = round_.slots([tuple(nodes)])
+    slots = [as_frame(slot) if isinstance(slot, bytes) else slot for slot in slots]
+    assert round_.is_acked == (slots == [ACKED] * len(nodes))
+    begun = [(send(nodes, request_id, frame), slots)]
+    (outcome,) = session.go_on_many(begun, 5, time.monotonic())
+    assert not isinstance(outcome, GTStoreError)
+    return outcome
+
+
+def in_loop(session: Session, nodes: Sequence[int], request_id: int, frame: bytes) -> list[Reply]:
+    return session.run(send(nodes, request_id, frame), 5)
+
+
+@pytest.fixture(params=[in_exchange, in_round, in_loop])
+def begin(request: pytest.FixtureRequest) -> Begin:
+    """Each way of a request."""
+    way: Begin = request.param
+    return way
+
+
+def test_replies_come_in_the_order_of_the_nodes(peers: Callable[..., Peer], begin: Begin) -> None:
     session = session_of(peers(answer), peers(answer), peers(answer))
     for number in range(1, 5):
-        replies = run(session, (3, 1, 2), number, write(number))
+        replies = begin(session, (3, 1, 2), number, write(number))
         assert [reply[0] for reply in replies] == [ACK] * 3
     session.close()
 
 
-def test_long_frames_to_slow_readers(peers: Callable[..., Peer]) -> None:
+PIECES = {
+    "at once": lambda data: [data],
+    "in the middle of frames": lambda data: [data[:5], data[5:40], data[40:]],
+    "and one after the other": lambda data: [data[at : at + 12] for at in range(0, len(data), 12)],
+}
+
+
+def paced(pieces: Callable[[bytes], list[bytes]], pause_s: float) -> Script:
+    """ACKs for all that have come, in pieces, with a pause before each but the first."""
+
+    def script(sock: socket.socket) -> None:
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        buffer = FrameBuffer()
+        while data := sock.recv(65536):
+            acks = [encode(messages.Ack(), frame[2]) for frame in buffer.feed(data)]
+            for number, piece in enumerate(pieces(b"".join(acks))):
+                if number:
+                    time.sleep(pause_s)
+                sock.sendall(piece)
+
+    return script
+
+
+def round_of(session: Session, numbers: Sequence[int], *nodes: int) -> list[list[str]]:
+    """A round of WRITEs, each to all nodes; what the replies are."""
+    requests = [
+        (nodes, number, write(number), encode(messages.Ack(), number)) for number in numbers
+    ]
+    round_ = session.send_many(requests)
+    session.receive_many(round_)
+    begun = [
+        (
+            send(nodes, number, write(number)),
+            [as_frame(slot) if isinstance(slot, bytes) else slot for slot in slots],
+        )
+        for number, slots in zip(numbers, round_.slots([nodes] * len(numbers)), strict=True)
+    ]
+    names = {ACK: "ack", messages.Error.kind: "error"}
+    outcomes = session.go_on_many(begun, 5, time.monotonic())
+    return [
+        ["lost" if isinstance(reply, Lost) else names[reply[0]] for reply in outcome]
+        for outcome in outcomes
+        if not isinstance(outcome, GTStoreError)
+    ]
+
+
+@pytest.mark.parametrize("pieces", PIECES.values(), ids=PIECES)
+@pytest.mark.parametrize("pause_s", [0, 2 * PATIENCE_S])
+def test_a_round_with_a_peer_whose_replies_come_in_pieces(
+    peers: Callable[..., Peer], pieces: Callable[[bytes], list[bytes]], pause_s: float
+) -> None:
+    session = session_of(peers(answer), peers(paced(pieces, pause_s)))
+    assert round_of(session, [1], 1, 2) == [["ack", "ack"]], "it connects"
+    for first in (2, 8):
+        outcomes = round_of(session, range(first, first + 5), 1, 2)
+        assert outcomes == [["ack", "ack"]] * 5
+    session.close()
+
+
+def busy(number: int) -> bytes:
+    return error_frame(number, messages.BUSY, "full", messages.BusyDetail(1))
+
+
+@pytest.mark.parametrize(
+    ("third", "expected"),
+    [
+        (lambda n: error_frame(n, messages.NOT_READY, ""), ["ack", "ack", "error", "ack", "ack"]),
+        (lambda n: encode(messages.Ack(), n + 90), ["ack", "ack", "lost", "lost", "lost"]),
+        (lambda _: b"garbage of some length", ["ack", "ack", "lost", "lost", "lost"]),
+        (busy, ["ack", "ack", "error", "lost", "lost"]),
+        (
+            lambda _: error_frame(0, messages.BUSY, "", messages.BusyDetail(1)),
+            ["ack", "ack", "error", "error", "error"],
+        ),
+    ],
+)
+def test_a_round_in_which_one_reply_is_unusual(
+    peers: Callable[..., Peer], third: Callable[[int], bytes], expected: list[str]
+) -> None:
+    """What came before it counts; what follows is as in the selector loop; the other peer's
+    replies have nothing to do with it."""
+
+    def script(sock: socket.socket) -> None:
+        for number, (_, request_id) in enumerate(frames_of(sock)):
+            if number == 3:
+                sock.sendall(third(request_id))
+                if third is busy:
+                    return
+            else:
+                sock.sendall(encode(messages.Ack(), request_id))
+
+    session = session_of(peers(answer), peers(script, answer))
+    round_of(session, [1], 1, 2)
+    outcomes = round_of(session, range(2, 7), 1, 2)
+    assert [first for first, _ in outcomes] == ["ack"] * 5
+    assert [second for _, second in outcomes] == expected
+    assert round_of(session, [9], 1, 2) == [["ack", "ack"]]
+    session.close()
+
+
+def test_a_round_with_a_peer_that_is_gone(peers: Callable[..., Peer]) -> None:
+    """Sent to a connection that was closed, it may have been done; unless the end was seen before.
+    The next one is new."""
+
+    def closes(sock: socket.socket) -> None:
+        sock.sendall(encode(messages.Ack(), next(frames_of(sock))[1]))
+
+    session = session_of(peers(answer), peers(closes, answer))
+    round_of(session, [1], 1, 2)
+    outcomes = round_of(session, range(2, 7), 1, 2)
+    assert outcomes in ([["ack", "lost"]] * 5, [["ack", "ack"]] * 5)
+    assert round_of(session, [9], 1, 2) == [["ack", "ack"]]
+    session.close()
+
+
+def test_long_frames_to_slow_readers(peers: Callable[..., Peer], begin: Begin) -> None:
     """A short send goes on in the selector loop, for all peers at once."""
     session = session_of(peers(answer), peers(answer))
     for number, size in enumerate((1000, 8_000_000, 60_000, 16_000_000), start=1):
@@ -167,7 +309,9 @@ def test_long_frames_to_slow_readers(peers: Callable[..., Peer]) -> None:
     session.close()
 
 
-def test_refused_connection_means_nothing_was_sent(peers: Callable[..., Peer]) -> None:
+def test_refused_connection_means_nothing_was_sent(
+    peers: Callable[..., Peer], begin: Begin
+) -> None:
     """Lost.sent is False, which rules C3 and C4 rely on."""
     gone = peers()
     gone.listener.close()
@@ -192,7 +336,7 @@ def test_refused_connection_means_nothing_was_sent(peers: Callable[..., Peer]) -
     ],
 )
 def test_a_connection_that_failed_is_never_used_again(
-    peers: Callable[..., Peer], data: Callable[[int], bytes], reason: str
+    peers: Callable[..., Peer], data: Callable[[int], bytes], reason: str, begin: Begin
 ) -> None:
     """Cut replies, wrong request ids, garbage, two replies for one request: closed, a Lost that may
     have been done, and the next request goes over a new connection."""
@@ -216,9 +360,9 @@ def test_a_surplus_reply_closes_the_connection(peers: Callable[..., Peer]) -> No
 
     peer = peers(surplus, answer)
     session = session_of(peer)
-    assert begin(session, (1,), 1, ping(1))[0][0] == messages.Pong.kind
-    assert isinstance(begin(session, (1,), 2, ping(2))[0], Lost)
-    assert begin(session, (1,), 3, ping(3))[0][0] == messages.Pong.kind
+    assert in_exchange(session, (1,), 1, ping(1))[0][0] == messages.Pong.kind
+    assert isinstance(in_exchange(session, (1,), 2, ping(2))[0], Lost)
+    assert in_exchange(session, (1,), 3, ping(3))[0][0] == messages.Pong.kind
     session.close()
 
 
@@ -235,15 +379,14 @@ def then(data: Callable[[int], bytes]) -> Script:
 
 
 @pytest.mark.parametrize("surplus", [b"garbage", b"\xc7", encode(PONG, 9)[:-1]])
-@pytest.mark.parametrize("run", [begin, lambda s, *a: s.run(send(*a), 5)])
 def test_more_than_a_reply_closes_the_connection(
-    peers: Callable[..., Peer], run: Callable[..., list[Reply]], surplus: bytes
+    peers: Callable[..., Peer], begin: Begin, surplus: bytes
 ) -> None:
     """The reply counts; the next request goes over a new connection, or it would be lost."""
     peer = peers(then(lambda number: encode(PONG, number) + surplus), answer)
     session = session_of(peer)
     for number in (1, 2, 3):
-        assert run(session, (1,), number, ping(number))[0][0] == messages.Pong.kind
+        assert begin(session, (1,), number, ping(number))[0][0] == messages.Pong.kind
     assert peer.accepted == 2
     session.close()
 
@@ -251,16 +394,16 @@ def test_more_than_a_reply_closes_the_connection(
 def test_refusals_that_cannot_be_read(peers: Callable[..., Peer]) -> None:
     """Two errors about the connection, whose texts are cut: lost, and nothing is raised."""
     session = session_of(peers(then(lambda _: 2 * UNREADABLE), answer))
-    assert begin(session, (1,), 1, ping(1))[0][0] == messages.Pong.kind
-    reply = begin(session, (1,), 2, ping(2))[0]
+    assert in_exchange(session, (1,), 1, ping(1))[0][0] == messages.Pong.kind
+    reply = in_exchange(session, (1,), 2, ping(2))[0]
     assert isinstance(reply, Lost)
     assert "why cannot be read" in str(reply.error)
-    assert begin(session, (1,), 3, ping(3))[0][0] == messages.Pong.kind
+    assert in_exchange(session, (1,), 3, ping(3))[0][0] == messages.Pong.kind
     session.close()
 
 
 def test_too_many_open_files_while_a_reply_is_awaited(
-    peers: Callable[..., Peer], monkeypatch: pytest.MonkeyPatch
+    peers: Callable[..., Peer], monkeypatch: pytest.MonkeyPatch, begin: Begin
 ) -> None:
     """The request was sent, so its reply is waited for, without a file for the waiting."""
 
@@ -280,7 +423,7 @@ def test_too_many_open_files_while_a_reply_is_awaited(
     session.close()
 
 
-def test_bytewise_replies(peers: Callable[..., Peer]) -> None:
+def test_bytewise_replies(peers: Callable[..., Peer], begin: Begin) -> None:
     """A reply that comes in pieces is put together."""
 
     def bytewise(sock: socket.socket) -> None:
@@ -296,12 +439,9 @@ def test_bytewise_replies(peers: Callable[..., Peer]) -> None:
 
 
 def test_an_error_that_closes_is_handed_over_and_the_connection_dropped(
-    peers: Callable[..., Peer],
+    peers: Callable[..., Peer], begin: Begin
 ) -> None:
     """BUSY closes: the reply counts, and the next request takes a new connection."""
-
-    def busy(number: int) -> bytes:
-        return error_frame(number, messages.BUSY, "full", messages.BusyDetail(1))
 
     peer = peers(one_reply(busy), answer)
     session = session_of(peer)
@@ -310,7 +450,7 @@ def test_an_error_that_closes_is_handed_over_and_the_connection_dropped(
     session.close()
 
 
-def test_deadline(peers: Callable[..., Peer]) -> None:
+def test_deadline(peers: Callable[..., Peer], begin: Begin) -> None:
     """What was sent may have been done; the connection is closed; then comes DeadlineExceeded."""
     silent = peers(hold, answer)
     session = session_of(silent, peers(answer))
@@ -389,7 +529,7 @@ def test_a_batch_whose_time_is_up(peers: Callable[..., Peer]) -> None:
     session.close()
 
 
-def test_what_is_owed_goes_first(peers: Callable[..., Peer]) -> None:
+def test_what_is_owed_goes_first(peers: Callable[..., Peer], begin: Begin) -> None:
     """C7: in front of the next request to that node, and all that is left on close."""
     received: list[list[int]] = [[], []]
 
@@ -422,7 +562,7 @@ def test_what_is_owed_goes_first(peers: Callable[..., Peer]) -> None:
     assert received[1] == [kind_write, kind_commit]
 
 
-def test_an_interrupt_leaves_no_connection_behind(peers: Callable[..., Peer]) -> None:
+def test_an_interrupt_leaves_no_connection_behind(peers: Callable[..., Peer], begin: Begin) -> None:
     """A late reply must never be taken for the answer to a later request."""
     session = session_of(peers(answer, answer))
 
