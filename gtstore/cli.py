@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple, NoReturn
 
 from . import backup, frame_words
+from .bench import arguments as bench_arguments
 from .client import Client, connect
 from .command_line import DONE, USAGE, OneLineParser, integer
 from .connection import call_once, parse_address
@@ -49,6 +50,7 @@ from .placement import format_address
 from .progress import shown_progress, shown_size
 from .read_modify_write import NUMBER_MAX, NUMBER_MIN
 from .tap import Taps
+from .text_table import aligned
 from .transfer import lines_of, store_all
 from .version import __version__
 from .wire import messages
@@ -415,6 +417,18 @@ def tap_frames(options: argparse.Namespace) -> int:
     return DONE
 
 
+def bench(options: argparse.Namespace) -> int:
+    from .bench import command  # it loads what no other command needs
+
+    report, draw = command.run(options)
+    if options.json:
+        _print_json(report.form)
+    else:
+        _print("\n".join(report.lines))
+    draw()
+    return DONE
+
+
 COMMANDS = {
     "put": Command(put, "store a value under a key", ("KEY", "VALUE", "--ttl"), True),
     "get": Command(get, "print a key's latest value", ("KEY",), False),
@@ -468,6 +482,10 @@ COMMANDS = {
         ("HOST:PORT", "--listen", "--only"),
         False,
     ),
+    **{
+        name: Command(bench, told, arguments, False)
+        for name, (told, arguments) in bench_arguments.COMMANDS.items()
+    },
 }
 
 
@@ -565,20 +583,7 @@ def _status_lines(cluster: dict[str, Any]) -> Iterator[str]:
         ("partitions", "partitions"), ("primaries", "primaries"), ("syncing", "syncing"),
     )  # fmt: skip
     rows = [[node[field] for field, _ in columns] for node in cluster["nodes"]]
-    yield from _table([title for _, title in columns], rows)
-
-
-def _table(titles: Sequence[str], rows: Sequence[Sequence[object]]) -> Iterator[str]:
-    """Aligned columns: text to the left, numbers to the right."""
-    is_number = [all(isinstance(row[index], int) for row in rows) for index in range(len(titles))]
-    cells = [list(titles), *([printable(str(cell)) for cell in row] for row in rows)]
-    widths = [max(len(line[index]) for line in cells) for index in range(len(titles))]
-    for line in cells:
-        aligned = (
-            cell.rjust(width) if right else cell.ljust(width)
-            for cell, width, right in zip(line, widths, is_number, strict=True)
-        )
-        yield "  ".join(aligned).rstrip()
+    yield from aligned([title for _, title in columns], rows)
 
 
 @contextmanager
@@ -637,7 +642,12 @@ def _prefix(text: str) -> bytes:
     return _key(text) if text else b""
 
 
-_GROUPS = {"frame": "make, explain and watch frames of the protocol (docs/PROTOCOL.md)"}
+_MANAGER_HELP = f"the cluster's manager (default: ${MANAGER_VARIABLE} or 127.0.0.1:{MANAGER_PORT})"
+
+_GROUPS = {
+    "frame": "make, explain and watch frames of the protocol (docs/PROTOCOL.md)",
+    "bench": bench_arguments.GROUP,
+}
 
 _ARGUMENTS: dict[str, dict[str, Any]] = {
     "KEY": {"metavar": "KEY", "type": _key, "help": f"1 to {KEY_SIZE_MAX} bytes"},
@@ -712,6 +722,7 @@ _ARGUMENTS: dict[str, dict[str, Any]] = {
         "help": "after which the key has no value any more (default: it stays)",
     },
     "--absent": {"action": "store_true", "help": "the key must have no value: KEY --absent NEW"},
+    **bench_arguments.ARGUMENTS,
 }
 
 
@@ -727,8 +738,7 @@ def parser() -> OneLineParser:
         allow_abbrev=False,
     )
     result.add_argument("--version", action="version", version=f"gtclient {__version__}")
-    default_manager = os.environ.get(MANAGER_VARIABLE) or f"127.0.0.1:{MANAGER_PORT}"
-    _add_options(result, manager=default_manager, timeout=CLIENT_TIMEOUT_S, flag=False)
+    _add_options(result, manager=None, timeout=CLIENT_TIMEOUT_S, flag=False)
     commands = result.add_subparsers(dest="command", metavar="COMMAND", required=True)
     groups: dict[str, Any] = {"": commands}
     for full_name, command in COMMANDS.items():
@@ -749,19 +759,24 @@ def parser() -> OneLineParser:
             subparser.add_argument(argument, **details)
         # SUPPRESS: an option that is not repeated here keeps what stood before the command.
         unset = argparse.SUPPRESS
-        _add_options(subparser, manager=unset, timeout=unset, flag=unset)
+        manager_help = bench_arguments.MANAGER_HELP if group == "bench" else _MANAGER_HELP
+        _add_options(subparser, unset, timeout=unset, flag=unset, manager_help=manager_help)
     return result
 
 
 def _add_options(
-    target: argparse.ArgumentParser, manager: str, timeout: float | str, flag: bool | str
+    target: argparse.ArgumentParser,
+    manager: str | None,
+    timeout: float | str,
+    flag: bool | str,
+    manager_help: str = _MANAGER_HELP,
 ) -> None:
     """The options that may stand before and after the command."""
     target.add_argument(
         "--manager",
         default=manager,
         metavar="HOST:PORT",
-        help=f"the cluster's manager (default: ${MANAGER_VARIABLE} or 127.0.0.1:{MANAGER_PORT})",
+        help=manager_help,
     )
     target.add_argument(
         "--timeout",
@@ -788,6 +803,11 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the program; return its exit code. Usage errors leave through SystemExit, with code 2."""
     try:
         options = parser().parse_args(arguments)
+        # A benchmark is for a cluster that was named, not for one that happens to be the default.
+        options.is_manager_given = options.manager is not None
+        if not options.is_manager_given:
+            default = os.environ.get(MANAGER_VARIABLE)
+            options.manager = default or f"127.0.0.1:{MANAGER_PORT}"
         with _steps_shown(options.verbose):
             return _run(COMMANDS[options.command], options)
     except KeyboardInterrupt:

@@ -19,11 +19,12 @@ _BAR_PAUSE_S: Final = 0.1
 
 
 class _Count:
-    """Counts entries and their bytes, and shows them at times."""
+    """Counts entries and their bytes, or whatever else, and shows them at times."""
 
-    def __init__(self, pause_s: float, show: Callable[[_Count], None]) -> None:
+    def __init__(self, pause_s: float, show: Callable[[_Count], None], unit: str = "") -> None:
         self.keys = 0
         self.size = 0
+        self._unit = unit
         self._show = show
         self._pause_s = pause_s
         self._began_at = time.monotonic()
@@ -38,8 +39,17 @@ class _Count:
             self._next_at = time.monotonic() + self._pause_s
             self._show(self)
 
+    def set(self, done: int) -> None:
+        """So many are done."""
+        self.keys = done
+        if time.monotonic() >= self._next_at:
+            self._next_at = time.monotonic() + self._pause_s
+            self._show(self)
+
     def words(self) -> str:
         seconds = max(time.monotonic() - self._began_at, 1e-3)
+        if self._unit:
+            return f"{self.keys:,} {self._unit}, {self.keys / seconds:,.0f} a second"
         return (
             f"{self.keys:,} values, {shown_size(self.size)}, "
             f"{self.keys / seconds:,.0f} a second, {shown_size(self.size / seconds)}/s"
@@ -55,7 +65,7 @@ def shown_size(size: float) -> str:
     return f"{size:,.1f} GB"
 
 
-def _note_nothing(entry: ScannedEntry) -> None:
+def _note_nothing(done: object) -> None:
     pass
 
 
@@ -70,15 +80,30 @@ def shown_progress(
         total: about how many there will be, or None.
         is_wanted: False shows nothing, wherever standard error goes.
     """
+    with _shown(what, total, "", is_wanted) as count:
+        yield count.note if count else _note_nothing
+
+
+@contextmanager
+def shown_count(what: str, total: int | None, unit: str) -> Iterator[Callable[[int], None]]:
+    """The same for what is counted elsewhere; what is yielded is to be called with how many are
+    done in all. ``unit`` says what they are."""
+    with _shown(what, total, unit, True) as count:
+        yield count.set if count else _note_nothing
+
+
+@contextmanager
+def _shown(what: str, total: int | None, unit: str, is_wanted: bool) -> Iterator[_Count | None]:
     if not is_wanted or sys.stderr is None or not sys.stderr.isatty():
-        yield _note_nothing
+        yield None
         return
     try:
         from rich.console import Console
         from rich.progress import BarColumn, Progress, TextColumn
     except ImportError:
-        count = _Count(_PAUSE_S, lambda count: print(f"{what}: {count.words()}", file=sys.stderr))
-        yield count.note
+        yield _Count(
+            _PAUSE_S, lambda count: print(f"{what}: {count.words()}", file=sys.stderr), unit
+        )
         return
     columns = TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[words]}")
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
@@ -88,6 +113,6 @@ def shown_progress(
             done = min(count.keys, total) if total else None  # the total may be a guess
             bar.update(task, completed=done, words=count.words())
 
-        count = _Count(_BAR_PAUSE_S, show)
-        yield count.note
+        count = _Count(_BAR_PAUSE_S, show, unit)
+        yield count
         show(count)

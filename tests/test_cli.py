@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import pty
+import re
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -385,14 +386,15 @@ def test_no_address(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_version_and_help(capsys: pytest.CaptureFixture[str]) -> None:
-    for arguments in (["--version"], ["--help"], ["put", "--help"], ["frame", "--help"]):
+    helps = ([*command, "--help"] for command in ([], ["put"], ["frame"], ["bench"]))
+    for arguments in (["--version"], *helps):
         with pytest.raises(SystemExit) as caught:
             cli.main(arguments)
         assert caught.value.code == 0
     output = capsys.readouterr().out
     assert output.startswith(f"gtclient {__version__}\n")
     for command in cli.COMMANDS:
-        assert f"\n    {command.rpartition(' ')[2]} " in output
+        assert re.search(rf"\n    {command.rpartition(' ')[2]}\s", output)
 
 
 @pytest.mark.parametrize("arguments", [("get", "key1"), ("put", "key1", "x"), ("status",)])

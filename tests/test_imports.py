@@ -16,7 +16,8 @@ import gtstore
 ROOT = Path(gtstore.__file__).parent
 
 LAYERS = (
-    ("gtstore.errors", "gtstore.version", "gtstore.wire"),
+    ("gtstore.errors", "gtstore.version", "gtstore.wire", "gtstore.bench"),
+    ("gtstore.text_table",),
     ("gtstore.wire.fields",),
     ("gtstore.wire.messages",),
     ("gtstore.wire.codec",),
@@ -49,8 +50,14 @@ LAYERS = (
     # The public names.
     ("gtstore",),
     ("gtstore.testing",),
+    # What gtclient bench does; its options are in cli's tables, the rest is loaded when it runs.
+    ("gtstore.bench.zipfian", "gtstore.bench.balance", "gtstore.bench.stopping"),
+    ("gtstore.bench.workloads", "gtstore.bench.report", "gtstore.bench.processor_time"),
+    ("gtstore.bench.latencies", "gtstore.bench.clients", "gtstore.bench.chart"),
+    ("gtstore.bench.measuring", "gtstore.bench.arguments"),
+    ("gtstore.bench.command",),
     # Entry points: `python -m` would load them a second time if somebody imported them.
-    ("gtstore.managerd", "gtstore.storaged", "gtstore.cli"),
+    ("gtstore.managerd", "gtstore.storaged", "gtstore.cli", "gtstore.bench.worker"),
 )
 """A module imports only from layers before its own, so never from a neighbour either."""
 
@@ -58,6 +65,11 @@ LAYER_OF = {module: number for number, layer in enumerate(LAYERS) for module in 
 
 PURE = {
     "gtstore.errors",
+    "gtstore.text_table",
+    "gtstore.bench.zipfian",
+    "gtstore.bench.workloads",
+    "gtstore.bench.balance",
+    "gtstore.bench.report",
     "gtstore.wire.fields",
     "gtstore.wire.messages",
     "gtstore.wire.codec",

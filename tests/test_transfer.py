@@ -13,7 +13,7 @@ import pytest
 from gtstore import progress, transfer
 from gtstore.errors import BatchFailed, GTStoreError, InvalidInput, OperationFailed, OutcomeUnknown
 from gtstore.operations import Version
-from gtstore.progress import shown_progress, shown_size
+from gtstore.progress import shown_count, shown_progress, shown_size
 from gtstore.scan_operation import ScannedEntry
 
 
@@ -144,6 +144,27 @@ def test_a_bar_with_rich(terminal: Terminal, total: int | None) -> None:
         note_many("working", total)
     assert "working" in terminal.getvalue()
     assert "1,000 values, 100.0 kB" in terminal.getvalue()
+
+
+@pytest.mark.parametrize("has_rich", [True, False])
+def test_what_is_counted_elsewhere(
+    terminal: Terminal, monkeypatch: pytest.MonkeyPatch, has_rich: bool
+) -> None:
+    """The number that is told is the one that is shown, with what it counts."""
+    if not has_rich:
+        monkeypatch.setitem(sys.modules, "rich.console", None)
+    with redirect_stderr(terminal), shown_count("measuring", 900, "operations") as note:
+        note(400)
+        note(800)
+    assert "measuring" in terminal.getvalue()
+    assert "800 operations, " in terminal.getvalue()
+    assert " a second" in terminal.getvalue()
+
+
+def test_no_count_without_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    with shown_count("measuring", 900, "operations") as note:
+        note(400)
+    assert capsys.readouterr() == ("", "")
 
 
 def test_sizes() -> None:
