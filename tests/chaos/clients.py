@@ -29,6 +29,9 @@ from ..linearizability import Done, Version, What
 ROUND = 2000
 """Operations of all clients on the keys of a round."""
 BLOCK_ROUNDS = 20
+BATCHES = 0.2
+"""How often a get or a put is one of a batch, beside others of keys that are not checked."""
+BESIDE = 20
 OLD_KEYS = 0.03
 """How often a client reads a key of an earlier round instead."""
 PADDING_MAX = 20
@@ -284,7 +287,24 @@ class Worker:
         elif done.what == "delete":
             self._seen[done.key] = None, done.version
 
+    def _in_batch(self, key: bytes, call: Callable[[], dict[bytes, Any]]) -> Any:
+        """A key's result in a batch."""
+        try:
+            return call()[key]
+        except gtstore.BatchFailed as failed:
+            if key in failed.errors:
+                raise failed.errors[key] from None
+            return failed.results[key]
+
+    def _beside(self) -> list[bytes]:
+        count = self._random.randrange(BESIDE)
+        return [b"beside/%d/%d" % (self._number, i) for i in range(count)]
+
     def _get(self, done: Done) -> None:
+        if self._random.random() < BATCHES:
+            keys = [*self._beside(), done.key]
+            done.value = self._in_batch(done.key, lambda: self._store.get_many(keys))
+            return
         if self._random.random() < 0.7:
             done.value = self._store.get(done.key)
             return
@@ -294,7 +314,12 @@ class Worker:
 
     def _put(self, done: Done) -> None:
         assert done.value is not None
-        done.version = _pair(self._store.put(done.key, done.value).version)
+        if self._random.random() < BATCHES:
+            items = {**dict.fromkeys(self._beside(), done.value), done.key: done.value}
+            result = self._in_batch(done.key, lambda: self._store.put_many(items))
+        else:
+            result = self._store.put(done.key, done.value)
+        done.version = _pair(result.version)
 
     def _delete(self, done: Done) -> None:
         done.version = _pair(self._store.delete(done.key).version)
