@@ -81,7 +81,7 @@ chaos: $(VENV)/installed-dev ## clients at work while nodes are killed, for SECO
 demo: $(VENV)/installed ## show step by step how the store outlives two of seven nodes
 	@$(BIN)/python examples/fail_over.py
 
-bench: $(VENV)/installed-bench ## measure against Redis, memcached and bare sockets, 15 minutes (REDIS_SERVER, MEMCACHED: paths)
+bench: $(VENV)/installed-bench ## measure against Redis, memcached and bare sockets, ten minutes (REDIS_SERVER, MEMCACHED: paths)
 	$(BIN)/python bench/peers.py --redis-server $(REDIS_SERVER) --memcached $(MEMCACHED) --plot build/bench
 
 bench-durable: $(VENV)/installed-bench ## puts that are on disk: measure against Redis and a bare log (REDIS_SERVER)

@@ -2,10 +2,10 @@
 
 First the node's saturated rate: each connection has one request under way, and sends the next one
 when it is answered. Then half of what 16 connections reach, and half of what 1,000 reach, is
-offered to 16 and to 1,000 connections in turn, as an open loop: each process draws when its next
-request is due (exponential pauses), and sends it then on its next connection, however many are
-unanswered. Latency counts from when a request was due, not from when it was sent. Half of the
-requests are puts, half gets, of values of 100 bytes.
+offered to 16 and to 1,000 connections in turn, and at last to 16 just after 1,000 saturating ones,
+as an open loop: each process draws when its next request is due (exponential pauses), and sends it
+then on its next connection, however many are unanswered. Latency counts from when a request was
+due, not from when it was sent. Half of the requests are puts, half gets, of values of 100 bytes.
 
 The clients work with bare frames of the protocol, in two processes with an epoll loop each, on
 another CPU than the node, if there is one.
@@ -60,6 +60,9 @@ GRACE_S = 5.0
 """For what is unanswered at the end."""
 METER_PAUSE_S = 0.1
 """So long the connections stay open at the end, so that the node's memory is read with them."""
+AFTER_ROUNDS = 4
+AFTER_S = 1.0
+"""How long the saturating connections work that others come after, and how many times as often."""
 LATENCY_FACTOR_MAX = 10.0
 ACK_WORD, ENTRY_WORD = head_word(ACK), head_word(ENTRY)
 
@@ -280,6 +283,14 @@ def measure(many: int = 1000, rounds: int = 3, seconds: float = 4.0) -> None:
             print(f"At {rate:,.0f} requests/s, half of what {base:,} connections reach:\n")
             print_runs(offered)
             print_verdict(offered[many], offered[FEW])
+        after: list[Run] = []
+        for _ in range(AFTER_ROUNDS * rounds):
+            run(cluster, many, AFTER_S, Load.saturate)
+            after.append(run(cluster, FEW, seconds / 2, partial(offer, rate)))
+        print(
+            f"The same rate on {FEW} connections, each time just after {many:,} saturating ones:\n"
+        )
+        print_runs({FEW: after})
         log = cluster.log()
         peak = resident_peak(pid)
     lines = sum(log.count(level) for level in ("WARNING", "ERROR"))
