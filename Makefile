@@ -6,6 +6,8 @@ REPLICAS ?= 3
 ROUNDS ?= 10
 SECONDS ?= 60
 RUNS ?= 20000
+REDIS_SERVER ?= redis-server
+MEMCACHED ?= memcached
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -80,11 +82,11 @@ chaos: $(VENV)/installed-dev ## clients at work while nodes are killed, for SECO
 demo: $(VENV)/installed ## show step by step how the store outlives two of seven nodes
 	@$(BIN)/python examples/fail_over.py
 
-bench: $(VENV)/installed ## measure one client against bare sockets
-	$(BIN)/python bench/floor.py
+bench: $(VENV)/installed-bench ## measure against Redis, memcached and bare sockets, ten minutes (REDIS_SERVER, MEMCACHED: paths)
+	$(BIN)/python bench/peers.py --redis-server $(REDIS_SERVER) --memcached $(MEMCACHED) --plot build/bench
 
-bench-durable: $(VENV)/installed-dev ## puts that are on disk: measure against Redis (redis-server, redis-py) and a bare log
-	$(BIN)/python bench/durable.py
+bench-durable: $(VENV)/installed-bench ## puts that are on disk: measure against Redis and a bare log (REDIS_SERVER)
+	$(BIN)/python bench/durable.py --redis-server $(REDIS_SERVER)
 
 format: $(VENV)/installed-dev ## format the code, and mend what ruff can mend
 	$(BIN)/ruff format .
@@ -111,4 +113,12 @@ $(VENV)/installed: pyproject.toml | $(BIN)/python
 $(VENV)/installed-dev: pyproject.toml | $(BIN)/python
 	@echo "installing gtstore and the tools of its checks into $(VENV)" >&2
 	@$(PIP_INSTALL) --editable '.[dev]'
+	@touch $(VENV)/installed $@
+
+# pylibmc may have to be compiled, for which not every machine has what it takes. The benchmarks leave
+# out the rows of what is missing.
+$(VENV)/installed-bench: pyproject.toml | $(BIN)/python
+	@echo "installing gtstore and the clients that it is measured against into $(VENV)" >&2
+	@$(PIP_INSTALL) --editable '.[bench,durable,peers]'
+	@$(PIP_INSTALL) pylibmc || echo "pylibmc cannot be installed: its rows will be left out" >&2
 	@touch $(VENV)/installed $@

@@ -9,11 +9,11 @@ and put_many are called with deadlines of several lengths.
 from __future__ import annotations
 
 import argparse
-import os
 import time
 
 from gtstore import Client, GTStoreError
 from gtstore.testing import Cluster
+from machine import stolen_s
 
 BOUND_MS = 50.0
 
@@ -34,19 +34,13 @@ def late_ms(store: Client, name: str, timeout_s: float) -> float:
     raise AssertionError("a stopped node answered")
 
 
-def stolen_ms() -> float:
-    """What a virtual machine's neighbours took: it makes single calls late."""
-    with open("/proc/stat") as file:
-        return int(file.readline().split()[8]) * 1000 / os.sysconf("SC_CLK_TCK")
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--rounds", type=int, default=10)
     options = parser.parse_args()
     print(f"milliseconds after the deadline, {options.rounds} rounds: median and worst")
     worst = 0.0
-    stolen = stolen_ms()
+    stolen = stolen_s()
     with Cluster(1, 1) as cluster:
         for timeout_s in (0.05, 0.3, 1.0):
             with cluster.connect(timeout=timeout_s) as store:
@@ -58,7 +52,8 @@ def main() -> None:
                     median = times[len(times) // 2]
                     print(f"{timeout_s:5.2f} s  {name:20}  {median:6.1f}  {times[-1]:6.1f}")
                 cluster.resume_node(1)
-    print(f"CPU time that the hypervisor gave to others meanwhile: {stolen_ms() - stolen:.0f} ms")
+    stolen_ms = (stolen_s() - stolen) * 1000
+    print(f"CPU time that the hypervisor gave to others meanwhile: {stolen_ms:.0f} ms")
     verdict = "within" if worst <= BOUND_MS else "NOT within"
     print(f"worst: {worst:.1f} ms, {verdict} {BOUND_MS:g} ms")
 

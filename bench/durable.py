@@ -28,16 +28,12 @@ from __future__ import annotations
 
 import argparse
 import gc
-import multiprocessing
 import os
 import platform
 import random
 import select
-import shutil
 import signal
 import socket
-import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -47,13 +43,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-try:
-    import redis
-except ImportError:
-    redis = None
-
 from gtstore import connect
-from gtstore.testing import Cluster, wait_until
+from gtstore.testing import Cluster
+from machine import FORK, bind, busy_s, cpus, in_parallel, numbers, with_range
+from servers import DURABLE, RedisServers, find_redis
+from stores import BareRedis, WaitingRedis
 
 VALUE_SIZE = 100
 KEY_SIZE = 16
@@ -61,9 +55,6 @@ RECORD_SIZE = KEY_SIZE + VALUE_SIZE + 24  # with a version and a checksum
 NODES_MORE = 7
 NO_DISKS = {"tmpfs", "ramfs", "overlay"}
 ACK = b"a"
-START_PAUSE_S = 0.2
-
-FORK = multiprocessing.get_context("fork")
 
 Put = Callable[[bytes, bytes], object]
 Caller = tuple[Put, Callable[[], object]]
@@ -80,62 +71,30 @@ class Measured(NamedTuple):
     cpu_us: float
 
 
-def busy_s() -> float:
-    """How long all CPUs together have been busy since the machine was started."""
-    user, nice, system, _, _, irq, softirq = map(
-        int, Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:8]
-    )
-    return (user + nice + system + irq + softirq) / os.sysconf("SC_CLK_TCK")
-
-
 def measure(connect_one: Callable[[], Caller], clients: int, seconds: float) -> Measured:
     """What so many clients do."""
-    start = FORK.Value("d", 0.0)
-    connected = FORK.Barrier(clients + 1)
-    rates = FORK.SimpleQueue()
 
-    def client(number: int) -> None:
+    def prepare(number: int) -> Callable[[float], float]:
         draw = random.Random(f"{time.time_ns()} {number}")
         bits, some = draw.getrandbits, draw.randbytes
         now = time.perf_counter
         put, close = connect_one()
         put(b"%016x" % bits(64), some(VALUE_SIZE))
-        connected.wait()
-        connected.wait()
-        time.sleep(max(0.0, start.value - now()))
-        end = start.value + seconds
-        count = 0
-        while now() < end:
-            put(b"%016x" % bits(64), some(VALUE_SIZE))
-            count += 1
-        rates.put(count / (now() - start.value))
-        close()  # or what a client of ours owes to nodes would be work for them, later
 
-    processes = [FORK.Process(target=client, args=(n,), daemon=True) for n in range(clients)]
-    for process in processes:
-        process.start()
-    connected.wait(30)
-    start.value = time.perf_counter() + START_PAUSE_S
-    connected.wait(30)
-    time.sleep(max(0.0, start.value - time.perf_counter()))
-    busy_before = busy_s()
-    time.sleep(seconds)
-    busy = busy_s() - busy_before
-    for process in processes:
-        process.join()
-        if process.exitcode:
-            sys.exit("a client failed: see above")
-    rate = sum(rates.get() for _ in processes)
-    return Measured(rate, busy / seconds / rate * 1e6)
+        def work(end: float) -> float:
+            started = now()
+            count = 0
+            while now() < end:
+                put(b"%016x" % bits(64), some(VALUE_SIZE))
+                count += 1
+            rate = count / (now() - started)
+            close()  # or what a client of ours owes to nodes would be work for them, later
+            return rate
 
+        return work
 
-def cpus() -> list[int]:
-    return sorted(os.sched_getaffinity(0))
-
-
-def bind(pid: int, number: int) -> None:
-    """To one CPU, in turn."""
-    os.sched_setaffinity(pid, {cpus()[number % len(cpus())]})
+    rates, before, after = in_parallel(clients, prepare, seconds, busy_s)
+    return Measured(sum(rates), (after - before) / seconds / sum(rates) * 1e6)
 
 
 # --- GT Store ------------------------------------------------------------------------------------
@@ -160,95 +119,28 @@ class Ours:
 # --- Redis ---------------------------------------------------------------------------------------
 
 
-class RedisServers:
-    """So many, all with appendfsync always; the others follow the first one if it ``replicates``.
-
-    Redis gets what is best for it here: it never rewrites its log, and makes no snapshots.
-    """
+class Redis:
+    """So many servers, all with appendfsync always; the others follow the first one if it
+    ``replicates``."""
 
     def __init__(self, binary: str, copies: int, place: Path, *, replicates: bool) -> None:
-        self._processes: list[subprocess.Popen[bytes]] = []
-        self._ports: list[int] = []
-        self._binary = binary
-        self._place = place
+        self._servers = RedisServers(
+            binary, copies, replicates=replicates, settings=DURABLE, place=place
+        )
         self._copies = copies
-        self._replicates = replicates
+        self._client = WaitingRedis if replicates else BareRedis
 
     def __enter__(self) -> Callable[[int, float], Measured]:
-        try:
-            self._start()
-        except BaseException:
-            self.__exit__()
-            raise
-        return partial(measure, self._connect_first if self._replicates else self._connect_all)
-
-    def _start(self) -> None:
-        for number in range(self._copies):
-            place = self._place / str(number)
-            place.mkdir(parents=True)
-            self._ports.append(free_port())
-            options = {
-                "port": self._ports[-1], "bind": "127.0.0.1", "dir": place, "save": "",
-                "appendonly": "yes", "appendfsync": "always", "auto-aof-rewrite-percentage": 0,
-                "repl-diskless-sync-delay": 0, "logfile": place / "log",
-            }  # fmt: skip
-            if self._replicates and number:
-                options["replicaof"] = f"127.0.0.1 {self._ports[0]}"
-            command = [self._binary]
-            for name, value in options.items():
-                command += [f"--{name}", *(str(value).split() or [""])]
-            self._processes.append(subprocess.Popen(command))
-            bind(self._processes[-1].pid, number)
-        for port in self._ports:
-            wait_until(partial(self._is_ready, port), f"the Redis server on port {port}")
+        self._servers.__enter__().bind()
+        return partial(measure, self._connect)
 
     def __exit__(self, *_: object) -> None:
-        for process in self._processes:
-            process.terminate()
-            process.wait()
+        self._servers.stop()
 
-    def _is_ready(self, port: int) -> bool:
-        try:
-            with redis.Redis("127.0.0.1", port) as server:
-                assert server.config_get("appendfsync") == {"appendfsync": "always"}
-                is_follower = self._replicates and port != self._ports[0]
-                link: str = server.info("replication").get("master_link_status", "")
-                return not is_follower or link == "up"
-        except redis.ConnectionError:
-            return False
-
-    def _connect_all(self) -> Caller:
-        connections = [redis.Connection(host="127.0.0.1", port=port) for port in self._ports]
-        for connection in connections:
-            connection.connect()
-
-        def put(key: bytes, value: bytes) -> None:
-            command = connections[0].pack_command("SET", key, value)
-            for connection in connections:
-                connection.send_packed_command(command)
-            for connection in connections:
-                assert connection.read_response() == b"OK"
-
-        return put, lambda: None
-
-    def _connect_first(self) -> Caller:
-        connection = redis.Connection(host="127.0.0.1", port=self._ports[0])
-        connection.connect()
-        others = self._copies - 1
-
-        def put(key: bytes, value: bytes) -> None:
-            commands = [("SET", key, value), ("WAIT", others, 0)]
-            connection.send_packed_command(connection.pack_commands(commands))
-            assert connection.read_response() == b"OK"
-            assert connection.read_response() >= others
-
-        return put, lambda: None
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port: int = listener.getsockname()[1]
-        return port
+    def _connect(self) -> Caller:
+        servers = self._servers
+        client = self._client(servers.ports, self._copies, servers.pids)
+        return client.put, client.close
 
 
 # --- the log -------------------------------------------------------------------------------------
@@ -381,12 +273,12 @@ def stores(copies: int, place: Path, redis_server: str | None) -> Iterator[tuple
     if redis_server is not None:
         yield (
             f"{REDIS}, {copies} servers",
-            RedisServers(redis_server, copies, place / "redis", replicates=False),
+            Redis(redis_server, copies, place / "redis", replicates=False),
         )
         if copies > 1:
             yield (
                 f"{REDIS}, WAIT {copies - 1}",
-                RedisServers(redis_server, copies, place / "wait", replicates=True),
+                Redis(redis_server, copies, place / "wait", replicates=True),
             )
     yield f"{LOG}, {copies} processes", Log(copies, place / "log")
     yield f"{LOG}, without sockets", DiskAlone(copies, place / "disk")
@@ -425,11 +317,6 @@ def run(copies: int, options: argparse.Namespace, place: Path) -> None:
     print()
 
 
-def with_range(values: Sequence[float], form: str) -> str:
-    middle, low, high = statistics.median(values), min(values), max(values)
-    return f"{form} ({form} to {form})".format(middle, low, high)
-
-
 def print_line(name: str, cells: Sequence[str]) -> None:
     print(f"{name:34}" + "".join(f"{cell:>27}" for cell in cells), flush=True)
 
@@ -449,24 +336,6 @@ def file_system(place: Path) -> tuple[str, str]:
     return "unknown", number
 
 
-def find_redis(given: str) -> str | None:
-    """The server's path, or None, having said in one line what is missing."""
-    missing = []
-    found = shutil.which(given)
-    if found is None:
-        missing.append(f"the program {given} (on Debian: apt install redis-server)")
-    if redis is None:
-        missing.append("the Python package redis")
-    if missing:
-        print("without the rows of Redis: missing", " and ".join(missing))
-        return None
-    assert found is not None
-    version = subprocess.run([found, "--version"], capture_output=True, text=True).stdout
-    print(f"{' '.join(version.split()[:3])}, redis-py {redis.__version__}, its parser", end=" ")
-    print("hiredis" if redis.utils.HIREDIS_AVAILABLE else "in Python (hiredis is not there)")
-    return found
-
-
 @contextmanager
 def working_directory(parent: Path) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="durable-", dir=parent) as name:
@@ -474,9 +343,6 @@ def working_directory(parent: Path) -> Iterator[Path]:
 
 
 def parse() -> argparse.Namespace:
-    def numbers(text: str) -> list[int]:
-        return [int(number) for number in text.split(",")]
-
     parser = argparse.ArgumentParser(description=" ".join(__doc__.split("\n\n")[0].split()))
     add = parser.add_argument
     add("--copies", type=numbers, default="1,3", metavar="K,...", help="(%(default)s)")
