@@ -15,13 +15,12 @@ from collections.abc import Callable
 from typing import NoReturn
 
 from .errors import InvalidInput
+from .server import TURN_S
 
 DONE, USAGE = 0, 2
 
 TOKEN_VARIABLE = "GTSTORE_CONTROL_TOKEN"
 """Where a manager puts the token of the node that it starts: 32 hexadecimal digits."""
-
-_TURN_S = 0.000_2
 
 LOG_LEVELS = ("debug", "info", "warning", "error")
 LOG_FORMATS = ("text", "json")
@@ -112,7 +111,7 @@ def share_processor() -> None:
     send without a pause, a PING on another one may take seconds. Where there is less to do the
     threads wait for the network before their turns end, and nothing changes.
     """
-    sys.setswitchinterval(_TURN_S)
+    sys.setswitchinterval(TURN_S)
 
 
 class StopSignals:

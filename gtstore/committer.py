@@ -4,10 +4,8 @@ Of each node's two threads one, the committer, takes again and again what all co
 stored meanwhile, and the other one, the syncer, writes it with one sync: the more wait, the more
 share it.
 
-A connection whose answers wait is *lent* to the committer, while its own thread sleeps. The
-committer sends its answers after the sync, and goes on with it: it receives and handles what comes
-next, as long as that is whole frames of the usual kinds. At anything else, be it half a frame or
-the end, it gives the connection back to its thread, with what it has received. So a batch is
+The committer is the node's reactor: a connection whose answers wait is lent to it (reactor.py), and
+after the sync it sends them, and goes on with what comes next on that connection. So a batch is
 received, stored and answered without a switch to another thread for each request: with many clients
 these switches, and the caches that are cold after them, cost more than all the rest.
 """
@@ -20,7 +18,7 @@ import select
 import socket
 import threading
 import time
-from _thread import LockType, allocate_lock, get_ident
+from _thread import get_ident
 from collections.abc import Callable, Mapping
 from queue import SimpleQueue
 from typing import Final
@@ -28,16 +26,13 @@ from typing import Final
 from .disk import Changes, DiskEngine, Store
 from .engine import Remembered
 from .errors import StoreError, StoreFailed, StoreFull
-from .server import Handler, TokenLock, unpack_words
-from .wire.codec import COMMIT, GET, WRITE, head_word
-from .wire.messages import KIB
-from .wire.stream import HEADER_SIZE
+from .reactor import HELD_SIZE_MAX, INTERNAL_ERROR_EXIT, Lent, Reactor
+from .server import Handler, TokenLock
 
 logger = logging.getLogger("gtstore.committer")
 
 DISK_FAILED_EXIT: Final = 74
 """A node's exit code when its disk fails (EX_IOERR of sysexits.h); the manager says it in words."""
-_INTERNAL_ERROR_EXIT: Final = 70  # EX_SOFTWARE
 _IDLE_S: Final = 0.5
 """What nobody waits for (committed flags) is committed after that time; and so often it is tried
 whether a full disk has room again."""
@@ -49,33 +44,23 @@ _COME_EACH_S: Final = 0.000_03
 _COME_MAX_S: Final = 0.001
 """How long it sleeps until it looks who has come: so long for each who is missing, and never longer
 than this."""
-_HELD_SIZE_MAX: Final = 4 * KIB
-"""A thread with more than so many bytes of answers waits, and sends them itself."""
-_RECEIVE_SIZE: Final = 4 * KIB
-"""Who sends as much as this at once is better served by its thread, which receives more."""
 
 
-class _Waiting:
-    """Who waits for a batch: a thread, at the gate; or a connection that is lent, whose thread is
-    at the gate until it is given back."""
+class _Waiting(Lent):
+    """Who waits for a batch: a connection that is lent; or a thread, which has no connection
+    here."""
 
-    __slots__ = ("answers", "batch", "data", "gate", "is_lost", "is_polled", "sock")
+    __slots__ = ("batch", "is_lost")
 
     def __init__(self, batch: int, sock: socket.socket | None = None, answers: bytes = b"") -> None:
+        super().__init__(sock, answers)
         self.batch = batch
-        self.gate: LockType = allocate_lock()
-        self.gate.acquire()
-        self.sock = sock
-        self.answers = answers
-        """What is to be sent once the batch is on disk."""
-        self.data: bytes | None = None
-        """What was received and is its thread's to handle, after the answers were sent."""
+        """The answers are to be sent once it is on disk."""
         self.is_lost = False
         """Whether the batch could not be stored."""
-        self.is_polled = False
 
 
-class Committer:
+class Committer(Reactor):
     """The threads of one node.
 
     Args:
@@ -94,18 +79,13 @@ class Committer:
         remembered: Callable[[int], Remembered],
         handlers: Mapping[int, Handler],
     ) -> None:
+        super().__init__(lock, handlers)
         self._engine = engine
         self._store = store
-        self._lock = lock
         self._remembered = remembered
-        self._all_handlers = handlers
-        self._handlers: dict[int, Handler] = {}  # head word -> handler
         self._depends: dict[int, int] = {}  # thread -> the batch that its answers depend on
         self._waiting: list[_Waiting] = []
         """Other threads add to it with the lock held, or a batch could end in between."""
-        self._lent: dict[socket.socket, _Waiting] = {}
-        self._poll = select.epoll()
-        self._polled: dict[int, _Waiting] = {}  # by the socket's number
         self._bell = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         """Wakes the committer when another thread has something for it."""
         self._is_rung = False  # guarded by _lock
@@ -118,24 +98,20 @@ class Committer:
         self._synced: SimpleQueue[StoreError | None] = SimpleQueue()
         self._is_stopping = False
         engine.on_depend = self._depend
-        self._threads = [
-            threading.Thread(target=self._run, name="committer", daemon=True),
-            threading.Thread(target=self._sync_forever, name="syncer", daemon=True),
-        ]
+        self._thread.name = "committer"
+        self._syncer = threading.Thread(target=self._sync_forever, name="syncer", daemon=True)
 
     def start(self) -> None:
-        for kind in (GET, WRITE, COMMIT):
-            self._handlers[head_word(kind)] = self._all_handlers[kind]
         self._idle_until = time.monotonic() + _IDLE_S
-        for thread in self._threads:
-            thread.start()
+        super().start()
+        self._syncer.start()
 
     def stop(self) -> None:
         """Commit what is left, and end. The store stays open: other threads may still read."""
         self._is_stopping = True
         self._ring()
-        for thread in self._threads:
-            thread.join()
+        self._thread.join()
+        self._syncer.join()
 
     # --- for the threads of connections ----------------------------------------------------------
 
@@ -155,7 +131,7 @@ class Committer:
         batch = self._depends.pop(get_ident(), 0)
         if batch <= self._engine.committed:
             return False
-        if not is_whole or len(answers) > _HELD_SIZE_MAX:
+        if not is_whole or len(answers) > HELD_SIZE_MAX:
             self._wait(batch)
             return False
         lent = self._lent[sock] = _Waiting(batch, sock, answers)
@@ -163,27 +139,6 @@ class Committer:
             return True
         del self._lent[sock]
         return False
-
-    def receive(self, sock: socket.socket, size: int) -> bytes:
-        """What comes next on a connection, up to that size, or more of one that was lent; b"" at
-        its end.
-
-        Raises OSError; ConnectionAbortedError if what its last answers depend on could not be
-        stored.
-        """
-        lent = self._lent.get(sock)
-        if lent is None:
-            return sock.recv(size)
-        lent.gate.acquire()
-        del self._lent[sock]
-        if lent.is_lost:
-            raise _lost()
-        if lent.answers:  # the peer does not take them at once
-            try:
-                sock.sendall(lent.answers)
-            except BlockingIOError as error:  # which is no end, where a receive raises it
-                raise TimeoutError("the peer does not take its answers") from error
-        return sock.recv(size) if lent.data is None else lent.data
 
     def wait(self) -> None:
         """Wait until everything is on disk that this thread's answers depend on.
@@ -254,7 +209,7 @@ class Committer:
             os._exit(DISK_FAILED_EXIT)
         except Exception:
             logger.critical("internal error in the committer: this node ends", exc_info=True)
-            os._exit(_INTERNAL_ERROR_EXIT)
+            os._exit(INTERNAL_ERROR_EXIT)
         self._to_sync.put(None)
 
     def _do_next(self) -> None:
@@ -286,85 +241,27 @@ class Committer:
             time.sleep(min(left_s, _COME_EACH_S * missing, _COME_MAX_S))
             self._serve_ready(0)
 
-    def _serve_ready(self, timeout_s: float | None) -> None:
-        """Wait until something comes, and go on with all that has come."""
-        for number, _ in self._poll.poll(timeout_s):
-            if number == self._bell:
-                os.eventfd_read(self._bell)
-                with self._lock:
-                    self._is_rung = False
-            else:
-                self._serve(self._polled[number])
+    def _new(self, sock: socket.socket) -> _Waiting:
+        return _Waiting(0, sock)
 
-    def _serve(self, lent: _Waiting) -> None:
-        """Receive and handle what is there; then it waits for a batch, or is answered, or given
-        back."""
-        assert lent.sock
-        if lent.answers or lent.data is not None:  # it has sent more without waiting for them
-            self._stop_polling(lent)
-            return
-        try:
-            data = lent.sock.recv(_RECEIVE_SIZE, socket.MSG_DONTWAIT)
-        except OSError:
-            self._give_back(lent)  # its thread finds out what it is
-            return
-        answers: list[bytes] = []
-        answers_size = at = 0
-        size = len(data) if len(data) < _RECEIVE_SIZE else 0
+    def _check(self, lent: Lent) -> None:
+        assert isinstance(lent, _Waiting)
+        if lent.is_lost:
+            raise _lost()
+
+    def _on_bell(self) -> None:
+        os.eventfd_read(self._bell)
         with self._lock:
-            try:
-                while size - at >= HEADER_SIZE and answers_size <= _HELD_SIZE_MAX:
-                    word, request_id, length = unpack_words(data, at)
-                    body_at = at + HEADER_SIZE
-                    end = body_at + length
-                    handler = self._handlers.get(word)
-                    if handler is None or end > size:
-                        break
-                    if answer := handler(request_id, data[body_at:end]):
-                        answers.append(answer)
-                        answers_size += len(answer)
-                    at = end
-            except Exception as error:
-                # Its thread handles this request once more, and says what is wrong with it.
-                logger.debug("a request is left to its thread: %s", type(error).__name__)
-        lent.answers = answers[0] if len(answers) == 1 else b"".join(answers)
+            self._is_rung = False
+
+    def _has_handled(self, lent: Lent) -> None:
+        """It waits for a batch, if it has to."""
+        assert isinstance(lent, _Waiting)
         lent.batch = self._depends.pop(get_ident(), 0)
-        lent.data = data[at:] if at < len(data) or not data else None
         if lent.batch > self._engine.committed:
             self._waiting.append(lent)
         else:
             self._go_on(lent)
-
-    def _go_on(self, lent: _Waiting) -> None:
-        """Send its answers, on which nothing waits any more."""
-        assert lent.sock
-        if lent.answers:
-            try:
-                sent = lent.sock.send(lent.answers, socket.MSG_DONTWAIT)
-            except OSError:
-                sent = 0  # no room, or no peer
-            lent.answers = lent.answers[sent:]
-        if lent.answers or lent.data is not None:
-            self._give_back(lent)
-        elif not lent.is_polled:
-            number = lent.sock.fileno()
-            lent.is_polled = True
-            self._polled[number] = lent
-            self._poll.register(number, select.EPOLLIN)
-
-    def _stop_polling(self, lent: _Waiting) -> None:
-        assert lent.sock
-        if lent.is_polled:
-            number = lent.sock.fileno()
-            lent.is_polled = False
-            del self._polled[number]
-            self._poll.unregister(number)
-
-    def _give_back(self, waiting: _Waiting) -> None:
-        """To its thread."""
-        if waiting.sock:
-            self._stop_polling(waiting)
-        waiting.gate.release()
 
     def _begin(self) -> None:
         """Begin to write what is staged."""
@@ -374,7 +271,7 @@ class Committer:
             changes = engine.garbage() if self._is_idle else engine.take(self._remembered)
         if not changes:
             self._end(None)
-        elif len(self._polled) <= 1 and all(lent.answers for lent in self._polled.values()):
+        elif len(self._polled) <= 1 and all(lent.answers for lent in list(self._polled.values())):
             # Nobody can come meanwhile who does not wait for it. With more clients the next batch
             # is gathered at the same time.
             self._end(self._sync(changes))

@@ -19,6 +19,7 @@ import logging
 import socket
 import socketserver
 import struct
+import sys
 import threading
 import time
 from collections.abc import Callable, Collection, Mapping
@@ -50,6 +51,12 @@ Result = TypeVar("Result")
 unpack_words: Final = HEADER_WORDS.unpack_from
 
 _SMALL_ANSWER_SIZE: Final = 64 * messages.KIB
+TURN_S: Final = 0.000_2
+_TURN_EACH_S: Final = 0.000_01
+"""How long a thread may go on while another one waits for the interpreter's lock; with many
+connections so long for each of them, since each thread that waits wakes up after every turn."""
+_CROWD: Final = 12
+"""From so many connections on one thread serves them all (reactor.py)."""
 _SMALL_ANSWERS_MAX: Final = messages.IN_FLIGHT_SIZE_MAX // _SMALL_ANSWER_SIZE
 """No more than so many small answers wait for one send, so together they stay in the limit."""
 _NO_FILES_PAUSE_S: Final = 0.1
@@ -159,12 +166,19 @@ class Gathered(Generic[Result]):
 
 
 class Outbox(Protocol):
-    """Has answers that must not leave yet. If a method raises OSError, what was not sent is not to
-    be sent at all, and the connection to be closed."""
+    """Has answers that must not leave yet, and connections that are lent to it (reactor.py). If a
+    method raises OSError, what was not sent is not to be sent at all, and the connection to be
+    closed."""
 
     def lend(self, sock: socket.socket, answers: bytes, is_whole: bool, /) -> bool:
         """Either send these answers later, and perhaps handle what comes after them; or return
         False once the caller is to send them. ``is_whole``: there is no part of a next frame."""
+        ...
+
+    def adopt(self, sock: socket.socket, admit: Callable[[], bool] | None, /) -> None:
+        """Handle what comes, until the next ``receive`` returns: nothing is left to be sent, and
+        there is no part of a frame. If ``admit`` is given it is asked once, before the first
+        request is handled, whether that may be."""
         ...
 
     def receive(self, sock: socket.socket, size: int, /) -> bytes:
@@ -188,7 +202,7 @@ class FrameServer(socketserver.ThreadingTCPServer):
         lock: held while a handler runs, if one is given.
         recover: told of what a handler raised, without the lock; True: call the handler once more.
         outbox: asked by a connection's thread before it sends the answers that it has, and then for
-            what it receives.
+            what it receives; not before there is a crowd, unless it ``holds_answers``.
 
     Raises ClusterError if the address cannot be had.
     """
@@ -209,10 +223,12 @@ class FrameServer(socketserver.ThreadingTCPServer):
         lock: TokenLock | None = None,
         recover: Callable[[Exception], bool] = lambda _: False,
         outbox: Outbox | None = None,
+        holds_answers: bool = False,
     ) -> None:
         self.handler_lock = lock or _NoLock()
         self.recover = recover
         self.outbox = outbox
+        self.holds_answers = holds_answers
         self.handlers = handlers
         self.counted = counted
         self.connections_max = connections_max
@@ -221,6 +237,8 @@ class FrameServer(socketserver.ThreadingTCPServer):
         self.lock = threading.Lock()
         self.open_sockets: set[socket.socket] = set()  # guarded by lock
         self.counted_connections = 0  # guarded by lock
+        self.is_crowded = False
+        self.has_long_turns = False
         self.memory = Trimmer()
         self.is_serving = False
         if ":" in host:
@@ -276,6 +294,7 @@ class FrameServer(socketserver.ThreadingTCPServer):
             is_free = len(self.open_sockets) < self.connections_max + messages.CONNECTIONS_RESERVED
             if is_free:
                 self.open_sockets.add(request)
+                self._look_around()
         if not is_free:
             try:
                 request.send(_busy(0, self.connections_max), socket.MSG_DONTWAIT)
@@ -286,6 +305,7 @@ class FrameServer(socketserver.ThreadingTCPServer):
     def shutdown_request(self, request: Any) -> None:
         with self.lock:
             self.open_sockets.discard(request)
+            self._look_around()
         super().shutdown_request(request)
 
     def handle_error(self, request: Any, client_address: Any) -> None:  # noqa: ARG002
@@ -301,6 +321,14 @@ class FrameServer(socketserver.ThreadingTCPServer):
     def count_out(self) -> None:
         with self.lock:
             self.counted_connections -= 1
+
+    def _look_around(self) -> None:
+        """The lock is held."""
+        count = len(self.open_sockets)
+        self.is_crowded = self.outbox is not None and count >= _CROWD
+        if self.is_crowded or self.has_long_turns:
+            self.has_long_turns = self.is_crowded
+            sys.setswitchinterval(max(TURN_S, _TURN_EACH_S * count))
 
 
 def _busy(request_id: int, connections_max: int) -> bytes:
@@ -366,7 +394,9 @@ class _FrameHandler(socketserver.BaseRequestHandler):
         The usual frames, whole and of a kind that is served, are handled straight from the received
         bytes. The rest, whatever it is, goes through the FrameBuffer.
         """
-        outbox = self.server.outbox
+        server = self.server
+        crowd = server.outbox
+        outbox = crowd if server.holds_answers else None
         recv = partial(outbox.receive, self.request) if outbox else self.request.recv
         sendall = self.request.sendall
         buffer = self._buffer
@@ -379,7 +409,11 @@ class _FrameHandler(socketserver.BaseRequestHandler):
         answer = b""
         while True:
             try:
-                data = recv(wanted)
+                if server.is_crowded and crowd and not buffer.size:
+                    crowd.adopt(self.request, None if self._is_counted else self._admit)
+                    data = crowd.receive(self.request, wanted)
+                else:
+                    data = recv(wanted)
             except BlockingIOError:
                 self._watch_frame(False)
                 continue
@@ -489,11 +523,15 @@ class _FrameHandler(socketserver.BaseRequestHandler):
         return max(0.0, self._begun_at + self.server.frame_timeout_s - time.monotonic())
 
     def _count_in(self, request_id: int) -> None:
-        if not self.server.count_in():
+        if not self._admit():
             self._answers.append(_busy(request_id, self.server.connections_max))
             raise _Closing
-        self._is_counted = True
+
+    def _admit(self) -> bool:
+        """Count this connection, if there is a place for it."""
+        self._is_counted = self.server.count_in()
         self._take_handlers()
+        return self._is_counted
 
     def _on_error(self, handler: Handler, request_id: int, body: bytes, error: Exception) -> None:
         """Answer a request whose handler raised something."""
@@ -532,7 +570,7 @@ class _FrameHandler(socketserver.BaseRequestHandler):
             self._send()
 
     def _send(self) -> None:
-        if self.server.outbox is not None:
+        if self.server.holds_answers and self.server.outbox is not None:
             self.server.outbox.wait()
         self.request.sendall(b"".join(self._answers))
         self._answers.clear()

@@ -25,6 +25,7 @@ from .engine import MemoryEngine
 from .errors import ClusterError, NetworkError, StoreDamaged, StoreError
 from .log_store import LogStore
 from .placement import cluster_of
+from .reactor import Reactor
 from .replica import Behind, Replicas
 from .server import (
     FrameServer,
@@ -82,6 +83,7 @@ class StorageNode:
             if isinstance(self._engine, DiskEngine) and self._store
             else None
         )
+        self._reactor = self._committer or Reactor(self._lock, handlers)
         self._fetch_map = Gathered(self._fetch_map_now)
         self._server = FrameServer(
             options.host,
@@ -98,7 +100,8 @@ class StorageNode:
             frame_timeout_ms=options.frame_timeout_ms,
             lock=self._lock,
             recover=self._recover,
-            outbox=self._committer,
+            outbox=self._reactor,
+            holds_answers=self._committer is not None,
         )
         shape = self._register()
         if self._store:
@@ -133,8 +136,7 @@ class StorageNode:
 
     def start(self) -> None:
         """Serve, in threads of its own."""
-        if self._committer:
-            self._committer.start()
+        self._reactor.start()
         self._server.start()
         self._upkeep.start()
 

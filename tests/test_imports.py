@@ -42,6 +42,7 @@ LAYERS = (
     ("gtstore.json_lines", "gtstore.progress"),
     ("gtstore.connection", "gtstore.allocator", "gtstore.lmdb_store"),
     ("gtstore.session", "gtstore.server", "gtstore.tap", "gtstore.log_store"),
+    ("gtstore.reactor",),
     # What the daemons share: how processes are started, and their command lines and logs.
     ("gtstore.upkeep", "gtstore.committer", "gtstore.batches"),
     ("gtstore.nursery", "gtstore.command_line", "gtstore.state_file", "gtstore.data_directory"),

@@ -4,17 +4,27 @@ from __future__ import annotations
 
 import contextlib
 import socket
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from gtstore import server
 from gtstore.errors import ClusterError, RemoteProtocolError
-from gtstore.server import FrameServer, Gathered, TokenLock, on_control_message, on_message
+from gtstore.reactor import Reactor
+from gtstore.server import (
+    TURN_S,
+    FrameServer,
+    Gathered,
+    TokenLock,
+    on_control_message,
+    on_message,
+)
 from gtstore.testing import wait_until
 from gtstore.wire import messages
-from gtstore.wire.codec import LongReply, encode
+from gtstore.wire.codec import LongReply, encode, head_word
 from gtstore.wire.messages import Ack, Commit, Get, MapUpdate, NotFound, Ping, Pong
 
 from .peers import Talk
@@ -47,9 +57,12 @@ class Retriable(Exception):
     """What recover mends."""
 
 
-@pytest.fixture
-def serve() -> Iterator[Serve]:
+@pytest.fixture(params=["threads", "crowd"])
+def serve(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Serve]:
+    """Servers that serve each connection by its thread, and some that always have a crowd, which
+    the reactor serves."""
     running: list[FrameServer] = []
+    monkeypatch.setattr(server, "_CROWD", 1)
 
     def start(**options: int) -> FrameServer:
         attempts: list[int] = []
@@ -86,13 +99,18 @@ def serve() -> Iterator[Serve]:
 
         handlers = {**on_message(on_ping), **on_message(on_get), **on_message(on_update)}
         handlers[Commit.kind] = lambda _request_id, _body: b""
+        lock = TokenLock()
+        reactor = Reactor(lock, handlers) if request.param == "crowd" else None
+        if reactor:
+            reactor.start()
         running.append(
             FrameServer(
                 "127.0.0.1",
                 0,
                 handlers,
                 counted=(Get.kind, Commit.kind),
-                lock=TokenLock(),
+                lock=lock,
+                outbox=reactor,
                 recover=lambda error: isinstance(error, Retriable),
                 **options,
             )
@@ -101,10 +119,10 @@ def serve() -> Iterator[Serve]:
         return running[-1]
 
     yield start
-    for server in running:
-        server.drain()
-        assert server.open_sockets == set()
-        assert server.counted_connections == 0
+    for each in running:
+        each.drain()
+        assert each.open_sockets == set()
+        assert each.counted_connections == 0
 
 
 def test_pipelined_requests_are_answered_in_order(serve: Serve) -> None:
@@ -340,9 +358,10 @@ def test_a_long_reply_holds_nothing_but_itself(serve: Serve) -> None:
     """While a peer does not read it, what its handler has computed is gone already: EXECUTE takes
     a stored value apart, and a copy of 16 MiB for each deaf peer is too much."""
     with Talk(serve().port, receive_size=4096) as deaf:
-        for made in (1, 2):  # a connection's first request goes another way
+        for _ in range(2):  # a connection's first request goes another way
+            made = Costly.made
             deaf.send(encode(Get(0, 0, b"costly"), 9))
-            wait_until(lambda made=made: Costly.made == made, "the handler")  # type: ignore[misc]
+            wait_until(lambda made=made: Costly.made > made, "the handler")  # type: ignore[misc]
             wait_until(lambda: not Costly.alive, "the end of what it made")
             assert deaf.reply() == (9, messages.EntryReply(bytes(10_000_000)))
 
@@ -403,6 +422,55 @@ def test_a_peer_that_never_reads_holds_up_only_itself(serve: Serve) -> None:
         assert sent < 1_000_000, "it took all requests"
         other.send(encode(Ping(), 1))
         assert other.reply() == (1, PONG)
+
+
+def test_the_threads_of_a_crowd_sleep(serve: Serve) -> None:
+    """What is usual is handled by the reactor alone, however many connections there are; what is
+    not, by each one's thread, and then it goes on as before."""
+    server = serve()
+    if server.outbox is None:
+        return
+    seen: list[str] = []
+    handle = server.handlers[Get.kind]
+
+    def note(request_id: int, body: bytes) -> bytes:
+        seen.append(threading.current_thread().name)
+        return handle(request_id, body)
+
+    assert isinstance(server.handlers, dict)
+    server.handlers[Get.kind] = note
+    server.outbox._handlers[head_word(Get.kind)] = note  # type: ignore[attr-defined]
+    with contextlib.ExitStack() as stack:
+        talks = [stack.enter_context(Talk(server.port)) for _ in range(40)]
+        for _ in range(3):
+            for talk in talks:
+                talk.send(encode(Get(0, 0, b"key"), 7))
+            for talk in talks:
+                assert talk.reply() == (7, NotFound())
+            assert set(seen) == {"reactor"}
+            for talk in talks:
+                talk.send(encode(Get(0, 0, b"key"), 8)[:9])
+                talk.send(encode(Get(0, 0, b"key"), 8)[9:], encode(Ping(), 9))
+            for talk in talks:
+                assert [talk.reply(), talk.reply()] == [(8, NotFound()), (9, PONG)]
+            seen.clear()
+    wait_until(lambda: not server.open_sockets, "the end of all connections")
+
+
+def test_turns_are_long_only_in_a_crowd(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each thread that waits for the interpreter's lock wakes up after each turn."""
+    turns: list[float] = []
+    monkeypatch.setattr(sys, "setswitchinterval", turns.append)
+    server = serve()
+    if server.outbox is None:
+        return
+    with contextlib.ExitStack() as stack:
+        for _ in range(100):
+            stack.enter_context(Talk(server.port))
+        wait_until(lambda: len(server.open_sockets) == 100, "all connections")
+        assert max(turns) > TURN_S
+    wait_until(lambda: not server.open_sockets, "the end of all connections")
+    assert turns[-1] == TURN_S
 
 
 def test_a_busy_port_is_one_line() -> None:
