@@ -30,7 +30,6 @@ _ROUND_SIZE: Final = 64 * KIB
 _ROUND_MIN: Final = 8
 """Of longer values, of which fewer would be a round, the selector loop has more under way."""
 
-Request = tuple[tuple[int, ...], int, bytes, bytes]
 Outcome = Any  # a result, or the GTStoreError that was raised
 
 
@@ -60,23 +59,24 @@ def put_many(
     begins = starmap(partial(operations.begin_put, routes, source), items)
     end = partial(operations.end_put, source)
     outcomes: list[Outcome] = []
-    with closing(_rounds(session, begins, _put_request, at_once, started + timeout_s)) as rounds:
-        for begun, round_ in rounds:
+    with closing(_rounds(session, begins, _owners, at_once, started + timeout_s)) as rounds:
+        for round_ in rounds:
+            begun = round_.begun
             some = items[len(outcomes) : len(outcomes) + len(begun)]
             if round_.is_acked:
                 outcomes += [end(item[0], one) for item, one in zip(some, begun, strict=True)]
                 continue
             left = []
-            slots = round_.slots(one[0].nodes for one in begun)
-            for item, one, replies in zip(some, begun, slots, strict=True):
+            for item, one, replies in zip(some, begun, round_.slots(), strict=True):
                 if replies.count(ACKED) == len(replies):
                     outcomes.append(end(item[0], one))
                 else:
                     left.append((len(outcomes), put(item, one), replies))
                     outcomes.append(None)
             _go_on(session, left, outcomes, timeout_s, started)
-    rest = items[len(outcomes) :]
-    return outcomes + session.run_many(map(put, rest), timeout_s, len(rest), started)
+    if rest := items[len(outcomes) :]:
+        outcomes += session.run_many(map(put, rest), timeout_s, len(rest), started)
+    return outcomes
 
 
 def get_many(
@@ -101,50 +101,51 @@ def get_many(
     begins = map(partial(operations.begin_get, routes, source), keys)
     plain_value = operations.plain_value
     outcomes: list[Outcome] = []
-    with closing(_rounds(session, begins, _get_request, _ROUND, started + timeout_s)) as rounds:
-        for begun, round_ in rounds:
+    with closing(_rounds(session, begins, _primary, _ROUND, started + timeout_s)) as rounds:
+        for round_ in rounds:
+            begun = round_.begun
             some = keys[len(outcomes) : len(outcomes) + len(begun)]
             left = []
-            slots = round_.slots(one[0].primary for one in begun)
-            for key, one, replies in zip(some, begun, slots, strict=True):
-                (reply,) = replies
+            for key, one, replies in zip(some, begun, round_.slots(), strict=True):
+                reply = replies[0]
                 value = plain_value(one, reply) if reply.__class__ is bytes else None
                 if value is None:
                     left.append((len(outcomes), get(key, one), replies))
                 outcomes.append(value)
             if left:
                 _go_on(session, left, outcomes, timeout_s, started)
-    rest = keys[len(outcomes) :]
-    return outcomes + session.run_many(map(get, rest), timeout_s, len(rest), started)
+    if rest := keys[len(outcomes) :]:
+        outcomes += session.run_many(map(get, rest), timeout_s, len(rest), started)
+    return outcomes
 
 
-def _put_request(begun: Begun) -> Request:
-    return begun[0].nodes, begun[1], begun[2], begun[5]
+def _owners(begun: Begun) -> tuple[int, ...]:
+    return begun[0].nodes
 
 
-def _get_request(begun: Begun) -> Request:
-    return begun[0].primary, begun[1], begun[2], b""
+def _primary(begun: Begun) -> tuple[int, ...]:
+    return begun[0].primary
 
 
 def _rounds(
     session: Session,
     begins: Iterator[Begun],
-    request: Callable[[Begun], Request],
+    to: Callable[[Begun], tuple[int, ...]],
     at_once: int,
     ends_at: float,
-) -> Generator[tuple[list[Begun], Round]]:
-    """Send and receive one round after the other, as long as there is time; yield what was begun
-    with what came. Nothing is under way then but what the round's slots say."""
+) -> Generator[Round]:
+    """Send and receive one round after the other, as long as there is time. Where it is yielded
+    nothing is under way but what its slots say."""
     under_way = None
     try:
         while True:
             begun = list(islice(begins, at_once)) if time.monotonic() < ends_at else []
             if under_way is not None:
-                session.receive_many(under_way[1])
+                session.receive_many(under_way)
                 yield under_way
             if not begun:
                 return
-            under_way = begun, session.send_many(map(request, begun))
+            under_way = session.send_many(begun, [to(one) for one in begun])
     except BaseException:
         session.abort()  # interrupted between requests and their replies
         raise

@@ -284,14 +284,16 @@ class Client:
         started = time.monotonic()
         if not isinstance(items, Mapping):
             raise InvalidInput(f"put_many takes a mapping, not {type(items).__name__}")
-        checked = {_key(key): _value(value) for key, value in items.items()}
-        if len(checked) < len(items):
+        checked = [(_key(key), _value(value)) for key, value in items.items()]
+        if len(set(map(type, items))) > 1 and len(dict(checked)) < len(checked):
             raise InvalidInput("put_many: a key is given twice, as str and as bytes")
 
         def put(lane: _Lane) -> list[PutResult | GTStoreError]:
-            expiry = b"" if ttl is None else self._expiry(lane, ttl)
-            flags = EXPIRES if expiry else 0
-            entries = [(key, expiry + value, flags) for key, value in checked.items()]
+            if ttl is None:
+                entries = [(key, value, 0) for key, value in checked]
+            else:
+                expiry = self._expiry(lane, ttl)
+                entries = [(key, expiry + value, EXPIRES) for key, value in checked]
             return self._put_many(lane, entries, started)
 
         return self._run_batch(list(items), put)
@@ -317,7 +319,9 @@ class Client:
         if isinstance(keys, str | bytes) or not isinstance(keys, Iterable):
             raise InvalidInput("get_many takes several keys, not one")
         given = list(keys)
-        if not all(isinstance(key, str | bytes) for key in given):
+        if set(map(type, given)) - {str, bytes} and not all(
+            isinstance(key, str | bytes) for key in given
+        ):
             raise InvalidInput("get_many takes keys that are str or bytes")
         checked = [_key(key) for key in given]
         if len(set(checked)) < len(checked):
@@ -449,11 +453,14 @@ class Client:
             outcomes = run(lane)
         finally:
             self._give_back(lane)
-        pairs = list(zip(keys, outcomes, strict=True))
-        results = {key: outcome for key, outcome in pairs if not isinstance(outcome, GTStoreError)}
-        errors = {key: outcome for key, outcome in pairs if isinstance(outcome, GTStoreError)}
+        errors = {
+            key: outcome
+            for key, outcome in zip(keys, outcomes, strict=True)
+            if isinstance(outcome, GTStoreError)
+        }
+        results = dict(zip(keys, outcomes, strict=True))
         if errors:
-            raise BatchFailed(results, errors)
+            raise BatchFailed({key: results[key] for key in keys if key not in errors}, errors)
         return results
 
     def _take_lane(self) -> _Lane:

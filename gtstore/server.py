@@ -55,6 +55,7 @@ TURN_S: Final = 0.000_2
 _TURN_EACH_S: Final = 0.000_01
 """How long a thread may go on while another one waits for the interpreter's lock; with many
 connections so long for each of them, since each thread that waits wakes up after every turn."""
+_ANSWERS_SIZE_MAX: Final = 64 * messages.KIB
 _CROWD: Final = 12
 """From so many connections on one thread serves them all (reactor.py)."""
 _SMALL_ANSWERS_MAX: Final = messages.IN_FLIGHT_SIZE_MAX // _SMALL_ANSWER_SIZE
@@ -427,31 +428,27 @@ class _FrameHandler(socketserver.BaseRequestHandler):
                 size = len(data)
             if buffer.size:
                 size = 0
-            while size - at >= HEADER_SIZE:
-                word, request_id, length = unpack_words(data, at)
-                body_at = at + HEADER_SIZE
-                end = body_at + length
+            if size >= HEADER_SIZE:
+                word, request_id, length = unpack_words(data)
+                end = HEADER_SIZE + length
                 handler = handlers.get(word)
-                if handler is None or end > size:
-                    break
-                body = data[body_at:end]
-                try:
-                    acquire()
+                if handler is not None and end <= size:
+                    body = data[HEADER_SIZE:end]
                     try:
-                        answer = handler(request_id, body)
-                    finally:
-                        release(None)
-                except Exception as error:
-                    self._on_error(handler, request_id, body, error)
-                    answer = b""
-                at = end
-                if at == size and not answers:
-                    break  # the usual end: one answer, to the last frame
-                if answer:
-                    answers.append(answer)
-                    answer = b""
-                    if len(answers) > 1:
-                        self._send_many()
+                        acquire()
+                        try:
+                            answer = handler(request_id, body)
+                        finally:
+                            release(None)
+                    except Exception as error:
+                        self._on_error(handler, request_id, body, error)
+                        answer = b""
+                    at = end
+                    if at < size:  # unlike the usual end: one answer, to the only frame
+                        if answer:
+                            answers.append(answer)
+                            answer = b""
+                        at = self._handle_many(data, at)
             if answer:
                 if outbox is None or not outbox.lend(self.request, answer, True):
                     sendall(answer)
@@ -468,6 +465,37 @@ class _FrameHandler(socketserver.BaseRequestHandler):
                 answers.clear()
             if not data:
                 return
+
+    def _handle_many(self, data: bytes, at: int) -> int:
+        """Handle all that follow of a block, as far as they are usual, and return where the rest
+        begins: the lock is taken once for all of them, or for as many as have 64 KiB of answers,
+        which are sent before the next ones are handled."""
+        handler_of = self._handlers.get
+        append = self._answers.append
+        size = len(data)
+        while True:
+            room = _ANSWERS_SIZE_MAX
+            try:
+                with self.server.handler_lock:
+                    while size - at >= HEADER_SIZE and room > 0:
+                        word, request_id, length = unpack_words(data, at)
+                        body_at = at + HEADER_SIZE
+                        end = body_at + length
+                        handler = handler_of(word)
+                        if handler is None or end > size:
+                            return at
+                        if answer := handler(request_id, data[body_at:end]):
+                            append(answer)
+                            room -= len(answer)
+                        at = end
+            except Exception as error:
+                assert handler is not None
+                self._on_error(handler, request_id, data[body_at:end], error)
+                at = end
+            if size - at < HEADER_SIZE:
+                return at
+            if room <= 0:
+                self._send()
 
     def _with_rest(self, data: bytes) -> bytes:
         """What a short receive returned, with what else is there: or it would be cut in a frame,

@@ -29,7 +29,7 @@ from typing import Any, Final, TypeVar
 
 from .connection import Connection, Deadline, describe
 from .errors import ConnectError, ConnectionLost, DeadlineExceeded, GTStoreError, NetworkError
-from .operations import ACKED, Lost, Operation, Pause, Reply, Step, refusal_of
+from .operations import ACKED, Begun, Lost, Operation, Pause, Reply, Step, refusal_of
 from .wire import messages
 from .wire.codec import ERROR, HEADER, HEADER_WORDS, Frame, head_word
 from .wire.stream import HEADER_SIZE, RECEIVE_SIZE, SHORT_RECEIVE_SIZE
@@ -63,12 +63,10 @@ class Unfinished(Exception):
 class Share:
     """What one node has to do with a round: what was sent to it, and what it has replied."""
 
-    __slots__ = ("acks", "frames", "replies", "request_ids", "rest")
+    __slots__ = ("begun", "replies", "rest")
 
     def __init__(self) -> None:
-        self.frames: list[bytes] = []
-        self.request_ids: list[int] = []
-        self.acks: list[bytes] = []
+        self.begun: list[Begun] = []
         self.replies: list[Any] = []
         """In the order of the requests: ACKED, or the whole frame."""
         self.rest: Any = None
@@ -76,25 +74,26 @@ class Share:
 
 
 class Round:
-    """Exchanges that are under way together."""
+    """First rounds of operations that are under way together, to the nodes ``to`` each."""
 
-    def __init__(self) -> None:
+    def __init__(self, begun: list[Begun], to: list[tuple[int, ...]]) -> None:
+        self.begun = begun
+        self.to = to
         self.shares: dict[int, Share] = {}
 
     @property
     def is_acked(self) -> bool:
-        """Whether all have come, and are ACKs."""
-        return all(
-            share.replies.count(ACKED) == len(share.request_ids) for share in self.shares.values()
-        )
+        """Whether all replies have come, and are ACKs."""
+        return all(share.replies.count(ACKED) == len(share.begun) for share in self.shares.values())
 
-    def slots(self, requests: Iterable[tuple[int, ...]]) -> Iterator[list[Any]]:
-        """The slots of each request, of which the nodes are given, in the order of send_many."""
-        replies = {
-            node: chain(share.replies, repeat(share.rest)) for node, share in self.shares.items()
+    def slots(self) -> Iterator[list[Any]]:
+        """The slots of each operation: see Unfinished, but that replies are whole frames."""
+        next_of = {
+            node: chain(share.replies, repeat(share.rest)).__next__
+            for node, share in self.shares.items()
         }
-        for nodes in requests:
-            yield [next(replies[node]) for node in nodes]
+        for nodes in self.to:
+            yield [next_of[node]() for node in nodes]
 
 
 class _Unusual(Exception):
@@ -304,24 +303,21 @@ class Session:
 
     # --- the same for a batch --------------------------------------------------------------------
 
-    def send_many(self, requests: Iterable[tuple[tuple[int, ...], int, bytes, bytes]]) -> Round:
-        """Begin many exchanges: send each node all of its frames at once.
+    def send_many(self, begun: list[Begun], to: list[tuple[int, ...]]) -> Round:
+        """Send each node all of its frames at once.
 
         Args:
-            requests: of each one the nodes, the request id, the frame, and the frame that is its
-                ACK, or b"" if it has none. Together they are as short as what the kernel takes
+            begun: operations' first rounds. Together they are as short as what the kernel takes
                 before the peer does: else both could wait for each other.
+            to: of each one the nodes that it goes to.
         """
-        round_ = Round()
+        round_ = Round(begun, to)
         shares = round_.shares
-        for nodes, request_id, frame, ack in requests:
+        for one, nodes in zip(begun, to, strict=True):
             for node in nodes:
-                share = shares.get(node)
-                if share is None:
-                    share = shares[node] = Share()
-                share.frames.append(frame)
-                share.request_ids.append(request_id)
-                share.acks.append(ack)
+                if node not in shares:
+                    shares[node] = Share()
+                shares[node].begun.append(one)
         try:
             for node, share in shares.items():
                 self._send_share(node, share)
@@ -334,7 +330,7 @@ class Session:
         connection = self._connections.get(node)
         if connection is None or connection.is_connecting or connection.is_doubtful:
             return
-        data = b"".join((self._owed.pop(node, b""), *share.frames))
+        data = b"".join([self._owed.pop(node, b""), *[one[2] for one in share.begun]])
         try:
             size = connection.send(data)
         except BlockingIOError:
@@ -358,9 +354,9 @@ class Session:
             raise
 
     def _receive_share(self, connection: Connection, share: Share) -> None:
-        acks = b"".join(share.acks)
-        request_ids = share.request_ids
-        count = len(request_ids)
+        begun = share.begun
+        acks = b"".join([one[5] for one in begun])
+        count = len(begun)
         replies = share.replies
         data = b""
         at = 0
@@ -379,15 +375,16 @@ class Session:
                     end = at + HEADER_SIZE + length
                     if end > len(data) and length < RECEIVE_SIZE:
                         break
+                    one = begun[len(replies)]
                     if (
                         end > len(data)
-                        or request_id != request_ids[len(replies)]
+                        or request_id != one[1]
                         or word & 0xFFFF_00FF != _PLAIN_WORD
                         or word == _ERROR_WORD
                     ):
                         return  # the selector loop sees to this one, and to all that follow
                     reply = data[at:end]
-                    replies.append(ACKED if reply == share.acks[len(replies)] else reply)
+                    replies.append(ACKED if reply == one[5] else reply)
                     at = end
         except BlockingIOError:
             pass  # not yet

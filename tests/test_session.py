@@ -8,6 +8,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import pytest
 
@@ -20,7 +21,7 @@ from gtstore.errors import (
     InvalidInput,
     OperationFailed,
 )
-from gtstore.operations import ACKED, Lost, Operation, Pause, Reply
+from gtstore.operations import ACKED, Begun, Lost, Operation, Pause, Reply
 from gtstore.placement import format_address
 from gtstore.session import Session, Unfinished, as_frame
 from gtstore.wire import messages
@@ -152,12 +153,16 @@ def in_exchange(
         return session.go_on(operation, unfinished.slots, Deadline(0).at, 5)
 
 
+def first_round(request_id: int, frame: bytes) -> Begun:
+    route: Any = None
+    return route, request_id, frame, (0, 0), b"", encode(messages.Ack(), request_id)
+
+
 def in_round(session: Session, nodes: Sequence[int], request_id: int, frame: bytes) -> list[Reply]:
     """The hot path of a batch, and go_on_many where it does not finish: as batches.py does."""
-    request = tuple(nodes), request_id, frame, encode(messages.Ack(), request_id)
-    round_ = session.send_many([request])
+    round_ = session.send_many([first_round(request_id, frame)], [tuple(nodes)])
     session.receive_many(round_)
-    (slots,) = round_.slots([tuple(nodes)])
+    (slots,) = round_.slots()
     slots = [as_frame(slot) if isinstance(slot, bytes) else slot for slot in slots]
     assert round_.is_acked == (slots == [ACKED] * len(nodes))
     begun = [(send(nodes, request_id, frame), slots)]
@@ -210,20 +215,18 @@ def paced(pieces: Callable[[bytes], list[bytes]], pause_s: float) -> Script:
 
 def round_of(session: Session, numbers: Sequence[int], *nodes: int) -> list[list[str]]:
     """A round of WRITEs, each to all nodes; what the replies are."""
-    requests = [
-        (nodes, number, write(number), encode(messages.Ack(), number)) for number in numbers
-    ]
-    round_ = session.send_many(requests)
+    begun = [first_round(number, write(number)) for number in numbers]
+    round_ = session.send_many(begun, [nodes] * len(numbers))
     session.receive_many(round_)
-    begun = [
+    left = [
         (
             send(nodes, number, write(number)),
             [as_frame(slot) if isinstance(slot, bytes) else slot for slot in slots],
         )
-        for number, slots in zip(numbers, round_.slots([nodes] * len(numbers)), strict=True)
+        for number, slots in zip(numbers, round_.slots(), strict=True)
     ]
     names = {ACK: "ack", messages.Error.kind: "error"}
-    outcomes = session.go_on_many(begun, 5, time.monotonic())
+    outcomes = session.go_on_many(left, 5, time.monotonic())
     return [
         ["lost" if isinstance(reply, Lost) else names[reply[0]] for reply in outcome]
         for outcome in outcomes
