@@ -91,6 +91,7 @@ class Committer(Reactor):
         self._is_rung = False  # guarded by _lock
         self._poll.register(self._bell, select.EPOLLIN)
         self._expected = 0  # so many waited when the last commit had ended
+        self._answered = 0  # at once, since the last commit was begun
         self._idle_until = 0.0
         self._is_syncing = False
         self._is_idle = False  # whether nothing was staged that is being written
@@ -225,6 +226,7 @@ class Committer(Reactor):
             return
         if is_wanted:
             self._gather()
+        self._answered = 0
         self._begin()
 
     def _gather(self) -> None:
@@ -236,9 +238,15 @@ class Committer(Reactor):
             left_s = ends_at - time.monotonic()
             if left_s <= 0:
                 break
-            # Asleep, and not until the next one comes: to be woken for each one costs more than to
-            # serve them all.
-            time.sleep(min(left_s, _COME_EACH_S * missing, _COME_MAX_S))
+            if self._answered:
+                # Some of them read: who is answered at once may come with a write yet. epoll itself
+                # knows no time below a millisecond.
+                if not select.select([self._poll], (), (), left_s)[0]:
+                    break
+            else:
+                # Asleep, and not until the next one comes: to be woken for each one costs more than
+                # to serve them all.
+                time.sleep(min(left_s, _COME_EACH_S * missing, _COME_MAX_S))
             self._serve_ready(0)
 
     def _new(self, sock: socket.socket) -> _Waiting:
@@ -261,6 +269,7 @@ class Committer(Reactor):
         if lent.batch > self._engine.committed:
             self._waiting.append(lent)
         else:
+            self._answered += 1
             self._go_on(lent)
 
     def _begin(self) -> None:

@@ -124,11 +124,11 @@ class LmdbStore:
             ):
                 put = cursor.put
                 for name, value in changes:
+                    size += len(name) + len(value or b"")
                     if value is None:
                         transaction.delete(name)
                     else:
                         put(name, value)
-                        size += len(name) + len(value)
         except lmdb.MapFullError as error:
             raise StoreFull(f"{self._file} has its greatest size: {error}") from error
         except (OSError, lmdb.Error) as error:

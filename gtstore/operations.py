@@ -887,6 +887,11 @@ def plain_value(begun: Begun, reply: bytes) -> bytes | None:
     return reply[_REPLY_VALUE_AT:]
 
 
+def is_absence(reply: bytes) -> bool:
+    """Whether a get's first reply, a whole frame, says that the key has never had a value."""
+    return reply[_KIND_AT] == NOT_FOUND
+
+
 def get(
     routes: Routes, source: Source, key: bytes, begun: Begun | None = None
 ) -> Operation[StoredEntry | None]:

@@ -145,7 +145,7 @@ class Replica:
         """The keys whose entries are, or may be, pending, a tombstone, or to expire (settling.py):
         whatever is stored adds its key."""
         self.all_unsettled = partition.remembered is not None
-        """Whether any key may be one of these."""
+        """Whether any key may be one of these, whatever ``unsettled`` has."""
 
 
 class Replicas:
@@ -500,7 +500,8 @@ class Replicas:
         elif entry[:VERSION_SIZE] < stored[:VERSION_SIZE] or not entry[FLAGS_AT] & COMMITTED:
             return
         replica.entries[key] = entry
-        replica.unsettled.add(key)
+        if entry[FLAGS_AT] & (NEVER_SETTLED | COMMITTED) != COMMITTED:
+            replica.unsettled.add(key)
 
     def commit_held(self, replica: Replica, key: bytes, version: bytes) -> None:
         """N5: mark an entry as committed, if its version is that one."""

@@ -23,9 +23,9 @@ import socket
 import struct
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain, repeat
-from typing import Any, Final, TypeVar
+from typing import Any, Final, TypeAlias, TypeVar
 
 from .connection import Connection, Deadline, describe
 from .errors import ConnectError, ConnectionLost, DeadlineExceeded, GTStoreError, NetworkError
@@ -35,6 +35,8 @@ from .wire.codec import ERROR, HEADER, HEADER_WORDS, Frame, head_word
 from .wire.stream import HEADER_SIZE, RECEIVE_SIZE, SHORT_RECEIVE_SIZE
 
 Result = TypeVar("Result")
+Begins: TypeAlias = tuple[Operation[Result], list[Any]]
+"""An operation, and what was begun of its first step: its slots, or none (see Unfinished)."""
 
 _DIRECT_SIZE_MAX: Final = 64 * messages.KIB
 """A longer frame would make the blocking sends wait for one peer after the other."""
@@ -48,6 +50,7 @@ _CALLS_MAX: Final = 250
 """How many operations of a batch are under way at once. Twice as many make puts up to a tenth
 faster, but each takes its time to end when the deadline has passed (bench/deadlines.py)."""
 
+_NOTHING: Final[list[Any]] = []
 _READ: Final = selectors.EVENT_READ
 _WRITE: Final = selectors.EVENT_WRITE
 
@@ -176,33 +179,46 @@ class Session:
         """Run ``count`` operations at once, a bounded number at a time. Each one's result, or the
         error that it raised, stands at its place in the list. The call began at ``started``, or
         now."""
-        calls: list[_Call] = []
-        deadline = Deadline(timeout_s)
-        if started is not None:
-            deadline.at = started + timeout_s
-
-        def start() -> Iterator[_Call]:
-            for operation in operations:
-                calls.append(_Call(operation))
-                yield calls[-1]
-                if deadline.has_passed():
-                    return
-
-        self._drive(start(), deadline)
-        # One error serves all whose turn did not come: there may be very many.
-        too_late = DeadlineExceeded("the batch", f"{timeout_s:g} s were over before its turn came")
-        return [*map(_outcome, calls), *repeat(too_late, count - len(calls))]
+        rest = ((operation, _NOTHING) for operation in operations)
+        return self.go_on_many(
+            (), rest, count, timeout_s, time.monotonic() if started is None else started
+        )
 
     def go_on_many(
-        self, begun: Iterable[tuple[Operation[Result], list[Any]]], timeout_s: float, started: float
+        self,
+        under_way: Iterable[Begins[Result]],
+        rest: Iterable[Begins[Result]],
+        count: int,
+        timeout_s: float,
+        started: float,
     ) -> list[Result | GTStoreError]:
-        """go_on for operations that were begun together by ``send_many``, each with its slots;
-        their outcomes as run_many returns them."""
-        calls = [_Call(operation, slots) for operation, slots in begun]
+        """Go on with what a round (``send_many``) has left, and with all that comes after it.
+
+        Args:
+            under_way: operations with slots, some of which are Connections: all of these begin at
+                once, before anything is received, or nobody would know whose the replies are.
+            rest: ``count`` operations with slots that are none: nothing is under way for them. They
+                begin as those of ``run_many`` do; but what has slots does so in any case.
+
+        Returns the outcomes of ``under_way`` and then of ``rest``, as run_many returns them.
+        """
+        calls = [_Call(operation, slots) for operation, slots in under_way]
+        at_once = calls.copy()
         deadline = Deadline(timeout_s)
         deadline.at = started + timeout_s
-        self._drive(iter(calls), deadline)
-        return [_outcome(call) for call in calls]
+        total = len(calls) + count
+
+        def start() -> Iterator[_Call]:
+            for operation, slots in rest:
+                if deadline.has_passed() and not slots:
+                    return
+                calls.append(_Call(operation, slots))
+                yield calls[-1]
+
+        self._drive(start(), deadline, at_once)
+        # One error serves all whose turn did not come: there may be very many.
+        too_late = DeadlineExceeded("the batch", f"{timeout_s:g} s were over before its turn came")
+        return [*map(_outcome, calls), *repeat(too_late, total - len(calls))]
 
     def close(self) -> None:
         """Send what is owed (C7) and close all connections."""
@@ -342,18 +358,19 @@ class Session:
             _queue(connection, data[size:])
         share.rest = connection
 
-    def receive_many(self, round_: Round) -> None:
-        """Receive the replies of what send_many has begun, as far as they simply come."""
+    def receive_many(self, round_: Round, ends_at: float) -> None:
+        """Receive the replies of what send_many has begun, as far as they simply come, and before
+        that time of the monotonic clock."""
         try:
             # As in exchange: the last one is likely to answer last.
             for share in reversed(round_.shares.values()):
                 if isinstance(share.rest, Connection) and not share.rest.outgoing:
-                    self._receive_share(share.rest, share)
+                    self._receive_share(share.rest, share, ends_at)
         except BaseException:
             self.abort()
             raise
 
-    def _receive_share(self, connection: Connection, share: Share) -> None:
+    def _receive_share(self, connection: Connection, share: Share, ends_at: float) -> None:
         begun = share.begun
         acks = b"".join([one[5] for one in begun])
         count = len(begun)
@@ -361,7 +378,7 @@ class Session:
         data = b""
         at = 0
         try:
-            while len(replies) < count:
+            while len(replies) < count and time.monotonic() < ends_at:
                 received = connection.recv(RECEIVE_SIZE)
                 if not received:
                     break
@@ -454,11 +471,14 @@ class Session:
 
     # --- the selector loop -----------------------------------------------------------------------
 
-    def _drive(self, calls: Iterator[_Call], deadline: Deadline) -> None:
-        """Run all calls to their ends, results or errors."""
+    def _drive(
+        self, calls: Iterator[_Call], deadline: Deadline, at_once: Sequence[_Call] = ()
+    ) -> None:
+        """Run all calls to their ends, results or errors; some of them begin before all else."""
         self._deadline = deadline
-        self._active = 0
+        self._active = len(at_once)
         self._in_flight_size = 0
+        self._ready.extend(at_once)
         try:
             self._selector = _new_selector()
             self._loop(calls)

@@ -9,13 +9,20 @@ nobody reads it. Tombstones that everybody has known of for long are dropped.
 from __future__ import annotations
 
 from .read_modify_write import FLAGS_AT, VERSION_SIZE, has_expired
-from .replica import NEVER_SETTLED, Replicas
+from .replica import NEVER_SETTLED, Replica, Replicas
 from .wire.messages import COMMITTED, SETTLE_AFTER_S, TOMBSTONE, TOMBSTONE_RETENTION_S
 
 _SECOND_US = 1_000_000
 _BACKUPS_WAIT = 10
 """How many times longer backups wait: most of what they hold as pending is complete, and the client
 that wrote it has just not said so yet (operations.Source.owe)."""
+_REMEMBERED_MIN = 256
+
+
+def _most(replica: Replica) -> int:
+    """How many keys are worth remembering: of more, a look at all costs not much more, and a set of
+    them would take memory, where the entries may be on disk."""
+    return _REMEMBERED_MIN + replica.stored // 8
 
 
 def look_through(replicas: Replicas, partition: int, now_us: int) -> list[tuple[bytes, bytes]]:
@@ -30,6 +37,8 @@ def look_through(replicas: Replicas, partition: int, now_us: int) -> list[tuple[
     """
     replica = replicas[partition]
     replica.keys.rest()
+    if len(replica.unsettled) > _most(replica):
+        replica.unsettled, replica.all_unsettled = set(), True
     row = replica.row
     mine = [owner for owner in row.owners if replicas.is_mine(owner)] if row else []
     if not mine or not mine[0].in_sync or replica.is_suspended:
@@ -62,7 +71,8 @@ def look_through(replicas: Replicas, partition: int, now_us: int) -> list[tuple[
                 old.append(key)
         elif is_primary and has_expired(entry, now_us):
             expired.append(key)
-    replica.unsettled, replica.all_unsettled = still, False
+    is_short = len(still) <= _most(replica)
+    replica.unsettled, replica.all_unsettled = still if is_short else set(), not is_short
     for key in old:
         entry = replica.entries.get(key)
         assert entry is not None

@@ -265,11 +265,17 @@ class Upkeep:
 
     def _settle_forever(self) -> None:
         """Go round all partitions, in a second or as long as it takes."""
+        looks = 0
         while True:
             source = Source(lambda: secrets.randbits(64), time.time_ns, random.random)
             session = Session(self._locate, source.owed)
             ends_at = time.monotonic() + SETTLE_AFTER_S
             try:
+                # Now and then all of a partition, so that damage on the disk is found though nobody
+                # reads what has it.
+                with self._lock:
+                    self._replicas[looks % len(self._replicas)].all_unsettled = True
+                looks += 1
                 at = 0
                 while at < len(self._replicas):
                     at, found = self._look_through(at)

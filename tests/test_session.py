@@ -161,12 +161,12 @@ def first_round(request_id: int, frame: bytes) -> Begun:
 def in_round(session: Session, nodes: Sequence[int], request_id: int, frame: bytes) -> list[Reply]:
     """The hot path of a batch, and go_on_many where it does not finish: as batches.py does."""
     round_ = session.send_many([first_round(request_id, frame)], [tuple(nodes)])
-    session.receive_many(round_)
+    session.receive_many(round_, time.monotonic() + 5)
     (slots,) = round_.slots()
     slots = [as_frame(slot) if isinstance(slot, bytes) else slot for slot in slots]
     assert round_.is_acked == (slots == [ACKED] * len(nodes))
     begun = [(send(nodes, request_id, frame), slots)]
-    (outcome,) = session.go_on_many(begun, 5, time.monotonic())
+    (outcome,) = session.go_on_many(begun, (), 0, 5, time.monotonic())
     assert not isinstance(outcome, GTStoreError)
     return outcome
 
@@ -213,11 +213,13 @@ def paced(pieces: Callable[[bytes], list[bytes]], pause_s: float) -> Script:
     return script
 
 
-def round_of(session: Session, numbers: Sequence[int], *nodes: int) -> list[list[str]]:
+def round_of(
+    session: Session, numbers: Sequence[int], *nodes: int, time_s: float = 5
+) -> list[list[str]]:
     """A round of WRITEs, each to all nodes; what the replies are."""
     begun = [first_round(number, write(number)) for number in numbers]
     round_ = session.send_many(begun, [nodes] * len(numbers))
-    session.receive_many(round_)
+    session.receive_many(round_, time.monotonic() + time_s)
     left = [
         (
             send(nodes, number, write(number)),
@@ -226,12 +228,21 @@ def round_of(session: Session, numbers: Sequence[int], *nodes: int) -> list[list
         for number, slots in zip(numbers, round_.slots(), strict=True)
     ]
     names = {ACK: "ack", messages.Error.kind: "error"}
-    outcomes = session.go_on_many(left, 5, time.monotonic())
+    outcomes = session.go_on_many(left, (), 0, 5, time.monotonic())
     return [
         ["lost" if isinstance(reply, Lost) else names[reply[0]] for reply in outcome]
         for outcome in outcomes
         if not isinstance(outcome, GTStoreError)
     ]
+
+
+def test_a_round_whose_time_is_over(peers: Callable[..., Peer]) -> None:
+    """It receives no more, however steadily replies come: the selector loop has exact deadlines."""
+    session = session_of(peers(answer), peers(answer))
+    for first in (1, 10, 20):
+        outcomes = round_of(session, range(first, first + 5), 1, 2, time_s=0)
+        assert outcomes == [["ack", "ack"]] * 5
+    session.close()
 
 
 @pytest.mark.parametrize("pieces", PIECES.values(), ids=PIECES)

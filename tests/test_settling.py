@@ -106,6 +106,23 @@ def test_only_what_is_unsettled_is_looked_at() -> None:
     assert replica.unsettled == set()
 
 
+def test_very_many_unsettled_keys_are_not_remembered() -> None:
+    """Of a partition whose keys are all to expire, all are looked at, and no set has them."""
+    network, _ = cluster()
+    replica = network.nodes[1].replicas[PARTITION]
+    for number in range(300):
+        entry = Entry(network.now_us + 1, 1, number, EXPIRES | COMMITTED, 2**60, b"v")
+        replica.entries[b"%d" % number] = encode_record(entry)
+        replica.stored += 1
+        replica.unsettled.add(b"%d" % number)
+    assert look(network, 1) == []
+    assert (len(replica.unsettled), replica.all_unsettled) == (0, True)
+    for number in range(10, 300):
+        network.nodes[1].replicas.drop(replica, b"%d" % number)
+    assert look(network, 1) == []
+    assert (len(replica.unsettled), replica.all_unsettled) == (10, False)
+
+
 def test_what_a_single_owner_left_pending_is_found_when_there_are_more() -> None:
     network, client = cluster()
     network.kill(2)
