@@ -58,6 +58,7 @@ def test_a_node_that_stands_still(cluster: Cluster) -> None:
     keys = [f"key{i}" for i in range(2000)]
     with connect(cluster.address, timeout=0.7) as store:
         store.put_many(dict.fromkeys(keys, b"before"))
+        silent = {key for key in keys if store.where(key).owners[0] == 2}
         pid = cluster.node_pids[2]
         os.kill(pid, signal.SIGSTOP)
         try:
@@ -69,7 +70,6 @@ def test_a_node_that_stands_still(cluster: Cluster) -> None:
         assert len(errors) + len(failed.value.results) == len(keys)
         assert set(failed.value.results.values()) == {b"before"}
         # Those of which node 2 is the primary, and none that only came after them.
-        silent = {key for key in keys if store.where(key).owners[0] == 2}
         assert errors.keys() <= silent
         assert {type(error) for error in errors.values()} == {DeadlineExceeded}
     with connect(cluster.address) as store:
