@@ -108,9 +108,9 @@ class Replica:
     """
 
     __slots__ = (
-        "all_unsettled", "amend", "changed", "entries", "floor", "former", "is_suspended",
-        "join_epoch", "keys", "read_epoch", "row", "shown", "size", "stored", "tombstones",
-        "unsettled", "write_epoch",
+        "all_unsettled", "amend", "changed", "entries", "floor", "former", "is_shared",
+        "is_suspended", "join_epoch", "keys", "read_epoch", "row", "shown", "size", "stored",
+        "tombstones", "unsettled", "write_epoch",
     )  # fmt: skip
 
     def __init__(self, partition: Partition) -> None:
@@ -139,11 +139,13 @@ class Replica:
             )
         self.write_epoch = _NOBODY
         self.read_epoch = _NOBODY
+        self.is_shared = False
+        """Whether its row has several owners."""
         self.is_suspended = False
         """Whether it answers nothing for now, whatever the row says."""
         self.unsettled: set[bytes] = set()
         """The keys whose entries are, or may be, pending, a tombstone, or to expire (settling.py):
-        whatever is stored adds its key."""
+        whatever is stored adds its key, but for pending entries of a single owner."""
         self.all_unsettled = partition.remembered is not None
         """Whether any key may be one of these, whatever ``unsettled`` has."""
 
@@ -296,7 +298,8 @@ class Replicas:
         elif (flags ^ stored[FLAGS_AT]) & TOMBSTONE:
             replica.tombstones += 1 if flags & TOMBSTONE else -1
         entries[key] = entry
-        replica.unsettled.add(key)
+        if flags or replica.is_shared:
+            replica.unsettled.add(key)
         return pack_words(_ACK, request_id, 0)
 
     def _write_unusual(self, request_id: int, body: bytes) -> bytes:
@@ -442,6 +445,7 @@ class Replicas:
         if replica.row is not None and len(replica.row.owners) == 1:
             replica.all_unsettled = True  # a single owner leaves its entries pending
         replica.row = row
+        replica.is_shared = len(row.owners) > 1
         replica.join_epoch = join_epoch
         self._set_epochs(replica)
 

@@ -428,27 +428,29 @@ class _FrameHandler(socketserver.BaseRequestHandler):
                 size = len(data)
             if buffer.size:
                 size = 0
-            if size >= HEADER_SIZE:
-                word, request_id, length = unpack_words(data)
-                end = HEADER_SIZE + length
+            while size - at >= HEADER_SIZE:
+                word, request_id, length = unpack_words(data, at)
+                body_at = at + HEADER_SIZE
+                end = body_at + length
                 handler = handlers.get(word)
-                if handler is not None and end <= size:
-                    body = data[HEADER_SIZE:end]
+                if handler is None or end > size:
+                    break
+                body = data[body_at:end]
+                try:
+                    acquire()
                     try:
-                        acquire()
-                        try:
-                            answer = handler(request_id, body)
-                        finally:
-                            release(None)
-                    except Exception as error:
-                        self._on_error(handler, request_id, body, error)
-                        answer = b""
-                    at = end
-                    if at < size:  # unlike the usual end: one answer, to the only frame
-                        if answer:
-                            answers.append(answer)
-                            answer = b""
-                        at = self._handle_many(data, at)
+                        answer = handler(request_id, body)
+                    finally:
+                        release(None)
+                except Exception as error:
+                    self._on_error(handler, request_id, body, error)
+                    answer = b""
+                at = end
+                if answer and at < size:  # unlike the usual end: one answer, to the last frame
+                    answers.append(answer)
+                    answer = b""
+                    at = self._handle_many(data, at)
+                    break
             if answer:
                 if outbox is None or not outbox.lend(self.request, answer, True):
                     sendall(answer)
