@@ -67,8 +67,7 @@ class Committer(Reactor):
         store: the engine's.
         lock: guards the engine and what is around it.
         remembered: tells what is to be kept of a partition; called with the lock held.
-        handlers: kind -> handler, of which those of GET, WRITE and COMMIT are called here, with the
-            lock held; they have to be there when it starts.
+        handlers: see Reactor.
     """
 
     def __init__(
