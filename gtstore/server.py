@@ -493,6 +493,7 @@ class _FrameHandler(socketserver.BaseRequestHandler):
             except Exception as error:
                 assert handler is not None
                 self._on_error(handler, request_id, data[body_at:end], error)
+                self._send_many()  # refusals count against no room
                 at = end
             if size - at < HEADER_SIZE:
                 return at
