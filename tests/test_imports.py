@@ -39,7 +39,7 @@ LAYERS = (
     ("gtstore.write_ahead_log",),
     ("gtstore.replica", "gtstore.operations", "gtstore.membership", "gtstore.frame_words"),
     ("gtstore.copying", "gtstore.scan_operation", "gtstore.scanning", "gtstore.settling"),
-    ("gtstore.json_lines", "gtstore.progress"),
+    ("gtstore.json_lines", "gtstore.progress", "gtstore.inputs"),
     ("gtstore.connection", "gtstore.allocator", "gtstore.lmdb_store"),
     ("gtstore.session", "gtstore.server", "gtstore.tap", "gtstore.log_store"),
     ("gtstore.reactor",),
