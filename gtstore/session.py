@@ -63,8 +63,10 @@ DIRECT_TIMEOUT_MIN_S: Final = 0.25
 """A call with less time than this goes without ``exchange``, which may take 2 x k x PATIENCE_S."""
 
 unpack_words: Final = HEADER_WORDS.unpack_from
-_PLAIN_WORD: Final = head_word(0)  # magic and version, no flags
-_ERROR_WORD: Final = head_word(ERROR)
+PLAIN_MASK: Final = 0xFFFF_00FF
+"""What of a header's first word is not the kind."""
+PLAIN_WORD: Final = head_word(0)  # magic and version, no flags
+ERROR_WORD: Final = head_word(ERROR)
 _CALLS_MAX: Final = 250
 """How many operations of a batch are under way at once. Twice as many make puts up to a tenth
 faster, but each takes its time to end when the deadline has passed (bench/deadlines.py)."""
@@ -415,8 +417,8 @@ class Session:
                     if (
                         end > len(data)
                         or request_id != one[1]
-                        or word & 0xFFFF_00FF != _PLAIN_WORD
-                        or word == _ERROR_WORD
+                        or word & PLAIN_MASK != PLAIN_WORD
+                        or word == ERROR_WORD
                     ):
                         return  # the selector loop sees to this one, and to all that follow
                     reply = data[at:end]
@@ -750,7 +752,7 @@ def _check_plain(data: bytes, request_id: int) -> None:
     word, reply_id, length = unpack_words(data)
     if reply_id != request_id or length != len(data) - HEADER_SIZE:
         raise _Unusual
-    if word & 0xFFFF_00FF != _PLAIN_WORD or word == _ERROR_WORD:
+    if word & PLAIN_MASK != PLAIN_WORD or word == ERROR_WORD:
         raise _Unusual
 
 

@@ -44,9 +44,9 @@ LAYERS = (
     ("gtstore.session", "gtstore.server", "gtstore.tap", "gtstore.log_store"),
     ("gtstore.reactor",),
     # What the daemons share: how processes are started, and their command lines and logs.
-    ("gtstore.upkeep", "gtstore.committer", "gtstore.batches"),
+    ("gtstore.upkeep", "gtstore.committer", "gtstore.batches", "gtstore.async_session"),
     ("gtstore.nursery", "gtstore.command_line", "gtstore.state_file", "gtstore.data_directory"),
-    ("gtstore.manager", "gtstore.storage", "gtstore.client"),
+    ("gtstore.manager", "gtstore.storage", "gtstore.client", "gtstore.async_client"),
     ("gtstore.backup", "gtstore.transfer"),
     # The public names.
     ("gtstore",),
