@@ -59,12 +59,13 @@ test: $(VENV)/installed-dev ## run every check: format, lint, types, tests, cove
 	$(BIN)/python -m build --outdir $(WHEEL_DIR) . > $(VENV)/build.log 2>&1 || { cat $(VENV)/build.log; exit 1; }
 	@$(BIN)/python -c "$$CHECK_WHEEL"
 
-test-long: test ## the same, then what takes long: 20,000 simulated runs, three chaos runs of 300 s
+test-long: test ## the same, then what takes long: 20,000 simulated runs, five chaos runs of 300 s
 	$(BIN)/python -m tests.sim --runs 20000
 	$(BIN)/python -m tests.chaos --seconds 300 --nodes 4 --replicas 2 --seed 1
 	$(BIN)/python -m tests.chaos --seconds 300 --nodes 5 --replicas 3 --seed 2
 	$(BIN)/python -m tests.chaos --seconds 300 --nodes 7 --replicas 3 --seed 3 --overlap
 	$(BIN)/python -m tests.chaos --seconds 300 --nodes 5 --replicas 3 --seed 4 --durable
+	$(BIN)/python -m tests.chaos --seconds 300 --nodes 5 --replicas 3 --seed 5 --async
 
 test-again: $(VENV)/installed-dev ## the tests ROUNDS times, for what goes wrong only now and then
 	for round in $$(seq $(ROUNDS)); do $(BIN)/python -m pytest -q || exit 1; done
@@ -75,9 +76,10 @@ sim: $(VENV)/installed-dev ## simulated runs, RUNS of them (SEED is the first on
 fuzz: $(VENV)/installed-dev ## damaged frames against a running cluster, for SECONDS; SEED repeats a run
 	$(BIN)/python -m tests.fuzz --seconds $(SECONDS) $(if $(SEED),--seed $(SEED))
 
-chaos: $(VENV)/installed-dev ## clients at work while nodes are killed, for SECONDS (SEED, NODES, REPLICAS, OVERLAP=1, DURABLE=1)
+chaos: $(VENV)/installed-dev ## clients at work while nodes are killed, for SECONDS (SEED, NODES, REPLICAS, OVERLAP=1, DURABLE=1, ASYNC=1)
 	$(BIN)/python -m tests.chaos --seconds $(SECONDS) --nodes $(NODES) --replicas $(REPLICAS) \
-		$(if $(SEED),--seed $(SEED)) $(if $(OVERLAP),--overlap) $(if $(DURABLE),--durable)
+		$(if $(SEED),--seed $(SEED)) $(if $(OVERLAP),--overlap) $(if $(DURABLE),--durable) \
+		$(if $(ASYNC),--async)
 
 demo: $(VENV)/installed ## show step by step how the store outlives two of seven nodes
 	@$(BIN)/python examples/fail_over.py

@@ -197,26 +197,37 @@ _tuple: Final[Any] = tuple.__new__
 """Makes a named tuple without a call of its Python-level constructor, for the hot path."""
 
 
+class Identity:
+    """The second half of versions, and the highest time that they have had with it: so none is
+    used twice, whatever became of the identity's source meanwhile (H16)."""
+
+    __slots__ = ("client", "time")
+
+    def __init__(self, client: int) -> None:
+        self.client = client
+        self.time = 0
+
+
 class Source:
-    """One client's identity, clock and counters. Only one operation at a time uses it.
+    """One client's identity, clock and counters. Any number of its operations may be under way, in
+    one thread.
 
     Args:
-        client: 64 random bits, drawn anew for each source.
         new_client: returns 64 random bits.
         now_ns: the local clock, in nanoseconds since 1970.
         random: returns a number from 0 to 1.
 
-    ``client`` is this source's identity. Request ids and the counters of operations are drawn from
-    the same numbers: with the client, an operation's counter is its identity, its rid. They have 32
-    bits; when they are used up, the source takes a new identity.
+    ``identity`` is that of the operations that begin now; each one keeps the one that it has begun
+    with. Request ids and the counters of operations are drawn from the same numbers: with the
+    client, an operation's counter is its own identity, its rid. They have 32 bits; when they are
+    used up, the source takes a new identity.
 
     ``owed`` maps a node to the frames that it is owed (C7). The shell sends them in front of its
     next request to that node: nobody waits for them.
     """
 
     __slots__ = (
-        "_late", "_learned_us", "_new_client", "_now_ns", "_number", "_time", "client", "owed",
-        "random",
+        "_late", "_learned_us", "_new_client", "_now_ns", "_number", "identity", "owed", "random",
     )  # fmt: skip
 
     def __init__(
@@ -225,7 +236,7 @@ class Source:
         now_ns: Callable[[], int],
         random: Callable[[], float],
     ) -> None:
-        self.client = new_client()
+        self.identity = Identity(new_client())
         self.owed: dict[int, bytes] = {}
         self.random = random
         self._late: dict[tuple[int, ...], list[bytes]] = {}  # by a key's owners
@@ -233,14 +244,13 @@ class Source:
         self._now_ns = now_ns
         self._learned_us = 0
         self._number = 0
-        self._time = 0
 
     def next_number(self) -> int:
         """A new request id, and, if it begins an operation, the counter of its rid."""
         self._number = number = self._number + 1
         if number == _NUMBER_MAX:
             self._number = 0
-            self.client = self._new_client()
+            self.identity = Identity(self._new_client())
         return number
 
     def next_version(self, offset_us: int) -> tuple[int, int]:
@@ -248,11 +258,12 @@ class Source:
         self._number = number = self._number + 1
         if number == _NUMBER_MAX:
             self._number = 0
-            self.client = self._new_client()
+            self.identity = Identity(self._new_client())
+        identity = self.identity
         time = self._now_ns() // 1000 + offset_us + self._learned_us
-        if time <= self._time:
-            time = self._time + 1
-        self._time = time
+        if time <= identity.time:
+            time = identity.time + 1
+        identity.time = time
         return number, time
 
     def owe(self, nodes: tuple[int, ...], frame: bytes) -> None:
@@ -290,19 +301,19 @@ class Source:
         """The clock, corrected by the manager's (``offset_us``) and by what was learned (N9)."""
         return self._now_ns() // 1000 + offset_us + self._learned_us
 
-    def next_time(self, offset_us: int, above: int = 0) -> int:
-        """The time of a new version: it rises, and is higher than ``above``."""
+    def next_time(self, identity: Identity, offset_us: int, above: int = 0) -> int:
+        """The time of a new version: they rise with each identity, and it is higher than
+        ``above``."""
         time = self._now_ns() // 1000 + offset_us + self._learned_us
-        if time <= self._time:
-            time = self._time + 1
+        if time <= identity.time:
+            time = identity.time + 1
         if time <= above:
-            if above - time > _CLOCK_LEAP_MAX_US:
+            if above - time > _CLOCK_LEAP_MAX_US and identity is self.identity:
                 # One key whose version is far ahead must not take the times of all others there,
-                # where nodes refuse them. A new identity's versions are never used twice.
-                self.client = self._new_client()
-                return above + 1
+                # where nodes refuse them.
+                self.identity = Identity(self._new_client())
             time = above + 1
-        self._time = time
+        identity.time = time
         return time
 
     def learn(self, time: int, offset_us: int) -> None:
@@ -316,9 +327,8 @@ class Source:
     def forget(self) -> None:
         """A node finds our time too far ahead (N9): what was learned was wrong. The next times are
         lower, so they need another identity."""
-        self.client = self._new_client()
+        self.identity = Identity(self._new_client())
         self._learned_us = 0
-        self._time = 0
 
     def backoff_s(self, attempt: int) -> float:
         """A random pause before the attempt with this number (from 0), longer each time."""
@@ -329,24 +339,26 @@ class Source:
 # --- put, delete ---------------------------------------------------------------------------------
 
 
-Begun: TypeAlias = tuple[Route, int, bytes, tuple[int, int], bytes, bytes]
+Begun: TypeAlias = tuple[Route, int, bytes, tuple[int, int], bytes, bytes, Identity]
 """An operation's first round: its route, its request id, the frame that goes to ``route.nodes`` (a
-get's to ``route.primary``), and for a put its version (time, client), its entry's head, and the
-frame that is its ACK."""
+get's to ``route.primary``), and for a put its version (time, client), its entry's head, the frame
+that is its ACK, and whose version it is."""
 
 
 def begin_put(routes: Routes, source: Source, key: bytes, value: bytes, flags: int = 0) -> Begun:
     """Place the key, draw a version and make the frame of a put. The map must be known."""
     route = routes.find(key)
     number, time = source.next_version(routes.clock_offset_us)
-    client = source.client
+    identity = source.identity
+    client = identity.client
     head = _pack_head(time, client, number, flags)
     # As _write_frame does it.
     key_size = len(key)
     size = _KEY_AT + key_size + ENTRY_HEAD_SIZE + len(value)
     fixed = _pack_labeled(_WRITE_WORD, number, size, route.label, key_size)
     frame = b"".join((fixed, key, head, value))
-    return route, number, frame, (time, client), head, _pack_words(_ACK_WORD, number, 0)
+    ack = _pack_words(_ACK_WORD, number, 0)
+    return route, number, frame, (time, client), head, ack, identity
 
 
 def end_put(source: Source, key: bytes, begun: Begun) -> PutResult:
@@ -379,11 +391,11 @@ def put(
         if not routes.cluster_id:
             yield from initialize(routes, source)
         begun = begun or begin_put(routes, source, key, value, flags)
-        route, number, frame, _, head, _ = begun
+        route, number, frame, _, head, _, identity = begun
         replies = yield route.nodes, number, frame
         for reply in replies:
             if reply[0] != ACK:
-                write = _Write(routes, source, key, value, head)
+                write = _Write(routes, source, identity, key, value, head)
                 return (yield from write.settle(route, replies))
         return end_put(source, key, begun)
     except DeadlineExceeded as error:
@@ -438,18 +450,24 @@ class _Mutation:
     kind: ClassVar[str]
     """For messages."""
 
-    def __init__(self, routes: Routes, source: Source, key: bytes) -> None:
+    def __init__(self, routes: Routes, source: Source, identity: Identity, key: bytes) -> None:
         self._routes = routes
         self._source = source
+        self._identity = identity
         self._key = key
         self._time = 0
-        self._client = source.client
+        self._counter = 0
+        self._flags = 0
         self._touched = False
         self._is_clock_right = False  # the manager was asked for it since this began
 
     @property
     def _what(self) -> str:
         return f"the {self.kind} of {shown(self._key)}"
+
+    def _head(self) -> bytes:
+        """How its entry begins."""
+        return ENTRY_HEAD.pack(self._time, self._identity.client, self._counter, self._flags)
 
     def _begin_again(self, replies: Sequence[Reply]) -> Generator[Step, Sequence[Reply], None]:
         """Look for refusals that sending again does not mend. Where nobody holds the write, it may
@@ -485,9 +503,26 @@ class _Mutation:
                 raise OperationFailed(f"{self._what} did not happen: {refusal}") from refusal
             self._is_clock_right = True
             yield from _correct_clock(self._routes, self._source)
-            self._time = self._source.next_time(self._routes.clock_offset_us, above)
-            self._client = self._source.client
+            self._identity = self._source.identity
+            self._take_time(above)
             return
+
+    def _take_time(self, above: int) -> None:
+        """Take another version, of a time above that one."""
+        self._time = self._source.next_time(self._identity, self._routes.clock_offset_us, above)
+
+    def _rise(self, reply: Reply, versions: int) -> Generator[Step, Sequence[Reply], None]:
+        """Take another version, above that of a SUPERSEDED; ``versions`` were used so far."""
+        assert not isinstance(reply, Lost)
+        if versions > 1:
+            yield Pause(self._source.backoff_s(versions))
+        above = int.from_bytes(reply[3][:8], "big")
+        if len(reply[3]) != _VERSION_SIZE or above >= _TIME_MAX:
+            raise malformed(f"SUPERSEDED with the version {reply[3].hex()}")
+        self._source.learn(above, self._routes.clock_offset_us)
+        # One client may lose this race again and again, so the clock jumps further each time.
+        jump = 0 if versions == 1 else 1000 << min(versions, 10)
+        self._take_time(above + jump)
 
 
 class _Write(_Mutation):
@@ -503,13 +538,14 @@ class _Write(_Mutation):
         self,
         routes: Routes,
         source: Source,
+        identity: Identity,
         key: bytes,
         value: bytes,
         head: bytes,
     ) -> None:
-        super().__init__(routes, source, key)
+        super().__init__(routes, source, identity, key)
         self._value = value
-        self._time, self._client, self._counter, self._flags = ENTRY_HEAD.unpack(head)
+        self._time, _, self._counter, self._flags = ENTRY_HEAD.unpack(head)
         self._versions = 1
         self._acked = False
         self._unresolved = False
@@ -525,7 +561,7 @@ class _Write(_Mutation):
                 yield from self._begin_again(replies)
                 if self._acked and answered:
                     _owe_commit(self._source, route, self._key, self._entry())
-                    return PutResult(route.nodes, Version(self._time, self._client))
+                    return PutResult(route.nodes, Version(self._time, self._identity.client))
                 yield from recover(self._routes, self._source, self._key, route, replies, attempt)
                 attempt += 1
                 following = self._routes.find(self._key)
@@ -579,14 +615,13 @@ class _Write(_Mutation):
                 acks=len(self._acks.intersection(route.nodes)),
                 required=len(route.nodes),
             )
-        self._time = yield from _time_above(self._routes, self._source, reply, self._versions)
+        yield from self._rise(reply, self._versions)
         self._versions += 1
         self._flags |= ORDERED
         self._acks.clear()
 
     def _entry(self) -> bytes:
-        head = ENTRY_HEAD.pack(self._time, self._client, self._counter, self._flags)
-        return head + self._value
+        return self._head() + self._value
 
     def _send(self, route: Route) -> Generator[Step, Sequence[Reply], Sequence[Reply]]:
         """Send the write by rule C2. The list of replies is short if an ordered write stopped
@@ -622,23 +657,6 @@ def _correct_clock(routes: Routes, source: Source) -> Generator[Step, Sequence[R
         return
     assert isinstance(cluster, messages.Cluster)
     routes.clock_offset_us = _clock_offset_us(cluster, source)
-
-
-def _time_above(
-    routes: Routes, source: Source, reply: Reply, versions: int
-) -> Generator[Step, Sequence[Reply], int]:
-    """A new version's time, above that of a SUPERSEDED; ``versions`` were used so far."""
-    assert not isinstance(reply, Lost)
-    if versions > 1:
-        yield Pause(source.backoff_s(versions))
-    offset_us = routes.clock_offset_us
-    above = int.from_bytes(reply[3][:8], "big")
-    if len(reply[3]) != _VERSION_SIZE or above >= _TIME_MAX:
-        raise malformed(f"SUPERSEDED with the version {reply[3].hex()}")
-    source.learn(above, offset_us)
-    # One client may lose this race again and again, so the clock jumps further each time.
-    jump = 0 if versions == 1 else 1000 << min(versions, 10)
-    return source.next_time(offset_us, above + jump)
 
 
 def send_in_order(
@@ -723,13 +741,14 @@ class _Change(_Mutation):
         expected: bytes,
         flags: int,
     ) -> None:
-        super().__init__(routes, source, key)
+        # Its first version is drawn below, of what is the source's identity then.
+        super().__init__(routes, source, source.identity, key)
         self._operation = operation
         self._operand = operand
         self._expected = expected
         self._flags = flags
         self._counter, self._time = source.next_version(routes.clock_offset_us)
-        self._client = source.client
+        self._identity = source.identity
         self._versions = 1
         self._executed = b""
         self._unresolved = False
@@ -737,8 +756,7 @@ class _Change(_Mutation):
 
     def go_above(self, time: int) -> None:
         """Begin with a version above that time."""
-        self._time = self._source.next_time(self._routes.clock_offset_us, time)
-        self._client = self._source.client
+        self._take_time(time)
 
     def settle(self) -> Operation[Changed]:
         """Go on until the outcome is known or the time is up."""
@@ -774,8 +792,7 @@ class _Change(_Mutation):
             raise self._unfinished(route, error) from error
 
     def _ask_primary(self, route: Route) -> Generator[Step, Sequence[Reply], Sequence[Reply]]:
-        head = ENTRY_HEAD.pack(self._time, self._client, self._counter, self._flags)
-        entry = head + self._operand
+        entry = self._head() + self._operand
         request = messages.Execute(
             route.epoch, route.partition, self._key, self._operation, self._expected, entry
         )
@@ -784,7 +801,7 @@ class _Change(_Mutation):
 
     def _result_of(self, reply: Reply) -> bytes:
         entry: bytes = reply[3]  # type: ignore[assignment]  # a Lost has another kind
-        rid = ENTRY_HEAD.pack(0, self._client, self._counter, 0)[_RID]
+        rid = self._head()[_RID]
         if len(entry) < ENTRY_HEAD_SIZE or entry[_RID] != rid:
             raise malformed(f"EXECUTED with another operation's entry: {entry[:20].hex()}")
         return entry
@@ -828,7 +845,7 @@ class _Change(_Mutation):
                 self._routes.find(self._key),
                 "another client wrote it while an answer of its primary was missing",
             )
-        self._time = yield from _time_above(self._routes, self._source, reply, self._versions)
+        yield from self._rise(reply, self._versions)
         self._versions += 1
 
     def _unknown(self, route: Route, why: str) -> OutcomeUnknown:
@@ -869,7 +886,7 @@ def begin_get(routes: Routes, source: Source, key: bytes) -> Begun:
     number = source.next_number()
     size = len(key)
     frame = _pack_labeled(_GET_WORD, number, _KEY_AT + size, route.label, size) + key
-    return route, number, frame, _NO_VERSION, b"", b""
+    return route, number, frame, _NO_VERSION, b"", b"", source.identity
 
 
 def plain_value(begun: Begun, reply: bytes) -> bytes | None:

@@ -486,7 +486,7 @@ class ExpiringRun(Run):
             for _, message in self.network.seen
             if isinstance(message, Write)
         ]
-        clients = {client.source.client for client in self.clients}
+        clients = {client.source.identity.client for client in self.clients}
         outcomes["tombstones"] += sum(
             bool(entry.flags & TOMBSTONE) and entry.client - 1 in clients for entry in entries
         )

@@ -140,7 +140,7 @@ def test_put_writes_to_all_owners_at_once() -> None:
     assert peers == (1, 2, 3)
     assert (entry.flags, entry.value) == (0, b"v")
     assert result.version == (entry.time, entry.client)
-    assert entry.client == client.source.client
+    assert entry.client == client.source.identity.client
     assert values(network) == [b"v", b"v", b"v"]
     assert len(client.steps) == 1
 
@@ -509,11 +509,11 @@ def test_what_was_learned_is_forgotten_when_it_is_too_far() -> None:
     network, client = cluster()
     another(network, ahead_s=50).put(KEY, b"from the future")
     client.put(KEY, b"learned")
-    before = client.source.client
+    before = client.source.identity.client
     network.script(1, Write, refuse(messages.TOO_FAR, messages.TimeDetail(1)))
     network.script(2, Write, refuse(messages.TOO_FAR, messages.TimeDetail(1)))
     result = client.put(b"1yek", b"v")
-    assert client.source.client == result.version.client != before
+    assert client.source.identity.client == result.version.client != before
     assert abs(result.version.time - network.now_us) < SECOND_US
 
 
@@ -1661,16 +1661,16 @@ def test_times_rise() -> None:
     """A version is never used twice, also when the clock stands still or goes back."""
     clock = Clock()
     source = new_source(clock)
-    assert source.next_time(0) == 1_000_000
-    assert source.next_time(0) == 1_000_001
+    assert source.next_time(source.identity, 0) == 1_000_000
+    assert source.next_time(source.identity, 0) == 1_000_001
     clock.now_us -= 500
-    assert source.next_time(0) == 1_000_002
-    assert source.next_time(100) == 1_000_003
+    assert source.next_time(source.identity, 0) == 1_000_002
+    assert source.next_time(source.identity, 100) == 1_000_003
     clock.now_us = 3_000_000
-    assert source.next_time(100) == 3_000_100
-    assert source.next_time(0, above=5_000_000) == 5_000_001
-    assert source.next_time(0) == 5_000_002
-    assert source.next_time(0, above=4_000_000) == 5_000_003
+    assert source.next_time(source.identity, 100) == 3_000_100
+    assert source.next_time(source.identity, 0, above=5_000_000) == 5_000_001
+    assert source.next_time(source.identity, 0) == 5_000_002
+    assert source.next_time(source.identity, 0, above=4_000_000) == 5_000_003
 
 
 def test_a_lag_is_learned_as_an_offset() -> None:
@@ -1680,7 +1680,7 @@ def test_a_lag_is_learned_as_an_offset() -> None:
     source.learn(1_500_000, 0)
     assert source.now_us(0) == 1_500_000
     clock.now_us += 100
-    assert source.next_time(0) == 1_500_100
+    assert source.next_time(source.identity, 0) == 1_500_100
     source.learn(1_400_000, 0)  # no lead
     source.learn(1_600_300, 100_000)
     assert source.now_us(0) == 1_500_300
@@ -1702,24 +1702,28 @@ def test_nothing_is_learned_beyond_the_bound() -> None:
 def test_numbers_that_are_used_up_renew_the_identity() -> None:
     """With the client, an operation's counter is its rid: it is never used twice."""
     _, client = cluster()
-    old = client.source.client
+    old = client.source.identity.client
     client.source._number = 0xFFFF_FFFE
     client.put(KEY, b"1")
     client.put(KEY, b"2")
     (_, first), (_, second) = writes(client)
     assert (first.counter, second.counter) == (0xFFFF_FFFF, 1)
     assert first.client != old
-    assert second.client == first.client == client.source.client
-    old = client.source.client
+    assert second.client == first.client == client.source.identity.client
+    old = client.source.identity.client
     client.source._number = 0xFFFF_FFFE
     assert client.get(KEY) == b"2"
-    assert client.source.client != old
+    assert client.source.identity.client != old
 
 
 def test_times_rise_while_the_clock_stands() -> None:
     """A version is never used twice, however coarse the clock is."""
     source = Source(lambda: 1, lambda: 5_000_000, lambda: 0.5)
-    times = [source.next_version(0)[1], source.next_time(0), source.next_version(0)[1]]
+    times = [
+        source.next_version(0)[1],
+        source.next_time(source.identity, 0),
+        source.next_version(0)[1],
+    ]
     assert times == [5000, 5001, 5002]
 
 

@@ -21,7 +21,7 @@ from gtstore.errors import (
     InvalidInput,
     OperationFailed,
 )
-from gtstore.operations import ACKED, Begun, Lost, Operation, Pause, Reply
+from gtstore.operations import ACKED, Begun, Identity, Lost, Operation, Pause, Reply
 from gtstore.placement import format_address
 from gtstore.session import Session, Unfinished, as_frame
 from gtstore.wire import messages
@@ -155,7 +155,7 @@ def in_exchange(
 
 def first_round(request_id: int, frame: bytes) -> Begun:
     route: Any = None
-    return route, request_id, frame, (0, 0), b"", encode(messages.Ack(), request_id)
+    return route, request_id, frame, (0, 0), b"", encode(messages.Ack(), request_id), Identity(1)
 
 
 def in_round(session: Session, nodes: Sequence[int], request_id: int, frame: bytes) -> list[Reply]:

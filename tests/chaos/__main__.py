@@ -32,11 +32,17 @@ def main() -> int:
     parser.add_argument(
         "--durable", action="store_true", help="with --data-dir; everything is killed at once, too"
     )
+    parser.add_argument(
+        "--async",
+        action="store_true",
+        dest="is_async",
+        help="every other client process is one of asyncio, with several tasks",
+    )
     options = parser.parse_args()
     print(
         f"seed {options.seed}: make chaos SECONDS={options.seconds:g} SEED={options.seed} "
         f"NODES={options.nodes} REPLICAS={options.replicas}{' OVERLAP=1' * options.overlap}"
-        f"{' DURABLE=1' * options.durable}",
+        f"{' DURABLE=1' * options.durable}{' ASYNC=1' * options.is_async}",
         flush=True,
     )
     directory = Path(tempfile.mkdtemp(prefix="gtstore-chaos-"))
@@ -48,6 +54,7 @@ def main() -> int:
         options.replicas,
         overlap=options.overlap,
         is_durable=options.durable,
+        is_async=options.is_async,
         tell=lambda text: print(text, flush=True),
     )
     print_figures(report)

@@ -14,7 +14,8 @@ import signal
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from multiprocessing.context import SpawnContext
 from multiprocessing.sharedctypes import Synchronized
@@ -24,6 +25,7 @@ from typing import Any, Literal, TextIO, TypeAlias
 
 import gtstore
 
+from ..blocking import connect_blocking
 from ..linearizability import Done, Version, What
 
 ROUND = 2000
@@ -35,6 +37,11 @@ BESIDE = 20
 OLD_KEYS = 0.03
 """How often a client reads a key of an earlier round instead."""
 PADDING_MAX = 20
+TASKS = 4
+"""Clients that share one AsyncClient."""
+CANCELS = 0.002
+"""How often one of their calls is cancelled. Each write that was leaves its outcome open, which
+makes the check harder, so there must not be many."""
 START_TIMEOUT_S = 60.0
 CALL_TIMEOUT_S = 20.0
 _LOOK_S = 0.02
@@ -215,14 +222,6 @@ class Recorder:
             self._file.close()
             self._file = None
 
-    def report(self) -> dict[str, Any]:
-        return {
-            "counts": self.counts,
-            "unknown": self.unknown,
-            "failed": self.failed,
-            "longest_ns": self.longest_ns,
-        }
-
 
 class Worker:
     """One client. Each of its writes has a value of its own."""
@@ -368,21 +367,55 @@ def report_path(directory: Path, number: int) -> Path:
     return directory / f"client-{number}.json"
 
 
-def work(shared: Shared, number: int, seed: int) -> None:
-    """The whole life of a client process. What it has to say is in its file in the end."""
+def work(shared: Shared, number: int, seed: int, is_async: bool) -> None:
+    """The whole life of a client process. What it has to say is in its file in the end.
+
+    With ``is_async`` it is TASKS clients, which share one AsyncClient; now and then one of their
+    calls is cancelled.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent has it too, and ends the run
     report: dict[str, Any] = {}
     try:
-        with gtstore.connect(shared.address, CALL_TIMEOUT_S) as store:
-            worker = Worker(shared, number, seed, store)
+        with _connect(shared.address, is_async) as store:
+            workers = [
+                Worker(shared, number * 100 + task, seed * 100 + task, store)
+                for task in range(TASKS if is_async else 1)
+            ]
             shared.at_start.wait(START_TIMEOUT_S)
             try:
-                while not shared.is_over.is_set():
-                    worker.step()
+                with ThreadPoolExecutor(len(workers)) as pool:
+                    for ended in [pool.submit(_work_on, shared, worker) for worker in workers]:
+                        ended.result()
             finally:
-                worker.recorder.close()
-                report = worker.recorder.report()
+                report = _summed([worker.recorder for worker in workers])
     except BaseException:
         shared.is_over.set()
         report["error"] = traceback.format_exc()
     report_path(shared.directory, number).write_text(json.dumps(report))
+
+
+def _connect(address: str, is_async: bool) -> gtstore.Client:
+    if is_async:
+        return connect_blocking(address, CALL_TIMEOUT_S, CANCELS)
+    return gtstore.connect(address, CALL_TIMEOUT_S)
+
+
+def _work_on(shared: Shared, worker: Worker) -> None:
+    try:
+        while not shared.is_over.is_set():
+            worker.step()
+    except BaseException:
+        shared.is_over.set()
+        raise
+    finally:
+        worker.recorder.close()
+
+
+def _summed(recorders: Sequence[Recorder]) -> dict[str, Any]:
+    """The figures of a process."""
+    return {
+        "counts": sum((recorder.counts for recorder in recorders), Counter()),
+        "unknown": sum(recorder.unknown for recorder in recorders),
+        "failed": sum((recorder.failed for recorder in recorders), Counter()),
+        "longest_ns": max(recorder.longest_ns for recorder in recorders),
+    }

@@ -82,6 +82,7 @@ def run(
     options: Sequence[str] = (),
     overlap: bool = False,
     is_durable: bool = False,
+    is_async: bool = False,
     tell: Tell = print,
 ) -> Report:
     """Let clients work for some seconds while nodes fail, and check what they saw.
@@ -91,13 +92,14 @@ def run(
         options: further options of managerd.
         overlap, tell: see Faults.
         is_durable: keep everything on disk, and now and then kill everything at once.
+        is_async: every other client process is one of asyncio.
     """
     report = Report()
     if is_durable:
         options = [*options, "--data-dir", str(directory / "data")]
     with Cluster(nodes, replicas, options) as cluster:
         try:
-            _work(report, cluster, directory, seed, seconds, overlap, is_durable, tell)
+            _work(report, cluster, directory, seed, seconds, overlap, is_durable, is_async, tell)
         finally:
             (directory / "cluster.log").write_text(cluster.log())
     for history in histories(directory):
@@ -114,6 +116,7 @@ def _work(
     seconds: float,
     overlap: bool,
     is_durable: bool,
+    is_async: bool,
     tell: Tell,
 ) -> None:
     context = multiprocessing.get_context("spawn")
@@ -127,7 +130,11 @@ def _work(
         Flag(context),
     )
     clients = [
-        context.Process(target=work, args=(shared, number, seed * 100 + number), daemon=True)
+        context.Process(
+            target=work,
+            args=(shared, number, seed * 100 + number, is_async and number % 2 == 0),
+            daemon=True,
+        )
         for number in range(1, CLIENTS + 1)
     ]
     faults = Faults(cluster, clients, shared, seed, overlap, tell, is_durable)

@@ -63,6 +63,14 @@ def test_on_disk(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert report.faults["kill everything"] > 0
 
 
+def test_with_asyncio(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Every other client process has several tasks on one AsyncClient, of which some are cancelled;
+    they work on the same keys, also with each other."""
+    report = run(tmp_path, 6, SECONDS, 5, 3, overlap=True, is_async=True)
+    check(report, "k = 3, half of the clients asyncio", capsys)
+    assert report.unknown_share < 0.01
+
+
 def check(report: Report, name: str, capsys: pytest.CaptureFixture[str]) -> None:
     """Print the figures, and see that it was worth something and nothing is wrong."""
     with capsys.disabled():

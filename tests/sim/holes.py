@@ -28,6 +28,7 @@ H11   empty_process_on_an_old_port            N0: an owner is one incarnation of
 H12   label_of_another_partition              N1a: one epoch for each partition
 H13   stored_after_the_copy (test_holes.py)   N1b: check and store are one step under the lock
 H14   live_primary_is_removed                 M2: a primary that lives is never removed
+H16   identity_that_was_given_up              State: no version is used twice, whoever draws it
 C5    read_of_a_pending_entry                 C5: help first, then return the value
 N5    late_commit_of_an_older_version         N5: only the version that COMMIT names is committed
 N6    copy_before_the_new_list                N6: the source first goes by the copier's list
@@ -524,6 +525,23 @@ def label_of_another_partition() -> None:
     users.expect(users.get().finish().result == b"a", LOST)
 
 
+def identity_that_was_given_up() -> None:
+    """H16: a key's version is so far ahead that no client learns of it for its clock. One client
+    appends and puts at the same time; both are refused, and go above it."""
+    users = Users()
+    client = users.client()
+    other = users.client(ahead_s=50)
+    assert users.delete(other).finish().outcome == "done"
+    other.skew_us = 100 * SECOND_US  # within 60 s of what is stored
+    assert users.delete(other).finish().outcome == "done"
+    put = users.put(b"b", client)
+    append = users.append(b"a", client).step(2)
+    put.reach(1, 2)
+    assert append.finish().result == b"a"
+    put.finish()
+    users.expect(users.get().finish().result in (b"ab", b"b"), LOST)
+
+
 def live_primary_is_removed() -> None:
     """H14: a stand-in is the primary, and a home owner is back. The nodes of the new map serve,
     before the old primary has heard of it."""
@@ -816,6 +834,22 @@ def one_epoch_for_all(patch: Patch) -> None:
     patch.setattr(Routes, "find", find_newest)
 
 
+def forget_times_that_are_far(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The next version of an identity may be one that it has had: its time is not kept where it was
+    drawn far ahead of the clock."""
+
+    def next_time(
+        source: Source, identity: operations.Identity, offset_us: int, above: int = 0
+    ) -> int:
+        near = source.now_us(offset_us)
+        if near <= above:
+            return above + 1
+        return next_near(source, identity, offset_us)
+
+    next_near = Source.next_time
+    monkeypatch.setattr(Source, "next_time", next_time)
+
+
 def remove_live_primaries(patch: Patch) -> None:
     """A stand-in that is the primary goes like any other, once there is somebody else in sync."""
     row_repaired = placement.row_repaired
@@ -901,6 +935,7 @@ HOLES: Final = (
     Hole("H11", empty_process_on_an_old_port, any_incarnation_is_mine, STALE),
     Hole("H12", label_of_another_partition, one_epoch_for_all, LOST),
     Hole("H14", live_primary_is_removed, remove_live_primaries, STALE),
+    Hole("H16", identity_that_was_given_up, forget_times_that_are_far, LOST),
     Hole("C5", read_of_a_pending_entry, believe_pending_entries, STALE),
     Hole("N5", late_commit_of_an_older_version, commit_whatever_is_there, STALE),
     Hole("N6", copy_before_the_new_list, copy_without_adopting, LOST),

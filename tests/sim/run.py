@@ -60,6 +60,11 @@ def run_many(seeds: Iterable[int], make: Callable[[int], Run] | None = None) -> 
     return outcomes
 
 
+SKEWS_US = (0, 0, 50, 500, 5000, 10 * SECOND_US, 40 * SECOND_US)
+"""How far clients' clocks are ahead: the last one is far enough that others give up their
+identities when they meet its versions (operations.Source)."""
+
+
 class Run:
     """One run. The cluster has one partition a node (placement.PARTITIONS_PER_NODE is 1), and a
     batch of a copy has few entries (copying.COPY_SIZE, HELD_SIZE)."""
@@ -81,8 +86,12 @@ class Run:
         self.clients: list[Client] = []
         for number in range(self.random.randint(2, 3)):
             shared = self.clients[0].routes if number and self.random.random() < 0.3 else None
+            if number and self.random.random() < 0.4:
+                # Several operations of one client at once, as of an AsyncClient.
+                self.clients.append(self.clients[-1])
+                continue
             client = Client(self.network, routes=shared, seed=seed * 10 + number).know()
-            client.skew_us = self.random.choice((0, 0, 50, 500, 5000, 10 * SECOND_US))
+            client.skew_us = self.random.choice(SKEWS_US)
             client.pays = self.random.random() < 0.5
             self.clients.append(client)
         self.left = dict.fromkeys(range(len(self.clients)), self.random.randint(2, 5))
