@@ -28,14 +28,23 @@ from .errors import (
     Unavailable,
     VersionMismatch,
 )
-from .operations import Location, PutResult, StoredEntry, Version
-from .scan_operation import ScannedEntry
+from .mapping import StoreMapping
+from .results import (
+    ClusterStatus,
+    Location,
+    NodeStatus,
+    PutResult,
+    ScannedEntry,
+    StoredEntry,
+    Version,
+)
 from .version import __version__
 
 __all__ = [
     "BatchFailed",
     "Client",
     "ClusterError",
+    "ClusterStatus",
     "ConnectError",
     "ConnectionLost",
     "DeadlineExceeded",
@@ -44,6 +53,7 @@ __all__ = [
     "LocalProtocolError",
     "Location",
     "NetworkError",
+    "NodeStatus",
     "OperationFailed",
     "OutcomeUnknown",
     "ProtocolError",
@@ -51,6 +61,7 @@ __all__ = [
     "RemoteError",
     "RemoteProtocolError",
     "ScannedEntry",
+    "StoreMapping",
     "StoredEntry",
     "Unavailable",
     "Version",

@@ -21,19 +21,12 @@ from typing import Any, TypeVar, overload
 from . import batches, operations
 from .connection import parse_address
 from .errors import BatchFailed, ConnectError, GTStoreError, InvalidInput
-from .operations import (
-    ACKED,
-    MANAGER,
-    Location,
-    Operation,
-    PutResult,
-    Source,
-    StoredEntry,
-    Version,
-)
+from .mapping import StoreMapping
+from .operations import ACKED, MANAGER, Operation, Source
 from .placement import Routes, format_address
 from .read_modify_write import NUMBER_MAX, NUMBER_MIN
-from .scan_operation import ScannedEntry, Scanner
+from .results import ClusterStatus, Location, PutResult, ScannedEntry, StoredEntry, Version
+from .scan_operation import Scanner
 from .session import DIRECT_TIMEOUT_MIN_S, Session, Unfinished, as_frame
 from .wire import messages
 from .wire.messages import CLIENT_TIMEOUT_S, EXPIRES, KEY_SIZE_MAX, TTL_MAX_S, VALUE_SIZE_MAX
@@ -404,6 +397,15 @@ class Client:
                 assert not isinstance(outcome, GTStoreError)
                 yield from outcome
 
+    @overload
+    def as_mapping(self, prefix: str = "") -> StoreMapping[str]: ...
+    @overload
+    def as_mapping(self, prefix: bytes) -> StoreMapping[bytes]: ...
+    def as_mapping(self, prefix: Any = "") -> Any:
+        """Return the keys that begin with a prefix as a dict without the prefix: a MutableMapping
+        of str or bytes, as the prefix is, to bytes. It has nothing to close."""
+        return StoreMapping(self, prefix)
+
     # --- the cluster -----------------------------------------------------------------------------
 
     def where(self, key: str | bytes) -> Location:
@@ -412,7 +414,7 @@ class Client:
         key = _key(key)
         return self._run(lambda lane: operations.where(self._routes, lane.source, key))
 
-    def status(self) -> dict[str, Any]:
+    def status(self) -> ClusterStatus:
         """Return the object that ``gtclient --json status`` prints: nodes, states, epoch,
         partitions that are not fully replicated."""
         return self._run(lambda lane: operations.status(self._routes, lane.source))
