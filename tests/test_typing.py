@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -97,3 +98,12 @@ def test_types_are_complete(symbols: dict[str, dict[str, object]], name: str) ->
     for symbol, known in found.items():
         assert known["isTypeKnown"] is True, (symbol, known["diagnostics"])
         assert known["isTypeAmbiguous"] is False, (symbol, known["diagnostics"])
+
+
+@pytest.mark.parametrize("thing", [gtstore, gtstore.Client, gtstore.testing.Cluster])
+def test_every_public_name_is_in_a_program(thing: object) -> None:
+    """Whoever adds one shows its type in tests/typing."""
+    text = "".join(path.read_text() for path in PROGRAMS if path.parent.name == "typing")
+    words = set(re.findall(r"\w+", text))
+    names = getattr(thing, "__all__", None) or [name for name in vars(thing) if name[0] != "_"]
+    assert set(names) - words == set()
