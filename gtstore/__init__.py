@@ -9,6 +9,8 @@
         store.get("key1")
 """
 
+from typing import TYPE_CHECKING, Any
+
 from .client import Client, connect
 from .errors import (
     BatchFailed,
@@ -40,7 +42,11 @@ from .results import (
 )
 from .version import __version__
 
+if TYPE_CHECKING:
+    from .async_client import AsyncClient, connect_async
+
 __all__ = [
+    "AsyncClient",
     "BatchFailed",
     "Client",
     "ClusterError",
@@ -68,4 +74,18 @@ __all__ = [
     "VersionMismatch",
     "__version__",
     "connect",
+    "connect_async",
 ]
+
+
+# Not for type checkers: to them it would mean that there is every name.
+if not TYPE_CHECKING:
+
+    def __getattr__(name: str) -> Any:
+        """asyncio is loaded when it is asked for: it takes a third of the time of all other
+        imports, also in gtclient and in each node."""
+        if name in ("AsyncClient", "connect_async"):
+            from . import async_client
+
+            return getattr(async_client, name)
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

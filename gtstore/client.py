@@ -15,34 +15,42 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from functools import partial
 from types import TracebackType
 from typing import Any, TypeVar, overload
 
 from . import batches, operations
 from .connection import parse_address
-from .errors import BatchFailed, ConnectError, GTStoreError, InvalidInput
+from .errors import GTStoreError
+from .inputs import (
+    UNSET,
+    Item,
+    Unset,
+    as_comparison,
+    as_entries,
+    as_items,
+    as_key,
+    as_keys,
+    as_number,
+    as_prefix,
+    as_timeout,
+    as_ttl_us,
+    as_value,
+    by_key,
+    with_expiry,
+)
 from .mapping import StoreMapping
-from .operations import ACKED, MANAGER, Operation, Source
-from .placement import Routes, format_address
-from .read_modify_write import NUMBER_MAX, NUMBER_MIN
+from .operations import ACKED, Operation, Source
+from .placement import Routes
 from .results import ClusterStatus, Location, PutResult, ScannedEntry, StoredEntry, Version
 from .scan_operation import Scanner
-from .session import DIRECT_TIMEOUT_MIN_S, Session, Unfinished, as_frame
+from .session import DIRECT_TIMEOUT_MIN_S, Session, Unfinished, as_frame, locate
 from .wire import messages
-from .wire.messages import CLIENT_TIMEOUT_S, EXPIRES, KEY_SIZE_MAX, TTL_MAX_S, VALUE_SIZE_MAX
-
-_TIMEOUT_MAX_S = 1_000_000.0
+from .wire.messages import CLIENT_TIMEOUT_S, EXPIRES, VALUE_SIZE_MAX
 
 Result = TypeVar("Result")
 Default = TypeVar("Default")
 Key = TypeVar("Key", bound=str | bytes)
-
-
-class _Unset:
-    """The type of an argument that was not given, where None means something."""
-
-
-_UNSET = _Unset()
 
 
 class _Lane:
@@ -81,10 +89,11 @@ class Client:
     """
 
     def __init__(self, manager: str = "127.0.0.1:9001", timeout: float = CLIENT_TIMEOUT_S) -> None:
-        self._timeout_s = _timeout(timeout)
-        self._manager = parse_address(manager)
+        self._timeout_s = as_timeout(timeout)
+        manager_address = parse_address(manager)
         self._is_direct = self._timeout_s >= DIRECT_TIMEOUT_MIN_S
         self._routes = Routes()
+        self._locate = partial(locate, self._routes, manager_address)
         self._is_closed = False
         # Lanes that no call uses. append and pop are atomic, so the hot path takes no lock.
         self._idle: list[_Lane] = []
@@ -109,9 +118,9 @@ class Client:
                 any more. None: it stays. The clock of the key's primary judges it, so it may end
                 earlier or later by as much as the clocks of nodes differ.
         """
-        key = _key(key)
+        key = as_key(key)
         if value.__class__ is not bytes or len(value) > VALUE_SIZE_MAX:
-            value = _value(value)
+            value = as_value(value)
         started = time.monotonic()
         try:
             lane = self._idle.pop()
@@ -145,7 +154,7 @@ class Client:
     def get(self, key: str | bytes, default: Default) -> bytes | Default: ...
     def get(self, key: str | bytes, default: Any = None) -> Any:
         """Return the latest value of a key, or ``default`` if it has none."""
-        key = _key(key)
+        key = as_key(key)
         started = time.monotonic()
         try:
             lane = self._idle.pop()
@@ -174,12 +183,12 @@ class Client:
 
     def get_entry(self, key: str | bytes) -> StoredEntry | None:
         """Return a key's value, its version and the node that answered, or None if it has none."""
-        key = _key(key)
+        key = as_key(key)
         return self._run(lambda lane: operations.get(self._routes, lane.source, key))
 
     def delete(self, key: str | bytes) -> PutResult:
         """Remove a key's value, if it has one."""
-        key = _key(key)
+        key = as_key(key)
         return self._run(lambda lane: operations.delete(self._routes, lane.source, key))
 
     def append(self, key: str | bytes, value: str | bytes) -> int:
@@ -188,7 +197,7 @@ class Client:
 
         Raises OperationFailed if the value would become longer than 16 MiB.
         """
-        return len(self._execute(key, messages.APPEND, _value(value)).value)
+        return len(self._execute(key, messages.APPEND, as_value(value)).value)
 
     def increment(self, key: str | bytes, amount: int = 1) -> int:
         """Add to the number that a key's value is, and return the new number.
@@ -196,7 +205,7 @@ class Client:
         The value is decimal text of a signed number of 64 bits; a key that has no value counts
         as 0. Raises OperationFailed if the value is something else, or the sum would be too large.
         """
-        step = _number(amount)
+        step = as_number(amount)
         return int(self._execute(key, messages.INCREMENT, step).value)
 
     def compare_and_put(
@@ -204,7 +213,7 @@ class Client:
         key: str | bytes,
         value: str | bytes,
         *,
-        expected: str | bytes | _Unset | None = _UNSET,
+        expected: str | bytes | Unset | None = UNSET,
         version: Version | None = None,
         ttl: float | None = None,
     ) -> PutResult:
@@ -219,21 +228,8 @@ class Client:
 
         Raises VersionMismatch if something else is there.
         """
-        new = _value(value)
-        if (version is None) == isinstance(expected, _Unset):
-            raise InvalidInput("compare_and_put takes either expected or version")
-        if version is not None:
-            changed = self._execute(key, messages.PUT_IF_VERSION, new, _packed(version), ttl)
-        elif expected is None:
-            changed = self._execute(key, messages.PUT_IF_ABSENT, new, ttl=ttl)
-        else:
-            old = _value(expected)  # type: ignore[arg-type]  # it is not _UNSET
-            if len(old) + len(new) > VALUE_SIZE_MAX:
-                raise InvalidInput(
-                    f"the expected and the new value have more than {VALUE_SIZE_MAX} bytes "
-                    "together: compare by version"
-                )
-            changed = self._execute(key, messages.PUT_IF_VALUE, new, old, ttl)
+        operation, operand, old = as_comparison(value, expected, version)
+        changed = self._execute(key, operation, operand, old, ttl)
         return PutResult(changed.nodes, changed.version)
 
     def _execute(
@@ -244,7 +240,7 @@ class Client:
         expected: bytes = b"",
         ttl: float | None = None,
     ) -> operations.Changed:
-        key = _key(key)
+        key = as_key(key)
 
         def make(lane: _Lane) -> Operation[operations.Changed]:
             expiry = b"" if ttl is None else self._expiry(lane, ttl)
@@ -262,7 +258,7 @@ class Client:
 
     def _expiry(self, lane: _Lane, ttl: float) -> bytes:
         """When what is put now expires, as it stands in an entry."""
-        return operations.expiry_after(self._routes, lane.source, _ttl_us(ttl))
+        return operations.expiry_after(self._routes, lane.source, as_ttl_us(ttl))
 
     # --- many keys -------------------------------------------------------------------------------
 
@@ -275,27 +271,19 @@ class Client:
         Raises BatchFailed if some keys failed; its ``results`` and ``errors`` say which.
         """
         started = time.monotonic()
-        if not isinstance(items, Mapping):
-            raise InvalidInput(f"put_many takes a mapping, not {type(items).__name__}")
-        checked = [(_key(key), _value(value)) for key, value in items.items()]
-        if len(set(map(type, items))) > 1 and len(dict(checked)) < len(checked):
-            raise InvalidInput("put_many: a key is given twice, as str and as bytes")
+        checked = as_items(items)
 
         def put(lane: _Lane) -> list[PutResult | GTStoreError]:
-            if ttl is None:
-                entries = [(key, value, 0) for key, value in checked]
-            else:
-                expiry = self._expiry(lane, ttl)
-                entries = [(key, expiry + value, EXPIRES) for key, value in checked]
-            return self._put_many(lane, entries, started)
+            expiry = b"" if ttl is None else self._expiry(lane, ttl)
+            return self._put_many(lane, with_expiry(checked, expiry), started)
 
         return self._run_batch(list(items), put)
 
     def _put_many(
-        self, lane: _Lane, entries: list[tuple[bytes, bytes, int]], started: float
+        self, lane: _Lane, items: list[Item], started: float
     ) -> list[PutResult | GTStoreError]:
         return batches.put_many(
-            lane.session, self._routes, lane.source, entries, self._timeout_s, started
+            lane.session, self._routes, lane.source, items, self._timeout_s, started
         )
 
     @overload
@@ -309,16 +297,7 @@ class Client:
         Raises BatchFailed if some keys failed; its ``results`` and ``errors`` say which.
         """
         started = time.monotonic()
-        if isinstance(keys, str | bytes) or not isinstance(keys, Iterable):
-            raise InvalidInput("get_many takes several keys, not one")
-        given = list(keys)
-        if set(map(type, given)) - {str, bytes} and not all(
-            isinstance(key, str | bytes) for key in given
-        ):
-            raise InvalidInput("get_many takes keys that are str or bytes")
-        checked = [_key(key) for key in given]
-        if len(set(checked)) < len(checked):
-            raise InvalidInput("get_many: a key is given twice")
+        given, checked = as_keys(keys)
 
         def get(lane: _Lane) -> list[Any]:
             return batches.get_many(
@@ -340,15 +319,10 @@ class Client:
         Raises BatchFailed as put_many does.
         """
         started = time.monotonic()
-        checked = {}
-        for entry in entries:
-            value, expiry_us = _value(entry.value), entry.expiry_us
-            if expiry_us is None:
-                checked[_key(entry.key)] = value, 0
-            else:
-                checked[_key(entry.key)] = _expiry(expiry_us) + value, EXPIRES
-        found = [(key, value, flags) for key, (value, flags) in checked.items()]
-        return self._run_batch(list(checked), lambda lane: self._put_many(lane, found, started))
+        items = as_entries(entries)
+        return self._run_batch(
+            [key for key, _, _ in items], lambda lane: self._put_many(lane, items, started)
+        )
 
     # --- all keys --------------------------------------------------------------------------------
 
@@ -372,11 +346,11 @@ class Client:
 
     def scan_keys(self, prefix: str | bytes = b"") -> Generator[bytes]:
         """The same for the keys alone; the values stay where they are."""
-        return (entry.key for entry in self._scan(_prefix(prefix), with_values=False))
+        return (entry.key for entry in self._scan(as_prefix(prefix), with_values=False))
 
     def scan_entries(self, prefix: str | bytes = b"") -> Generator[ScannedEntry]:
         """The same with all that is known of each value: its version, and when it expires."""
-        return self._scan(_prefix(prefix), with_values=True)
+        return self._scan(as_prefix(prefix), with_values=True)
 
     def _scan(self, prefix: bytes, with_values: bool) -> Generator[ScannedEntry]:
         scanner = Scanner(self._routes, prefix, with_values)
@@ -411,7 +385,7 @@ class Client:
     def where(self, key: str | bytes) -> Location:
         """Return a key's partition and the nodes that own it, primary first, as the manager
         says."""
-        key = _key(key)
+        key = as_key(key)
         return self._run(lambda lane: operations.where(self._routes, lane.source, key))
 
     def status(self) -> ClusterStatus:
@@ -455,15 +429,7 @@ class Client:
             outcomes = run(lane)
         finally:
             self._give_back(lane)
-        errors = {
-            key: outcome
-            for key, outcome in zip(keys, outcomes, strict=True)
-            if isinstance(outcome, GTStoreError)
-        }
-        results = dict(zip(keys, outcomes, strict=True))
-        if errors:
-            raise BatchFailed({key: results[key] for key in keys if key not in errors}, errors)
-        return results
+        return by_key(keys, outcomes)
 
     def _take_lane(self) -> _Lane:
         """A lane for one call. put and get do the same in place: there, two Python calls count."""
@@ -484,17 +450,6 @@ class Client:
         self._idle.append(lane)
         if self._is_closed:
             self.close()
-
-    def _locate(self, node: int) -> tuple[str, str, int]:
-        """Where a peer listens, for Session."""
-        if node == MANAGER:
-            host, port = self._manager
-            return f"the manager at {format_address(host, port)}", host, port
-        member = self._routes.members.get(node)
-        if member is None:
-            raise ConnectError(f"node {node}", "its address is not known")
-        address = format_address(member.host, member.port)
-        return f"node {node} ({address})", member.host, member.port
 
     def _after_fork(self) -> None:
         """In a forked child: leave the parent's connections alone, and draw new identities.
@@ -534,86 +489,3 @@ def connect(manager: str = "127.0.0.1:9001", timeout: float = CLIENT_TIMEOUT_S) 
         DeadlineExceeded: it did not answer in time.
     """
     return Client(manager, timeout)
-
-
-def _timeout(timeout: Any) -> float:
-    if isinstance(timeout, int | float) and 0 < timeout <= _TIMEOUT_MAX_S:
-        return float(timeout)
-    raise InvalidInput(
-        f"timeout={timeout!r}: it is a number of seconds, from 0 to {_TIMEOUT_MAX_S:g}"
-    )
-
-
-def _ttl_us(ttl: Any) -> int:
-    """A time to live in microseconds."""
-    if isinstance(ttl, int | float) and 0 < ttl <= TTL_MAX_S:
-        return max(1, round(ttl * 1e6))
-    raise InvalidInput(f"ttl={ttl!r}: it is a number of seconds, more than 0, up to {TTL_MAX_S:,}")
-
-
-def _key(key: str | bytes) -> bytes:
-    if key.__class__ is str:
-        try:
-            key = key.encode()
-        except UnicodeEncodeError:
-            key = _encoded(key, "key")
-    elif key.__class__ is not bytes:
-        key = _as_bytes(key, "key")
-    if not 0 < len(key) <= KEY_SIZE_MAX:
-        raise InvalidInput(f"a key has 1 to {KEY_SIZE_MAX} bytes, not {len(key)}")
-    return key
-
-
-def _prefix(prefix: Any) -> bytes:
-    if isinstance(prefix, str | bytes) and not prefix:
-        return b""
-    return _key(prefix)
-
-
-def _expiry(expiry_us: int) -> bytes:
-    """When a value expires, as it stands in an entry."""
-    try:
-        return expiry_us.to_bytes(8, "big")
-    except (AttributeError, OverflowError) as error:
-        raise InvalidInput(f"{expiry_us!r} are no microseconds since 1970") from error
-
-
-def _value(value: str | bytes) -> bytes:
-    if value.__class__ is str:
-        value = _encoded(value, "value")
-    elif value.__class__ is not bytes:
-        value = _as_bytes(value, "value")
-    if len(value) > VALUE_SIZE_MAX:
-        raise InvalidInput(f"a value has at most {VALUE_SIZE_MAX} bytes, not {len(value)}")
-    return value
-
-
-def _number(number: Any) -> bytes:
-    if not isinstance(number, int) or not NUMBER_MIN <= number <= NUMBER_MAX:
-        raise InvalidInput(f"{number!r} is no whole number of 64 bits")
-    return b"%d" % number
-
-
-def _packed(version: Version) -> bytes:
-    """A version's bytes on the wire."""
-    try:
-        time, client = version
-        return time.to_bytes(8, "big") + client.to_bytes(8, "big")
-    except (AttributeError, OverflowError, TypeError, ValueError) as error:
-        raise InvalidInput(f"{version!r} is no version: it is (time, client)") from error
-
-
-def _encoded(text: Any, what: str) -> bytes:
-    try:
-        data: bytes = text.encode()
-    except UnicodeEncodeError as error:
-        raise InvalidInput(f"the {what} cannot be written in UTF-8: {error}") from error
-    return data
-
-
-def _as_bytes(value: Any, what: str) -> bytes:
-    if isinstance(value, str):
-        return _encoded(value, what)
-    if isinstance(value, bytes | bytearray | memoryview):
-        return bytes(value)
-    raise InvalidInput(f"a {what} is str or bytes, not {type(value).__name__}")

@@ -14,6 +14,7 @@ import socket
 import struct
 import time
 from collections import deque
+from collections.abc import Callable
 from typing import Any, Final
 
 from .errors import (
@@ -84,24 +85,25 @@ class Connection:
         "outgoing", "peer", "queued_size", "recv", "send", "sent_size", "sock", "unread", "watched",
     )  # fmt: skip
 
-    def __init__(self, node: int, peer: str, address: tuple[str, int], sock: socket.socket) -> None:
+    sock: socket.socket
+    send: Callable[..., int]
+    recv: Callable[..., bytes]
+
+    def __init__(self, node: int, peer: str, address: tuple[str, int]) -> None:
         self.node = node
         self.peer = peer
         self.address = address
-        self.sock = sock
-        self.send = sock.send
-        self.recv = sock.recv
         self.buffer = FrameBuffer()
         self.feed = self.buffer.feed
         self.is_connecting = True
+        self.awaiting: dict[int, Any] = {}  # request id -> who waits for the reply
+        self.is_doubtful = False  # the node may be at another address by now
         # For session.py's selector loop:
-        self.outgoing: deque[bytes | memoryview] = deque()
+        self.outgoing: deque[Any] = deque()
         self.queued_size = 0  # bytes that were ever put into outgoing
         self.sent_size = 0  # bytes of them that the kernel took
-        self.awaiting: dict[int, tuple[Any, int, int]] = {}  # request id -> who waits for the reply
         self.watched = 0  # the selector's events
         self.unread = b""  # what was received and not looked at yet
-        self.is_doubtful = False  # the node may be at another address by now
 
     @classmethod
     def start(cls, node: int, peer: str, host: str, port: int) -> Connection:
@@ -110,24 +112,36 @@ class Connection:
 
         Raises ConnectError if it is refused at once.
         """
+        connection = cls(node, peer, (host, port))
         try:
-            # On this machine "localhost" may mean ::1 first, where nobody listens by default.
-            resolved = socket.getaddrinfo(
-                "127.0.0.1" if host == "localhost" else host, port, type=socket.SOCK_STREAM
-            )
-            family, kind, protocol, _, address = resolved[0]
-            sock = socket.socket(
+            resolved = socket.getaddrinfo(reachable(host), port, type=socket.SOCK_STREAM)
+        except (OSError, UnicodeError) as error:
+            raise connection.not_resolved(error) from error
+        connection.connect(resolved[0])
+        return connection
+
+    def connect(self, resolved: tuple[Any, ...]) -> None:
+        """Begin to connect to an address as getaddrinfo returns it. Raises ConnectError."""
+        family, kind, protocol, _, address = resolved
+        try:
+            self.sock = socket.socket(
                 family, kind | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC, protocol
             )
-        except (OSError, UnicodeError) as error:  # UnicodeError: an impossible host name
-            text = describe(error) if isinstance(error, OSError) else f"{host!r} is no host name"
-            raise ConnectError(peer, text) from error
-        connection = cls(node, peer, (host, port), sock)
-        code = sock.connect_ex(address)
+        except OSError as error:
+            raise ConnectError(self.peer, describe(error)) from error
+        self.send = self.sock.send
+        self.recv = self.sock.recv
+        code = self.sock.connect_ex(address)
         if code not in (0, errno.EINPROGRESS):
-            sock.close()
-            raise ConnectError(peer, os.strerror(code).lower())
-        return connection
+            self.sock.close()
+            raise ConnectError(self.peer, os.strerror(code).lower())
+
+    def not_resolved(self, error: Exception) -> ConnectError:
+        """What to raise when the host has no address: OSError, or UnicodeError for an impossible
+        name."""
+        if isinstance(error, OSError):
+            return ConnectError(self.peer, describe(error))
+        return ConnectError(self.peer, f"{self.address[0]!r} is no host name")
 
     def finish_connecting(self) -> None:
         """Take the new connection into use. Raises ConnectError, closed, if it did not come
@@ -204,6 +218,31 @@ class Connection:
             self.close()
             raise ConnectionLost(self.peer, str(error)) from error
 
+    def take_in(self, data: bytes, answer: Callable[[Any, Frame], None]) -> ConnectionLost | None:
+        """Hand out what was received, nothing means the end, to those who are ``awaiting`` it.
+
+        Returns None, or why nothing more can be received here: the caller closes the connection.
+        """
+        is_told_to_close = False
+        for frame in self.buffer.feed(data):
+            if is_about_all(frame):
+                # About the connection, not a request: nothing that waits here was or will be done.
+                for waiter in self.awaiting.values():
+                    answer(waiter, frame)
+                self.awaiting.clear()
+                is_told_to_close = True
+                break
+            if frame[1] or frame[2] not in self.awaiting:
+                return self.ended(data, [frame])
+            answer(self.awaiting.pop(frame[2]), frame)
+            if frame[0] == ERROR:
+                is_told_to_close |= closes(frame)
+                self.is_doubtful |= code_of(frame) == messages.STALE_EPOCH
+        is_surplus = self.buffer.size > 0 and not self.awaiting
+        if is_told_to_close or not data or self.buffer.error is not None or is_surplus:
+            return self.ended(b"", [])
+        return None
+
     def ended(self, data: bytes, frames: list[Frame]) -> ConnectionLost:
         """Why nothing more can be received: what to raise."""
         if frames:
@@ -214,6 +253,37 @@ class Connection:
         if not self.buffer.size:
             return ConnectionLost(self.peer, "the connection was closed")
         return ConnectionLost(self.peer, "the connection was closed within a reply")
+
+
+def reachable(host: str) -> str:
+    """The name to look up: on this machine "localhost" may mean ::1 first, where nobody listens by
+    default."""
+    return "127.0.0.1" if host == "localhost" else host
+
+
+def is_reply(frame: Frame, request_id: int) -> bool:
+    """Whether this frame answers that request. No version 1 reply has header flags."""
+    return frame[1] == 0 and frame[2] == request_id
+
+
+def is_about_all(frame: Frame) -> bool:
+    """Whether this is an ERROR about the connection itself."""
+    return frame[0] == ERROR and is_reply(frame, 0)
+
+
+def code_of(frame: Frame) -> int:
+    """An ERROR reply's code; 0 for other frames.
+
+    After STALE_EPOCH the node's address is looked up again: whoever answers so may be another
+    cluster's node, at the address where this one was.
+    """
+    return int.from_bytes(frame[3][:2], "big") if frame[0] == ERROR else 0
+
+
+def closes(frame: Frame) -> bool:
+    """Whether this is an ERROR reply after which the peer closes the connection."""
+    row = messages.ERRORS.get(code_of(frame))
+    return row is not None and row.closes
 
 
 def _why_useless(frame: Frame) -> str:

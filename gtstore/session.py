@@ -27,9 +27,28 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain, repeat
 from typing import Any, Final, TypeAlias, TypeVar
 
-from .connection import Connection, Deadline, describe
+from .connection import (
+    Connection,
+    Deadline,
+    closes,
+    code_of,
+    describe,
+    is_about_all,
+    is_reply,
+)
 from .errors import ConnectError, ConnectionLost, DeadlineExceeded, GTStoreError, NetworkError
-from .operations import ACKED, Begun, Lost, Operation, Pause, Reply, Step, refusal_of
+from .operations import (
+    ACKED,
+    MANAGER,
+    Begun,
+    Lost,
+    Operation,
+    Pause,
+    Reply,
+    Step,
+    refusal_of,
+)
+from .placement import Routes, format_address
 from .wire import messages
 from .wire.codec import ERROR, HEADER, HEADER_WORDS, Frame, head_word
 from .wire.stream import HEADER_SIZE, RECEIVE_SIZE, SHORT_RECEIVE_SIZE
@@ -44,8 +63,10 @@ DIRECT_TIMEOUT_MIN_S: Final = 0.25
 """A call with less time than this goes without ``exchange``, which may take 2 x k x PATIENCE_S."""
 
 unpack_words: Final = HEADER_WORDS.unpack_from
-_PLAIN_WORD: Final = head_word(0)  # magic and version, no flags
-_ERROR_WORD: Final = head_word(ERROR)
+PLAIN_MASK: Final = 0xFFFF_00FF
+"""What of a header's first word is not the kind."""
+PLAIN_WORD: Final = head_word(0)  # magic and version, no flags
+ERROR_WORD: Final = head_word(ERROR)
 _CALLS_MAX: Final = 250
 """How many operations of a batch are under way at once. Twice as many make puts up to a tenth
 faster, but each takes its time to end when the deadline has passed (bench/deadlines.py)."""
@@ -396,8 +417,8 @@ class Session:
                     if (
                         end > len(data)
                         or request_id != one[1]
-                        or word & 0xFFFF_00FF != _PLAIN_WORD
-                        or word == _ERROR_WORD
+                        or word & PLAIN_MASK != PLAIN_WORD
+                        or word == ERROR_WORD
                     ):
                         return  # the selector loop sees to this one, and to all that follow
                     reply = data[at:end]
@@ -451,10 +472,10 @@ class Session:
             if len(data) == SHORT_RECEIVE_SIZE:
                 self._receive_size = RECEIVE_SIZE  # replies are long: from now on in one piece
             frames = connection.buffer.feed(data)
-            if len(frames) == 1 and (_is_reply(frames[0], request_id) or _is_about_all(frames[0])):
+            if len(frames) == 1 and (is_reply(frames[0], request_id) or is_about_all(frames[0])):
                 slots[at] = reply = frames[0]
-                connection.is_doubtful = _code_of(reply) == messages.STALE_EPOCH
-                if _closes(reply) or connection.buffer.size:
+                connection.is_doubtful = code_of(reply) == messages.STALE_EPOCH
+                if closes(reply) or connection.buffer.size:
                     # Or the next request would be lost; or more came than the reply.
                     del self._connections[connection.node]
                     connection.close()
@@ -544,7 +565,7 @@ class Session:
         try:
             step = call.operation.send(call.replies)  # type: ignore[arg-type]  # None starts it
             while self._deadline.has_passed() and not slots:
-                step = call.operation.throw(self._too_late(call))
+                step = call.operation.throw(too_late(call.trouble, self._deadline.timeout_s))
         except StopIteration as stop:
             call.result = stop.value
             self._end(call)
@@ -557,17 +578,6 @@ class Session:
     def _end(self, call: _Call) -> None:
         call.replies = None  # a batch's calls wait for each other, and replies may be large
         self._active -= 1
-
-    def _too_late(self, call: _Call) -> DeadlineExceeded:
-        timeout_s = self._deadline.timeout_s
-        match call.trouble:
-            case DeadlineExceeded() as error:
-                return error
-            case NetworkError(peer=peer, reason=reason):
-                return DeadlineExceeded(peer, f"{reason}; gave up after {timeout_s:g} s")
-            case GTStoreError() as error:
-                return DeadlineExceeded("the cluster", f"{error}; gave up after {timeout_s:g} s")
-        return DeadlineExceeded("the call", f"no time was left after {timeout_s:g} s")
 
     def _take_step(self, call: _Call, step: Step, slots: list[Any]) -> None:
         """Begin a step, or what the hot path left of it (see _exchange for the slots)."""
@@ -627,12 +637,7 @@ class Session:
         assert call.replies is not None
         call.replies[slot] = reply
         call.missing -= 1
-        if isinstance(reply, Lost):
-            # That the time was up says less than why it was.
-            if call.trouble is None or not isinstance(reply.error, DeadlineExceeded):
-                call.trouble = reply.error
-        elif reply[0] == ERROR:
-            call.trouble = refusal_of(reply)
+        call.trouble = trouble_in(reply, call.trouble)
         if not call.missing:
             self._ready.append(call)
 
@@ -698,28 +703,12 @@ class Session:
 
     def _take_in(self, connection: Connection, data: bytes) -> None:
         """Hand out what was received; nothing means the end."""
-        is_told_to_close = False
-        for frame in connection.buffer.feed(data):
-            if frame[0] == ERROR and _is_about_all(frame):
-                # About the connection, not a request: nothing that waits here was or will be done.
-                for call, slot, _ in connection.awaiting.values():
-                    self._answer(call, slot, frame)
-                connection.awaiting.clear()
-                is_told_to_close = True
-                break
-            waiter = connection.awaiting.get(frame[2])
-            if waiter is None or frame[1]:
-                self._fail(connection, connection.ended(data, [frame]))
-                return
-            del connection.awaiting[frame[2]]
-            self._answer(waiter[0], waiter[1], frame)
-            if frame[0] == ERROR:
-                is_told_to_close |= _closes(frame)
-                connection.is_doubtful |= _code_of(frame) == messages.STALE_EPOCH
-        buffer = connection.buffer
-        is_surplus = buffer.size > 0 and not connection.awaiting
-        if is_told_to_close or not data or buffer.error is not None or is_surplus:
-            self._fail(connection, connection.ended(b"", []))
+        error = connection.take_in(data, self._answer_waiter)
+        if error is not None:
+            self._fail(connection, error)
+
+    def _answer_waiter(self, waiter: tuple[_Call, int, int], frame: Frame) -> None:
+        self._answer(waiter[0], waiter[1], frame)
 
     def _fail(self, connection: Connection, error: NetworkError) -> None:
         """Close a connection. Whoever waits for a reply on it gets a Lost."""
@@ -763,7 +752,7 @@ def _check_plain(data: bytes, request_id: int) -> None:
     word, reply_id, length = unpack_words(data)
     if reply_id != request_id or length != len(data) - HEADER_SIZE:
         raise _Unusual
-    if word & 0xFFFF_00FF != _PLAIN_WORD or word == _ERROR_WORD:
+    if word & PLAIN_MASK != PLAIN_WORD or word == ERROR_WORD:
         raise _Unusual
 
 
@@ -788,26 +777,34 @@ def _gather(outgoing: deque[bytes | memoryview]) -> bytes:
     return b"".join(parts)
 
 
-def _is_reply(frame: Frame, request_id: int) -> bool:
-    """Whether this frame answers that request. No version 1 reply has header flags."""
-    return frame[1] == 0 and frame[2] == request_id
+def trouble_in(reply: Reply, known: GTStoreError | None) -> GTStoreError | None:
+    """The failure or refusal to tell a user of, after this reply."""
+    if isinstance(reply, Lost):
+        # That the time was up says less than why it was.
+        return known if known and isinstance(reply.error, DeadlineExceeded) else reply.error
+    return refusal_of(reply) if reply[0] == ERROR else known
 
 
-def _is_about_all(frame: Frame) -> bool:
-    """Whether this is an ERROR about the connection itself."""
-    return frame[0] == ERROR and _is_reply(frame, 0)
+def too_late(trouble: GTStoreError | None, timeout_s: float) -> DeadlineExceeded:
+    """What to throw into an operation that asks for more time; ``trouble`` is why it took so
+    long."""
+    match trouble:
+        case DeadlineExceeded() as error:
+            return error
+        case NetworkError(peer=peer, reason=reason):
+            return DeadlineExceeded(peer, f"{reason}; gave up after {timeout_s:g} s")
+        case GTStoreError() as error:
+            return DeadlineExceeded("the cluster", f"{error}; gave up after {timeout_s:g} s")
+    return DeadlineExceeded("the call", f"no time was left after {timeout_s:g} s")
 
 
-def _code_of(frame: Frame) -> int:
-    """An ERROR reply's code; 0 for other frames.
-
-    After STALE_EPOCH the node's address is looked up again: whoever answers so may be another
-    cluster's node, at the address where this one was.
-    """
-    return int.from_bytes(frame[3][:2], "big") if frame[0] == ERROR else 0
-
-
-def _closes(frame: Frame) -> bool:
-    """Whether this is an ERROR reply after which the peer closes the connection."""
-    row = messages.ERRORS.get(_code_of(frame))
-    return row is not None and row.closes
+def locate(routes: Routes, manager: tuple[str, int], node: int) -> tuple[str, str, int]:
+    """Where a peer listens: its name for people, host and port. Raises ConnectError if nobody
+    knows."""
+    if node == MANAGER:
+        return f"the manager at {format_address(*manager)}", *manager
+    member = routes.members.get(node)
+    if member is None:
+        raise ConnectError(f"node {node}", "its address is not known")
+    address = format_address(member.host, member.port)
+    return f"node {node} ({address})", member.host, member.port

@@ -40,14 +40,14 @@ LAYERS = (
     ("gtstore.write_ahead_log",),
     ("gtstore.replica", "gtstore.operations", "gtstore.membership", "gtstore.frame_words"),
     ("gtstore.copying", "gtstore.scan_operation", "gtstore.scanning", "gtstore.settling"),
-    ("gtstore.json_lines", "gtstore.progress", "gtstore.mapping"),
+    ("gtstore.json_lines", "gtstore.progress", "gtstore.inputs", "gtstore.mapping"),
     ("gtstore.connection", "gtstore.allocator", "gtstore.lmdb_store"),
     ("gtstore.session", "gtstore.server", "gtstore.tap", "gtstore.log_store"),
     ("gtstore.reactor",),
     # What the daemons share: how processes are started, and their command lines and logs.
-    ("gtstore.upkeep", "gtstore.committer", "gtstore.batches"),
+    ("gtstore.upkeep", "gtstore.committer", "gtstore.batches", "gtstore.async_session"),
     ("gtstore.nursery", "gtstore.command_line", "gtstore.state_file", "gtstore.data_directory"),
-    ("gtstore.manager", "gtstore.storage", "gtstore.client"),
+    ("gtstore.manager", "gtstore.storage", "gtstore.client", "gtstore.async_client"),
     ("gtstore.backup", "gtstore.transfer"),
     # The public names.
     ("gtstore",),

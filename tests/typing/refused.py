@@ -12,6 +12,7 @@ from gtstore.testing import Cluster
 
 
 def connecting() -> None:
+    gtstore.conect()  # type: ignore[attr-defined]
     gtstore.connect(9001)  # type: ignore[arg-type]
     gtstore.connect("127.0.0.1:9001", timeout="5")  # type: ignore[arg-type]
     gtstore.connect("127.0.0.1", 9001, 5.0)  # type: ignore[call-arg]

@@ -1,0 +1,443 @@
+"""Drives operations (operations.py) under asyncio: many at once over one connection to each peer.
+
+A task that has begun a step waits for a future; replies are matched by their request ids, in
+whatever order, and the last one that was missing wakes the task. Frames of all tasks that ran in
+one turn of the event loop are sent together, one send a peer.
+
+Who waits may go away. A call that was cancelled, or whose deadline has passed, takes its frames
+back where they were not sent yet; otherwise its request ids stay known until the replies come, so
+that a late reply is dropped, and never taken for another call's. The connection stays as it is,
+because others use it. But a peer that has been silent since before a request whose time is up has
+its connection closed: so what is kept for it is bounded, and the next request finds out what became
+of it.
+
+Everything here runs in the thread of one event loop, the one in which the first call was made.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import socket
+import time
+from collections.abc import Callable, Iterable
+from typing import Any, Final, TypeVar
+
+from .connection import Connection, describe, reachable
+from .errors import ConnectError, ConnectionLost, DeadlineExceeded, GTStoreError
+from .operations import ACKED, Lost, Operation, Pause, Source
+from .session import ERROR_WORD, PLAIN_MASK, PLAIN_WORD, as_frame, too_late, trouble_in
+from .session import unpack_words as unpack_words  # of a frame's header
+from .wire import messages
+from .wire.codec import ACK, Frame, head_word
+from .wire.stream import HEADER_SIZE
+
+Result = TypeVar("Result")
+
+_ACK_WORD: Final = head_word(ACK)
+_TOGETHER_SIZE: Final = 64 * messages.KIB
+"""Frames are joined up to about this size; longer ones are sent as they are."""
+_DONT_WAIT: Final = socket.MSG_DONTWAIT
+
+
+class Exchange:
+    """One step of an operation: a frame that goes to some peers, and their replies.
+
+    ``future`` is done once all replies are there: then it has the list ``replies``, in the order of
+    the peers, each one a whole frame as bytes, a Frame, ACKED or a Lost. To cancel it is to go
+    away.
+    """
+
+    __slots__ = (
+        "began_at", "deadline", "frame", "future", "late", "missing", "replies", "request_id",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        future: asyncio.Future[list[Any]],
+        count: int,
+        request_id: int,
+        frame: bytes,
+        began_at: float,
+        deadline: float,
+    ) -> None:
+        self.future = future
+        self.replies: list[Any] = [None] * count
+        self.missing = count
+        self.request_id = request_id
+        self.frame = frame
+        self.began_at = began_at
+        self.deadline = deadline
+        self.late: Callable[[], object] | None = None
+        """What is still to do if nobody waits any more, and all replies come after all as ACKs."""
+
+    def answer(self, slot: int, reply: Any) -> None:
+        """Take a reply, unless the place has one: a Lost, since the deadline has passed."""
+        if self.replies[slot] is not None:
+            return
+        self.replies[slot] = reply
+        self.missing -= 1
+        if self.missing:
+            return
+        if not self.future.done():
+            self.future.set_result(self.replies)
+        elif self.late is not None and self.replies.count(ACKED) == len(self.replies):
+            self.late()
+
+
+class _Shared(Connection):
+    """A connection that all calls share.
+
+    ``outgoing`` has exchanges whose frame is to be sent, and frames that are owed. ``awaiting`` has
+    for each request id an exchange, the reply's place in it, and where in the stream of sent bytes
+    its frame begins.
+    """
+
+    __slots__ = ("heard_at", "unfinished")
+
+    def __init__(self, node: int, peer: str, address: tuple[str, int]) -> None:
+        super().__init__(node, peer, address)
+        self.heard_at = -math.inf  # when something was received, on the monotonic clock
+        self.unfinished: bytes | memoryview = b""  # what the kernel did not take yet
+
+    def next_block(self) -> bytes:
+        """Take frames off the queue to be sent together. What nobody waits for any more is not
+        sent."""
+        parts: list[bytes] = []
+        size = 0
+        outgoing = self.outgoing
+        while outgoing and size < _TOGETHER_SIZE:
+            item = outgoing.popleft()
+            if item.__class__ is bytes:
+                frame = item
+            elif item.future.done():
+                self.sent_size += len(item.frame)
+                del self.awaiting[item.request_id]
+                continue
+            else:
+                frame = item.frame
+            size += len(frame)
+            if parts and size > _TOGETHER_SIZE:
+                outgoing.appendleft(item)
+                break
+            # From here on it counts as sent: nobody can take it back.
+            self.sent_size += len(frame)
+            parts.append(frame)
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
+class AsyncSession:
+    """Connections to a cluster's peers, for the tasks of one event loop.
+
+    Args:
+        locate: returns a peer's name for people, its host and its port; raises ConnectError if
+            nobody knows.
+        source: whose COMMITs are owed (C7).
+        timeout_s: what a call may take in all.
+    """
+
+    def __init__(
+        self, locate: Callable[[int], tuple[str, str, int]], source: Source, timeout_s: float
+    ) -> None:
+        self._locate = locate
+        self._source = source
+        self._owed = source.owed
+        self._timeout_s = timeout_s
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._connections: dict[int, _Shared] = {}
+        self._unsent: list[_Shared] = []  # have something in outgoing that was not tried yet
+        self._timer: asyncio.TimerHandle | None = None
+        self._wakes_at = math.inf
+        self._tasks: set[asyncio.Task[None]] = set()  # that look up host names
+        self._is_closed = False
+
+    def enter(self) -> None:
+        """Check that calls can be made here and now.
+
+        Raises GTStoreError if it was closed, or another event loop uses it.
+        """
+        loop = asyncio.get_running_loop()
+        if self._is_closed:
+            raise GTStoreError("this client was closed")
+        if loop is not self._loop:
+            if self._loop is not None:
+                raise GTStoreError(
+                    "this client is used by another event loop"
+                    f"{', which is closed' if self._loop.is_closed() else ''}: its connections "
+                    "belong to the loop in which the first call was made (asyncio.run makes a new "
+                    "one each time); make a client in each loop"
+                )
+            self._loop = loop
+
+    async def run(self, operation: Operation[Result], began_at: float) -> Result:
+        """Run an operation of a call that began at ``began_at``, on the monotonic clock, and return
+        its result, or raise its error."""
+        return await self.go_on(operation, None, began_at)
+
+    async def go_on(
+        self, operation: Operation[Result], replies: list[Any] | None, began_at: float
+    ) -> Result:
+        """The same for an operation whose first step was done already, with these replies."""
+        deadline = began_at + self._timeout_s
+        trouble: GTStoreError | None = None
+        try:
+            step = next(operation)
+            while True:
+                if replies is None:
+                    now = time.monotonic()
+                    if now >= deadline or self._is_closed:
+                        step = operation.throw(self._at_the_end(trouble))
+                        continue
+                    if isinstance(step, Pause):
+                        await asyncio.sleep(min(step.seconds, deadline - now))
+                        replies = []
+                    else:
+                        replies = await self.exchange(*step, now, deadline).future
+                frames = [as_frame(one) if one.__class__ is bytes else one for one in replies]
+                for frame in frames:
+                    trouble = trouble_in(frame, trouble)
+                replies = None
+                step = operation.send(frames)
+        except StopIteration as stop:
+            result: Result = stop.value
+            return result
+        finally:
+            operation.close()
+
+    def _at_the_end(self, trouble: GTStoreError | None) -> DeadlineExceeded:
+        if self._is_closed:
+            return DeadlineExceeded("this client", "it was closed")
+        return too_late(trouble, self._timeout_s)
+
+    def exchange(
+        self,
+        nodes: tuple[int, ...],
+        request_id: int,
+        frame: bytes,
+        began_at: float,
+        deadline: float,
+    ) -> Exchange:
+        """Send a frame to all of these peers at the end of the loop's turn. Once the deadline has
+        passed, a DeadlineExceeded takes the place of what is missing."""
+        loop = self._loop
+        assert loop is not None
+        exchange = Exchange(loop.create_future(), len(nodes), request_id, frame, began_at, deadline)
+        for slot, node in enumerate(nodes):
+            connection = self._connections.get(node)
+            if connection is None or connection.is_doubtful:
+                try:
+                    connection = self._connect(node)
+                except ConnectError as error:
+                    exchange.answer(slot, Lost(0, node, False, error))
+                    continue
+            outgoing = connection.outgoing
+            if not outgoing and not connection.watched:
+                if not self._unsent:
+                    loop.call_soon(self._flush_all)
+                self._unsent.append(connection)
+            if node in self._owed:
+                owed = self._owed.pop(node)
+                outgoing.append(owed)
+                connection.queued_size += len(owed)
+            connection.awaiting[request_id] = (exchange, slot, connection.queued_size)
+            connection.queued_size += len(frame)
+            outgoing.append(exchange)
+        if deadline < self._wakes_at:
+            self._wake_at(deadline)
+        if not nodes:
+            exchange.future.set_result([])
+        return exchange
+
+    def close(self) -> None:
+        """Send what is owed, as far as that needs no waiting, and close all connections. Calls in
+        progress end with what is known of them."""
+        self._is_closed = True
+        self._source.owe_now()
+        for node, frames in self._owed.items():
+            connection = self._connections.get(node)
+            if connection is not None and not connection.watched:
+                try:
+                    connection.send(frames, _DONT_WAIT)
+                except OSError:
+                    pass  # a COMMIT may be lost (N5)
+        self._owed.clear()
+        for task in self._tasks:
+            task.cancel()
+        for connection in list(self._connections.values()):
+            self._fail(connection, ConnectionLost(connection.peer, "this client was closed"))
+        if self._timer is not None:
+            self._timer.cancel()
+
+    # --- connections -----------------------------------------------------------------------------
+
+    def _connect(self, node: int) -> _Shared:
+        """A new connection to a peer; or the one that there is, if it still leads there."""
+        peer, host, port = self._locate(node)
+        connection = self._connections.get(node)
+        if connection is not None and connection.address == (host, port):
+            connection.is_doubtful = False
+            return connection
+        if connection is not None:
+            self._fail(connection, ConnectionLost(connection.peer, f"node {node} is elsewhere now"))
+        connection = _Shared(node, peer, (host, port))
+        connection.watched = 1  # until it can be written to
+        try:
+            resolved = socket.getaddrinfo(
+                reachable(host), port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST
+            )
+        except (OSError, UnicodeError):
+            assert self._loop is not None
+            task = self._loop.create_task(self._resolve(connection))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+        else:
+            self._start(connection, resolved)
+        self._connections[node] = connection
+        return connection
+
+    async def _resolve(self, connection: _Shared) -> None:
+        """Look up a host's name, which may take long, and begin to connect."""
+        assert self._loop is not None
+        host, port = connection.address
+        try:
+            resolved = await self._loop.getaddrinfo(reachable(host), port, type=socket.SOCK_STREAM)
+            if self._connections.get(connection.node) is connection:
+                self._start(connection, resolved)
+        except (OSError, UnicodeError) as error:
+            self._fail(connection, connection.not_resolved(error))
+        except ConnectError as error:
+            self._fail(connection, error)
+
+    def _start(self, connection: _Shared, resolved: Iterable[Any]) -> None:
+        assert self._loop is not None
+        connection.connect(next(iter(resolved)))
+        self._loop.add_writer(connection.sock, self._on_connected, connection)
+
+    def _on_connected(self, connection: _Shared) -> None:
+        assert self._loop is not None
+        self._loop.remove_writer(connection.sock)
+        connection.watched = 0
+        try:
+            connection.finish_connecting()
+        except ConnectError as error:
+            self._fail(connection, error)
+            return
+        self._loop.add_reader(connection.sock, self._on_readable, connection)
+        self._flush(connection)
+
+    def _fail(self, connection: _Shared, error: ConnectError | ConnectionLost) -> None:
+        """Close a connection. Whoever waits for a reply on it gets a Lost."""
+        if self._connections.get(connection.node) is not connection:
+            return
+        assert self._loop is not None
+        del self._connections[connection.node]
+        if hasattr(connection, "sock"):
+            if connection.sock.fileno() >= 0 and not self._loop.is_closed():
+                self._loop.remove_reader(connection.sock)
+                self._loop.remove_writer(connection.sock)
+            connection.close()
+        connection.outgoing.clear()
+        awaiting, connection.awaiting = connection.awaiting, {}
+        for exchange, slot, begin in awaiting.values():
+            exchange.answer(slot, Lost(0, connection.node, connection.sent_size > begin, error))
+
+    # --- sending ---------------------------------------------------------------------------------
+
+    def _flush_all(self) -> None:
+        unsent, self._unsent = self._unsent, []
+        for connection in unsent:
+            if self._connections.get(connection.node) is connection:
+                self._flush(connection)
+
+    def _flush(self, connection: _Shared) -> None:
+        """Send as much as the kernel takes; for the rest wait until it takes more."""
+        assert self._loop is not None
+        try:
+            while connection.outgoing or connection.unfinished:
+                block = connection.unfinished or connection.next_block()
+                size = connection.send(block, _DONT_WAIT) if block else 0
+                connection.unfinished = b"" if size == len(block) else memoryview(block)[size:]
+        except BlockingIOError:
+            connection.unfinished = block
+            if not connection.watched:
+                connection.watched = 1
+                self._loop.add_writer(connection.sock, self._flush, connection)
+        except OSError as error:
+            self._fail(connection, ConnectionLost(connection.peer, describe(error)))
+        else:
+            if connection.watched:
+                connection.watched = 0
+                self._loop.remove_writer(connection.sock)
+
+    # --- receiving -------------------------------------------------------------------------------
+
+    def _on_readable(self, connection: _Shared) -> None:
+        try:
+            data = connection.recv(connection.buffer.receive_size, _DONT_WAIT)
+        except BlockingIOError:
+            return
+        except OSError as error:
+            self._fail(connection, ConnectionLost(connection.peer, describe(error)))
+            return
+        connection.heard_at = time.monotonic()
+        at = 0 if connection.buffer.size else _hand_out_plain(connection, data)
+        if at and at == len(data):
+            return
+        end = connection.take_in(data[at:], _answer)
+        if end is not None:
+            self._fail(connection, end)
+
+    # --- deadlines -------------------------------------------------------------------------------
+
+    def _wake_at(self, deadline: float) -> None:
+        """See to deadlines when that one has passed."""
+        assert self._loop is not None
+        if self._timer is not None:
+            self._timer.cancel()
+        self._wakes_at = deadline
+        self._timer = self._loop.call_later(max(deadline - time.monotonic(), 0), self._expire)
+
+    def _expire(self) -> None:
+        """Whoever waits for longer than its deadline waits no more. One look at all, whenever the
+        earliest deadline that was known has passed: most calls end long before theirs."""
+        self._timer = None
+        self._wakes_at = next_at = math.inf
+        now = time.monotonic()
+        text = f"no answer within {self._timeout_s:g} s"
+        for connection in list(self._connections.values()):
+            is_silent = False
+            for exchange, slot, begin in list(connection.awaiting.values()):
+                if exchange.deadline > now:
+                    next_at = min(next_at, exchange.deadline)
+                    continue
+                is_silent |= connection.heard_at < exchange.began_at
+                error = DeadlineExceeded(connection.peer, text)
+                sent = connection.sent_size > begin
+                exchange.answer(slot, Lost(0, connection.node, sent, error))
+            if is_silent:
+                self._fail(connection, ConnectionLost(connection.peer, text))
+        if next_at < self._wakes_at:
+            self._wake_at(next_at)
+
+
+def _hand_out_plain(connection: _Shared, data: bytes) -> int:
+    """Hand out whole, plain replies that are awaited, and return where something else begins, or
+    the end. The same as Connection.take_in, for the usual case."""
+    awaiting = connection.awaiting
+    size = len(data)
+    at = 0
+    while size - at >= HEADER_SIZE:
+        word, request_id, length = unpack_words(data, at)
+        end = at + HEADER_SIZE + length
+        if word & PLAIN_MASK != PLAIN_WORD or word == ERROR_WORD or end > size:
+            break
+        if request_id not in awaiting:
+            break
+        exchange, slot, _ = awaiting.pop(request_id)
+        exchange.answer(slot, ACKED if word == _ACK_WORD and not length else data[at:end])
+        at = end
+    return at
+
+
+def _answer(waiter: tuple[Exchange, int, int], frame: Frame) -> None:
+    waiter[0].answer(waiter[1], frame)
