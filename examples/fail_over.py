@@ -69,10 +69,10 @@ def run(cluster: Cluster, store: Client) -> list[str]:
     say("The manager has started both nodes again, and they copy what they are to hold")
     cluster.wait_in_sync()
     status = store.status()
-    for node in status["nodes"]:
+    for member in status["nodes"]:
         print(
-            f"storage node {node['id']}: {node['state']}, {node['entries']} entries, "
-            f"started {node['incarnation']} times"
+            f"storage node {member['id']}: {member['state']}, {member['entries']} entries, "
+            f"started {member['incarnation']} times"
         )
     print(f"partitions with fewer than {REPLICAS} copies: {len(status['under_replicated'])}")
     return failures + get_all(store, values)
@@ -85,7 +85,7 @@ def put(store: Client, values: dict[str, str], key: str, value: str) -> None:
 
 
 def get_all(store: Client, values: dict[str, str]) -> list[str]:
-    failures = []
+    failures: list[str] = []
     for key, value in values.items():
         began = time.monotonic()
         entry = store.get_entry(key)

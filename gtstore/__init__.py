@@ -30,8 +30,16 @@ from .errors import (
     Unavailable,
     VersionMismatch,
 )
-from .operations import Location, PutResult, StoredEntry, Version
-from .scan_operation import ScannedEntry
+from .mapping import StoreMapping
+from .results import (
+    ClusterStatus,
+    Location,
+    NodeStatus,
+    PutResult,
+    ScannedEntry,
+    StoredEntry,
+    Version,
+)
 from .version import __version__
 
 if TYPE_CHECKING:
@@ -42,6 +50,7 @@ __all__ = [
     "BatchFailed",
     "Client",
     "ClusterError",
+    "ClusterStatus",
     "ConnectError",
     "ConnectionLost",
     "DeadlineExceeded",
@@ -50,6 +59,7 @@ __all__ = [
     "LocalProtocolError",
     "Location",
     "NetworkError",
+    "NodeStatus",
     "OperationFailed",
     "OutcomeUnknown",
     "ProtocolError",
@@ -57,6 +67,7 @@ __all__ = [
     "RemoteError",
     "RemoteProtocolError",
     "ScannedEntry",
+    "StoreMapping",
     "StoredEntry",
     "Unavailable",
     "Version",
@@ -67,11 +78,14 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    """asyncio is loaded when it is asked for: it takes a third of the time of all other imports,
-    also in gtclient and in each node."""
-    if name in ("AsyncClient", "connect_async"):
-        from . import async_client
+# Not for type checkers: to them it would mean that there is every name.
+if not TYPE_CHECKING:
 
-        return getattr(async_client, name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    def __getattr__(name: str) -> Any:
+        """asyncio is loaded when it is asked for: it takes a third of the time of all other
+        imports, also in gtclient and in each node."""
+        if name in ("AsyncClient", "connect_async"):
+            from . import async_client
+
+            return getattr(async_client, name)
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -47,18 +47,10 @@ from .inputs import (
     by_key,
     with_expiry,
 )
-from .operations import (
-    ACKED,
-    Begun,
-    Location,
-    Operation,
-    PutResult,
-    Source,
-    StoredEntry,
-    Version,
-)
+from .operations import ACKED, Begun, Operation, Source
 from .placement import Routes
-from .scan_operation import ScannedEntry, Scanner
+from .results import ClusterStatus, Location, PutResult, ScannedEntry, StoredEntry, Version
+from .scan_operation import Scanner
 from .session import locate
 from .wire import messages
 from .wire.messages import CLIENT_TIMEOUT_S, EXPIRES
@@ -363,7 +355,7 @@ class AsyncClient:
         key = as_key(key)
         return await self._run(lambda: operations.where(self._routes, self._source, key))
 
-    async def status(self) -> dict[str, Any]:
+    async def status(self) -> ClusterStatus:
         """Return the object that ``gtclient --json status`` prints; see Client.status."""
         return await self._run(lambda: operations.status(self._routes, self._source))
 

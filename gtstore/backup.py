@@ -25,7 +25,7 @@ from typing import IO, Any, Final, NamedTuple
 
 from .errors import InvalidInput, OperationFailed
 from .json_lines import LINE_SIZE_MAX, entry_of, line_of
-from .scan_operation import ScannedEntry
+from .results import ScannedEntry
 
 FORMAT: Final = 1
 MANIFEST: Final = "manifest.json"

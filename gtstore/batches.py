@@ -18,8 +18,9 @@ from typing import Any, Final
 from . import operations
 from .connection import Connection
 from .errors import GTStoreError
-from .operations import ACKED, Begun, Operation, PutResult, Source
+from .operations import ACKED, Begun, Operation, Source
 from .placement import Routes
+from .results import PutResult
 from .session import DIRECT_TIMEOUT_MIN_S, Begins, Round, Session, as_frame
 from .wire.messages import KIB
 

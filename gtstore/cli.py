@@ -21,7 +21,7 @@ import secrets
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
@@ -45,10 +45,10 @@ from .errors import (
     printable,
 )
 from .json_lines import field, line_of
-from .operations import PutResult
 from .placement import format_address
 from .progress import shown_progress, shown_size
 from .read_modify_write import NUMBER_MAX, NUMBER_MIN
+from .results import ClusterStatus, PutResult
 from .tap import Taps
 from .text_table import aligned
 from .transfer import lines_of, store_all
@@ -550,7 +550,7 @@ def _print(text: str) -> None:
     _write(f"{text}\n".encode(encoding, "backslashreplace"))
 
 
-def _print_json(*parts: dict[str, Any]) -> None:
+def _print_json(*parts: Mapping[str, object]) -> None:
     _print(json.dumps({name: value for part in parts for name, value in part.items()}))
 
 
@@ -567,7 +567,7 @@ def _listed(nodes: Sequence[int]) -> str:
     return " ".join(map(str, nodes))
 
 
-def _status_lines(cluster: dict[str, Any]) -> Iterator[str]:
+def _status_lines(cluster: ClusterStatus) -> Iterator[str]:
     yield (
         f"epoch {cluster['epoch']}, {cluster['replicas']} replicas, hash {cluster['hash']}, "
         f"under-replicated partitions: {len(cluster['under_replicated'])}"
@@ -582,7 +582,8 @@ def _status_lines(cluster: dict[str, Any]) -> Iterator[str]:
         ("incarnation", "incarnation"), ("entries", "entries"), ("bytes", "bytes"),
         ("partitions", "partitions"), ("primaries", "primaries"), ("syncing", "syncing"),
     )  # fmt: skip
-    rows = [[node[field] for field, _ in columns] for node in cluster["nodes"]]
+    nodes: Sequence[Mapping[str, object]] = cluster["nodes"]
+    rows = [[node[field] for field, _ in columns] for node in nodes]
     yield from aligned([title for _, title in columns], rows)
 
 

@@ -39,17 +39,11 @@ from .inputs import (
     by_key,
     with_expiry,
 )
-from .operations import (
-    ACKED,
-    Location,
-    Operation,
-    PutResult,
-    Source,
-    StoredEntry,
-    Version,
-)
+from .mapping import StoreMapping
+from .operations import ACKED, Operation, Source
 from .placement import Routes
-from .scan_operation import ScannedEntry, Scanner
+from .results import ClusterStatus, Location, PutResult, ScannedEntry, StoredEntry, Version
+from .scan_operation import Scanner
 from .session import DIRECT_TIMEOUT_MIN_S, Session, Unfinished, as_frame, locate
 from .wire import messages
 from .wire.messages import CLIENT_TIMEOUT_S, EXPIRES, VALUE_SIZE_MAX
@@ -377,6 +371,15 @@ class Client:
                 assert not isinstance(outcome, GTStoreError)
                 yield from outcome
 
+    @overload
+    def as_mapping(self, prefix: str = "") -> StoreMapping[str]: ...
+    @overload
+    def as_mapping(self, prefix: bytes) -> StoreMapping[bytes]: ...
+    def as_mapping(self, prefix: Any = "") -> Any:
+        """Return the keys that begin with a prefix as a dict without the prefix: a MutableMapping
+        of str or bytes, as the prefix is, to bytes. It has nothing to close."""
+        return StoreMapping(self, prefix)
+
     # --- the cluster -----------------------------------------------------------------------------
 
     def where(self, key: str | bytes) -> Location:
@@ -385,7 +388,7 @@ class Client:
         key = as_key(key)
         return self._run(lambda lane: operations.where(self._routes, lane.source, key))
 
-    def status(self) -> dict[str, Any]:
+    def status(self) -> ClusterStatus:
         """Return the object that ``gtclient --json status`` prints: nodes, states, epoch,
         partitions that are not fully replicated."""
         return self._run(lambda lane: operations.status(self._routes, lane.source))

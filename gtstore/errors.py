@@ -31,6 +31,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from .results import Version
+
 
 def printable(text: str) -> str:
     """The text on one line, harmless to a terminal and to a log: what a peer or a key says could
@@ -120,11 +122,11 @@ class OperationFailed(GTStoreError):
 class VersionMismatch(OperationFailed):
     """The comparison of a compare_and_put failed, and nothing was changed.
 
-    ``version`` is that of the stored value (time, client), or None if there is none, and
+    ``version`` is that of the stored value, or None if there is none, and
     ``is_absent`` says whether the key has no value.
     """
 
-    def __init__(self, message: str, *, version: Any, is_absent: bool) -> None:
+    def __init__(self, message: str, *, version: Version | None, is_absent: bool) -> None:
         super().__init__(message)
         self.version = version
         self.is_absent = is_absent

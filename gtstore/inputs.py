@@ -10,9 +10,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final, TypeAlias
 
 from .errors import BatchFailed, GTStoreError, InvalidInput
-from .operations import Version
 from .read_modify_write import NUMBER_MAX, NUMBER_MIN
-from .scan_operation import ScannedEntry
+from .results import ScannedEntry, Version
 from .wire import messages
 from .wire.messages import EXPIRES, KEY_SIZE_MAX, TTL_MAX_S, VALUE_SIZE_MAX
 

@@ -13,8 +13,7 @@ from base64 import b64decode, b64encode
 from typing import Any, Final
 
 from .errors import InvalidInput
-from .operations import Version
-from .scan_operation import ScannedEntry
+from .results import ScannedEntry, Version
 from .wire.messages import KEY_SIZE_MAX, KEY_SIZE_MIN, VALUE_SIZE_MAX
 
 LINE_SIZE_MAX: Final = 6 * (VALUE_SIZE_MAX + KEY_SIZE_MAX) + 1000

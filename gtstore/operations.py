@@ -53,6 +53,7 @@ from .placement import (
     is_serving,
     under_replicated,
 )
+from .results import ClusterStatus, Location, NodeStatus, PutResult, StoredEntry, Version
 from .wire import messages
 from .wire.codec import (
     ACK,
@@ -154,43 +155,12 @@ Result = TypeVar("Result")
 Operation: TypeAlias = Generator[Step, Sequence[Reply], Result]
 
 
-class Version(NamedTuple):
-    """A place in the order of a key's writes: later writes have higher versions."""
-
-    time: int
-    client: int
-
-
-class PutResult(NamedTuple):
-    """Where a put or a delete was stored, primary first, and under which version."""
-
-    nodes: tuple[int, ...]
-    version: Version
-
-
-class StoredEntry(NamedTuple):
-    """A key's value, its version, and the node that answered."""
-
-    value: bytes
-    version: Version
-    node: int
-
-
 class Changed(NamedTuple):
     """What a read-modify-write made: the new value, its version, and where it is, primary first."""
 
     value: bytes
     version: Version
     nodes: tuple[int, ...]
-
-
-class Location(NamedTuple):
-    """Where a key is: its partition and the nodes that own it, primary first. Those that are
-    ``syncing`` are owners too, but copy what they do not have yet."""
-
-    partition: int
-    owners: tuple[int, ...]
-    syncing: tuple[int, ...] = ()
 
 
 _tuple: Final[Any] = tuple.__new__
@@ -1295,7 +1265,7 @@ def where(routes: Routes, source: Source, key: bytes) -> Operation[Location]:
     return Location(row.partition, nodes, tuple(o.node for o in row.owners if not o.in_sync))
 
 
-def status(routes: Routes, source: Source) -> Operation[dict[str, Any]]:
+def status(routes: Routes, source: Source) -> Operation[ClusterStatus]:
     """The cluster as the manager sees it, with each living node's own count of its entries.
 
     Raises NetworkError if the manager does not answer.
@@ -1338,7 +1308,7 @@ def status(routes: Routes, source: Source) -> Operation[dict[str, Any]]:
 
 def _node_status(
     member: messages.Member, pong: messages.Pong | None, rows: Sequence[messages.Row]
-) -> dict[str, Any]:
+) -> NodeStatus:
     owned = [row for row in rows if any(owner.node == member.node for owner in row.owners)]
     return {
         "id": member.node,

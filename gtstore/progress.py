@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Final
 
-from .scan_operation import ScannedEntry
+from .results import ScannedEntry
 
 _PAUSE_S: Final = 2.0
 _BAR_PAUSE_S: Final = 0.1

@@ -17,14 +17,15 @@ This module knows no sockets, clocks or threads; see operations.py.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Final, NamedTuple
+from typing import Final
 
 from . import operations
 from .errors import OperationFailed
 from .keyed_entries import take_apart
-from .operations import Lost, Operation, Source, Version
+from .operations import Lost, Operation, Source
 from .placement import Routes, key_in
 from .read_modify_write import FLAGS_AT
+from .results import ScannedEntry, Version
 from .wire import messages
 from .wire.codec import ENTRY_HEAD, encode
 from .wire.fields import malformed
@@ -35,16 +36,6 @@ PARTITIONS_AT_ONCE: Final = 8
 _GET_COST: Final = KIB
 """What a key that has to be gotten counts, besides its bytes: one step must not have many such."""
 _AFTER_AT: Final = 3  # in SCANNED: after is_last and its own size
-
-
-class ScannedEntry(NamedTuple):
-    """What a scan has found: a key, its value (empty if only keys were asked for), its version, and
-    when the value expires, in microseconds since 1970, or None."""
-
-    key: bytes
-    value: bytes
-    version: Version
-    expiry_us: int | None
 
 
 class _Cursor:

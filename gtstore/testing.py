@@ -22,10 +22,10 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from types import TracebackType
-from typing import Any
 
 from .client import Client, connect
 from .errors import ClusterError
+from .results import ClusterStatus
 
 _START_TIMEOUT_S = 60.0
 _STOP_TIMEOUT_S = 15.0
@@ -65,8 +65,8 @@ class Cluster:
         ]  # fmt: skip
         self._process: subprocess.Popen[str] | None = None
         self._log = tempfile.TemporaryFile("a+")  # noqa: SIM115  # closed in stop
-        self.ready_line = ""
-        self.address = ""
+        self.ready_line: str = ""
+        self.address: str = ""
         self.node_pids: dict[int, int] = {}
         self._doomed: dict[int, int] = {}  # nodes that were killed or stopped, and their processes
 
@@ -136,7 +136,7 @@ class Cluster:
     def connect(self, timeout: float = 5.0) -> Client:
         return connect(self.address, timeout)
 
-    def status(self) -> dict[str, Any]:
+    def status(self) -> ClusterStatus:
         with self.connect() as client:
             return client.status()
 

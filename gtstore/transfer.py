@@ -8,7 +8,7 @@ from typing import IO, Final
 from .client import Client
 from .errors import BatchFailed, InvalidInput, OperationFailed, OutcomeUnknown
 from .json_lines import LINE_SIZE_MAX, entry_of
-from .scan_operation import ScannedEntry
+from .results import ScannedEntry
 
 _BATCH_KEYS: Final = 500
 _BATCH_SIZE: Final = 1024 * 1024

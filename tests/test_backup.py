@@ -16,8 +16,7 @@ import pytest
 from gtstore import backup
 from gtstore.backup import Damaged
 from gtstore.errors import DeadlineExceeded, OperationFailed
-from gtstore.operations import Version
-from gtstore.scan_operation import ScannedEntry
+from gtstore.results import ScannedEntry, Version
 
 ENTRIES = [ScannedEntry(b"key%d" % i, b"v" * i, Version(0, 0), None) for i in range(100)]
 ENTRIES[7] = ScannedEntry(b"\xff\0", b"\x80", Version(0, 0), 1_700_000_000_000_001)

@@ -15,7 +15,7 @@ from gtstore.errors import (
     Unavailable,
     VersionMismatch,
 )
-from gtstore.operations import Version
+from gtstore.results import Version
 from gtstore.wire import messages
 from gtstore.wire.codec import encode_record
 from gtstore.wire.messages import (

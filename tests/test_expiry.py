@@ -15,7 +15,7 @@ import pytest
 
 from gtstore import operations
 from gtstore.errors import DeadlineExceeded, OutcomeUnknown, VersionMismatch
-from gtstore.operations import Version
+from gtstore.results import Version
 from gtstore.wire.codec import decode_entry
 from gtstore.wire.messages import (
     APPEND,

@@ -16,7 +16,8 @@ import gtstore
 ROOT = Path(gtstore.__file__).parent
 
 LAYERS = (
-    ("gtstore.errors", "gtstore.version", "gtstore.wire", "gtstore.bench"),
+    ("gtstore.results", "gtstore.version", "gtstore.wire", "gtstore.bench"),
+    ("gtstore.errors",),
     ("gtstore.text_table",),
     ("gtstore.wire.fields",),
     ("gtstore.wire.messages",),
@@ -39,7 +40,7 @@ LAYERS = (
     ("gtstore.write_ahead_log",),
     ("gtstore.replica", "gtstore.operations", "gtstore.membership", "gtstore.frame_words"),
     ("gtstore.copying", "gtstore.scan_operation", "gtstore.scanning", "gtstore.settling"),
-    ("gtstore.json_lines", "gtstore.progress", "gtstore.inputs"),
+    ("gtstore.json_lines", "gtstore.progress", "gtstore.inputs", "gtstore.mapping"),
     ("gtstore.connection", "gtstore.allocator", "gtstore.lmdb_store"),
     ("gtstore.session", "gtstore.server", "gtstore.tap", "gtstore.log_store"),
     ("gtstore.reactor",),
@@ -65,6 +66,7 @@ LAYERS = (
 LAYER_OF = {module: number for number, layer in enumerate(LAYERS) for module in layer}
 
 PURE = {
+    "gtstore.results",
     "gtstore.errors",
     "gtstore.text_table",
     "gtstore.bench.zipfian",
@@ -79,6 +81,7 @@ PURE = {
     "gtstore.wire.json_form",
     "gtstore.frame_words",
     "gtstore.json_lines",
+    "gtstore.mapping",
     "gtstore.key_order",
     "gtstore.keyed_entries",
     "gtstore.placement",

@@ -10,8 +10,7 @@ from hypothesis import strategies as st
 
 from gtstore.errors import InvalidInput
 from gtstore.json_lines import LINE_SIZE_MAX, entry_of, line_of
-from gtstore.operations import Version
-from gtstore.scan_operation import ScannedEntry
+from gtstore.results import ScannedEntry, Version
 from gtstore.wire.messages import KEY_SIZE_MAX, VALUE_SIZE_MAX
 
 NO_VERSION = Version(0, 0)

@@ -21,8 +21,9 @@ from gtstore.errors import (
     RemoteProtocolError,
     Unavailable,
 )
-from gtstore.operations import MANAGER, Location, Lost, Pause, Source, Version
+from gtstore.operations import MANAGER, Lost, Pause, Source
 from gtstore.placement import epoch_of
+from gtstore.results import Location, Version
 from gtstore.wire import messages
 from gtstore.wire.codec import (
     ACK,

@@ -19,7 +19,8 @@ from gtstore.errors import (
 )
 from gtstore.placement import epoch_of, key_in, partition_count
 from gtstore.replica import Replicas
-from gtstore.scan_operation import ScannedEntry, Scanner
+from gtstore.results import ScannedEntry
+from gtstore.scan_operation import Scanner
 from gtstore.wire import messages
 from gtstore.wire.codec import encode, encode_record, fixed_format
 from gtstore.wire.fields import fields_of

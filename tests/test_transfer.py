@@ -12,9 +12,8 @@ import pytest
 
 from gtstore import progress, transfer
 from gtstore.errors import BatchFailed, GTStoreError, InvalidInput, OperationFailed, OutcomeUnknown
-from gtstore.operations import Version
 from gtstore.progress import shown_count, shown_progress, shown_size
-from gtstore.scan_operation import ScannedEntry
+from gtstore.results import ScannedEntry, Version
 
 
 def entry(key: bytes, value: bytes = b"") -> ScannedEntry:

@@ -9,9 +9,8 @@ from typing import Final, NamedTuple
 
 from ..client import connect
 from ..errors import ClusterError, GTStoreError, OperationFailed
-from ..operations import Version
 from ..progress import shown_count, shown_progress
-from ..scan_operation import ScannedEntry
+from ..results import ScannedEntry, Version
 from ..testing import Cluster
 from ..transfer import store_all
 from .clients import Clients, Plan

@@ -5,9 +5,10 @@ from __future__ import annotations
 import socket
 import time
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Final
 
 from ..connection import parse_address
+from ..results import NodeStatus
 
 _PROCESS_CLOCK: Final = 2
 """CPUCLOCK_SCHED: the kernel's clock of a process's time, to the nanosecond; /proc/PID/stat has
@@ -21,7 +22,7 @@ class NodeTime:
         nodes: as in ``Client.status()["nodes"]``. The dead ones do not count.
     """
 
-    def __init__(self, nodes: Sequence[dict[str, Any]]) -> None:
+    def __init__(self, nodes: Sequence[NodeStatus]) -> None:
         self._pids = [node["pid"] for node in nodes if node["state"] in ("alive", "suspect")]
         self.unknown = ""
         """Why it is not known, or empty."""

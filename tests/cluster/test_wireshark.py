@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 import gtstore
-from gtstore.operations import PutResult
+from gtstore.results import PutResult
 from gtstore.testing import Cluster, wait_until
 from gtstore.wire import messages
 from gtstore.wire.codec import encode, encode_record

@@ -32,6 +32,7 @@ from gtstore.membership import Membership
 from gtstore.operations import MANAGER, Lost, Operation, Pause, Reply, Source
 from gtstore.placement import HASH_FUNCTIONS, PartitionMap, Routes, cluster_of, partition_count
 from gtstore.replica import Behind, Replicas
+from gtstore.results import PutResult
 from gtstore.wire import messages
 from gtstore.wire.codec import (
     HEADER,
@@ -631,7 +632,7 @@ class Client:
     def run(self, operation: Operation[Result], timeout_s: float | None = 5) -> Result:
         return self.call(operation, timeout_s).run()
 
-    def put(self, key: bytes, value: bytes, timeout_s: float | None = 5) -> operations.PutResult:
+    def put(self, key: bytes, value: bytes, timeout_s: float | None = 5) -> PutResult:
         return self.run(operations.put(self.routes, self.source, key, value), timeout_s)
 
     def execute(
@@ -651,7 +652,7 @@ class Client:
     def append(self, key: bytes, value: bytes, timeout_s: float | None = 5) -> bytes:
         return self.execute(key, messages.APPEND, value, timeout_s=timeout_s).value
 
-    def delete(self, key: bytes, timeout_s: float | None = 5) -> operations.PutResult:
+    def delete(self, key: bytes, timeout_s: float | None = 5) -> PutResult:
         return self.run(operations.delete(self.routes, self.source, key), timeout_s)
 
     def get(self, key: bytes, timeout_s: float | None = 5) -> bytes | None:

@@ -1,0 +1,80 @@
+"""What the client's methods return: values alone, without any of the rules behind them.
+
+They stand below errors.py, because a VersionMismatch carries a Version.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple, TypedDict
+
+
+class Version(NamedTuple):
+    """A place in the order of a key's writes: later writes have higher versions."""
+
+    time: int
+    client: int
+
+
+class PutResult(NamedTuple):
+    """Where a put or a delete was stored, primary first, and under which version."""
+
+    nodes: tuple[int, ...]
+    version: Version
+
+
+class StoredEntry(NamedTuple):
+    """A key's value, its version, and the node that answered."""
+
+    value: bytes
+    version: Version
+    node: int
+
+
+class ScannedEntry(NamedTuple):
+    """What a scan has found: a key, its value (empty if only keys were asked for), its version, and
+    when the value expires, in microseconds since 1970, or None."""
+
+    key: bytes
+    value: bytes
+    version: Version
+    expiry_us: int | None
+
+
+class Location(NamedTuple):
+    """Where a key is: its partition and the nodes that own it, primary first. Those that are
+    ``syncing`` are owners too, but copy what they do not have yet."""
+
+    partition: int
+    owners: tuple[int, ...]
+    syncing: tuple[int, ...] = ()
+
+
+class NodeStatus(TypedDict):
+    """A node in a ClusterStatus: alive, suspect, dead or left; the entries and bytes that it says
+    it has (0 if it does not answer); of how many partitions it is an owner, the primary, or one
+    that still copies."""
+
+    id: int
+    address: str
+    pid: int
+    incarnation: int
+    state: str
+    entries: int
+    bytes: int
+    partitions: int
+    primaries: int
+    syncing: int
+
+
+class ClusterStatus(TypedDict):
+    """The cluster as its manager sees it: the object that ``gtclient --json status`` prints. The
+    two last lists have the partitions that lack copies, and those that have lost all and began
+    anew, empty."""
+
+    cluster: str
+    epoch: int
+    replicas: int
+    hash: str
+    nodes: list[NodeStatus]
+    under_replicated: list[int]
+    begun_anew: list[int]
