@@ -17,7 +17,7 @@ ROOT = Path(gtstore.__file__).parent
 
 LAYERS = (
     ("gtstore.errors", "gtstore.version", "gtstore.wire", "gtstore.bench"),
-    ("gtstore.text_table",),
+    ("gtstore.text_table", "gtstore.lifeline"),
     ("gtstore.wire.fields",),
     ("gtstore.wire.messages",),
     ("gtstore.wire.codec",),
@@ -51,6 +51,7 @@ LAYERS = (
     # The public names.
     ("gtstore",),
     ("gtstore.testing",),
+    ("gtstore.pytest_plugin",),
     # What gtclient bench does; its options are in cli's tables, the rest is loaded when it runs.
     ("gtstore.bench.zipfian", "gtstore.bench.balance", "gtstore.bench.stopping"),
     ("gtstore.bench.workloads", "gtstore.bench.report", "gtstore.bench.processor_time"),
