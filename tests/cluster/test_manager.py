@@ -76,6 +76,9 @@ def free_ports(count: int) -> int:
         (["3", "2", "--node-port", "65534"], "above 65535"),
         (["3", "2", "--host", "0.0.0.0"], "one that they can use"),
         (["3", "2", "--engine", "lmdb"], "needs a directory: --data-dir DIR"),
+        (["3", "2", "--lifeline", "x"], "'x' is not the number of an open file"),
+        (["3", "2", "--lifeline", "99"], "'99' is not the number of an open file"),
+        (["3", "2", "--lifeline", "1"], "that is the reading end of a pipe"),
         (["3", "2", "--host", "192.0.2.1", "--port", "0", "--node-port", "0"], "cannot listen"),
     ],
 )
