@@ -90,10 +90,12 @@ def pytest_runtest_makereport(
     report = yield
     testing = sys.modules.get("gtstore.testing")
     if report.failed and testing is not None:
-        for name, value in getattr(item, "funcargs", {}).items():
-            if isinstance(value, testing.Cluster):
-                text = f"{value.ready_line}\n{_last_lines(value.log())}"
-                report.sections.append((f"Cluster log of {name}", text))
+        values = getattr(item, "funcargs", {}).items()
+        # Each once: a fixture may only give another name to what it gets.
+        named = {value: name for name, value in values if isinstance(value, testing.Cluster)}
+        for cluster, name in named.items():
+            text = f"{cluster.ready_line}\n{_last_lines(cluster.log())}"
+            report.sections.append((f"Cluster log of {name}", text))
     return report
 
 

@@ -88,7 +88,11 @@ def test_a_failure_shows_the_log(pytester: pytest.Pytester) -> None:
             with Cluster(1, 1, ["--log-level", "debug"]) as cluster:
                 yield cluster
 
-        def test_one(gtstore_cluster, my_cluster, gtstore_store):
+        @pytest.fixture
+        def another_name(gtstore_cluster):
+            return gtstore_cluster
+
+        def test_one(another_name, gtstore_cluster, my_cluster, gtstore_store):
             gtstore_cluster.kill_node(2)
             wait_until(lambda: "node 2 is dead" in gtstore_cluster.log(), "its death")
             assert gtstore_store.get("key1") == b"value1"

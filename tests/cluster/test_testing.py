@@ -31,85 +31,85 @@ def all_have_ended(pids: list[int]) -> bool:
 
 
 @pytest.mark.gtstore(nodes=4)
-def test_a_stopped_node_stays_away(gtstore_cluster: Cluster, gtstore_store: Client) -> None:
+def test_a_stopped_node_stays_away(cluster: Cluster, store: Client) -> None:
     """Others stand in for it, and it is not started when others are."""
     values = {f"key{i}": b"%d" % i for i in range(400)}
-    gtstore_store.put_many(values)
-    before = node(gtstore_cluster, 3)
-    gtstore_cluster.stop_node(3)
+    store.put_many(values)
+    before = node(cluster, 3)
+    cluster.stop_node(3)
     assert all_have_ended([before["pid"]])
-    assert node(gtstore_cluster, 3)["state"] == "dead"
-    assert "node 3 is dead: its process ended with exit status 0" in gtstore_cluster.log()
-    gtstore_cluster.wait_in_sync()
-    gtstore_cluster.kill_node(1)
-    wait_until(lambda: node(gtstore_cluster, 1)["incarnation"] == 2, "a new node 1")
-    gtstore_cluster.wait_in_sync()
-    gtstore_cluster.stop_node(3)  # again: nothing changes
-    assert gtstore_store.get_many(list(values)) == values
-    now = node(gtstore_cluster, 3)
+    assert node(cluster, 3)["state"] == "dead"
+    assert "node 3 is dead: its process ended with exit status 0" in cluster.log()
+    cluster.wait_in_sync()
+    cluster.kill_node(1)
+    wait_until(lambda: node(cluster, 1)["incarnation"] == 2, "a new node 1")
+    cluster.wait_in_sync()
+    cluster.stop_node(3)  # again: nothing changes
+    assert store.get_many(list(values)) == values
+    now = node(cluster, 3)
     assert (now["state"], now["incarnation"]) == ("dead", 1)
-    gtstore_cluster.restart_node(3)
-    now = node(gtstore_cluster, 3)
+    cluster.restart_node(3)
+    now = node(cluster, 3)
     assert (now["state"], now["incarnation"]) == ("alive", 2)
     assert now["pid"] != before["pid"]
-    assert now["pid"] == gtstore_cluster.node_pids[3]
-    gtstore_cluster.wait_in_sync()
-    assert gtstore_store.get_many(list(values)) == values
-    gtstore_cluster.kill_node(3)
-    wait_until(lambda: node(gtstore_cluster, 3)["incarnation"] == 3, "it is held no longer")
+    assert now["pid"] == cluster.node_pids[3]
+    cluster.wait_in_sync()
+    assert store.get_many(list(values)) == values
+    cluster.kill_node(3)
+    wait_until(lambda: node(cluster, 3)["incarnation"] == 3, "it is held no longer")
 
 
-def test_a_running_node_is_restarted(gtstore_cluster: Cluster) -> None:
+def test_a_running_node_is_restarted(cluster: Cluster) -> None:
     """It is stopped in an orderly way before. A paused one is ended by force."""
-    gtstore_cluster.restart_node(2)
-    assert node(gtstore_cluster, 2)["incarnation"] == 2
-    assert "ended with exit status 0" in gtstore_cluster.log()
-    gtstore_cluster.wait_in_sync()
-    gtstore_cluster.pause_node(1)
-    gtstore_cluster.restart_node(1)
-    assert node(gtstore_cluster, 1)["incarnation"] == 2
-    gtstore_cluster.wait_in_sync()
+    cluster.restart_node(2)
+    assert node(cluster, 2)["incarnation"] == 2
+    assert "ended with exit status 0" in cluster.log()
+    cluster.wait_in_sync()
+    cluster.pause_node(1)
+    cluster.restart_node(1)
+    assert node(cluster, 1)["incarnation"] == 2
+    cluster.wait_in_sync()
 
 
-def test_a_dead_node_is_restarted_at_once(gtstore_cluster: Cluster) -> None:
+def test_a_dead_node_is_restarted_at_once(cluster: Cluster) -> None:
     """Also while the manager pauses before it starts it again, and then there is one start only."""
     for _ in range(4):  # the manager's own pause gets longer each time
-        gtstore_cluster.kill_node(2)
-        gtstore_cluster.restart_node(2)
-    gtstore_cluster.wait_in_sync()
-    assert node(gtstore_cluster, 2)["incarnation"] == 5
-    assert gtstore_cluster.log().count("node 2 is started again") == 4
+        cluster.kill_node(2)
+        cluster.restart_node(2)
+    cluster.wait_in_sync()
+    assert node(cluster, 2)["incarnation"] == 5
+    assert cluster.log().count("node 2 is started again") == 4
 
 
 @pytest.mark.gtstore(respawn=False)
-def test_a_dead_node_is_restarted_where_the_manager_does_not(gtstore_cluster: Cluster) -> None:
+def test_a_dead_node_is_restarted_where_the_manager_does_not(cluster: Cluster) -> None:
     """And if it was stopped, and dies again, it stays dead as before."""
-    gtstore_cluster.kill_node(2)
-    gtstore_cluster.wait_in_sync()
-    gtstore_cluster.restart_node(2)
-    gtstore_cluster.stop_node(2)
-    gtstore_cluster.restart_node(2)
-    assert node(gtstore_cluster, 2)["incarnation"] == 3
-    gtstore_cluster.wait_in_sync()
-    gtstore_cluster.kill_node(2)
-    gtstore_cluster.wait_in_sync()
-    gtstore_cluster.kill_node(1)
-    wait_until(lambda: node(gtstore_cluster, 1)["state"] == "dead", "what the manager has seen")
-    assert node(gtstore_cluster, 2)["state"] == "dead"
+    cluster.kill_node(2)
+    cluster.wait_in_sync()
+    cluster.restart_node(2)
+    cluster.stop_node(2)
+    cluster.restart_node(2)
+    assert node(cluster, 2)["incarnation"] == 3
+    cluster.wait_in_sync()
+    cluster.kill_node(2)
+    cluster.wait_in_sync()
+    cluster.kill_node(1)
+    wait_until(lambda: node(cluster, 1)["state"] == "dead", "what the manager has seen")
+    assert node(cluster, 2)["state"] == "dead"
 
 
-def test_a_successor_of_the_manager_leaves_it_away(gtstore_cluster: Cluster) -> None:
+def test_a_successor_of_the_manager_leaves_it_away(cluster: Cluster) -> None:
     """One after the other, and the last one can start it."""
-    gtstore_cluster.stop_node(3)
+    cluster.stop_node(3)
     for _ in range(2):
-        gtstore_cluster.kill_manager()
-        gtstore_cluster.start()
-        gtstore_cluster.restart_node(1)
-        gtstore_cluster.wait_in_sync()
-        assert node(gtstore_cluster, 3)["incarnation"] == 1
-    gtstore_cluster.restart_node(3)
-    gtstore_cluster.wait_in_sync()
-    assert node(gtstore_cluster, 3)["incarnation"] == 2
+        cluster.kill_manager()
+        cluster.start()
+        cluster.restart_node(1)
+        cluster.wait_in_sync()
+        assert node(cluster, 3)["incarnation"] == 1
+    cluster.restart_node(3)
+    cluster.wait_in_sync()
+    assert node(cluster, 3)["incarnation"] == 2
 
 
 def test_a_stopped_node_keeps_its_disk(tmp_path: Path) -> None:
@@ -131,17 +131,17 @@ def test_a_stopped_node_keeps_its_disk(tmp_path: Path) -> None:
         assert store.get("key1") == b"value1"
 
 
-def test_what_cannot_be_done_is_refused(gtstore_cluster: Cluster) -> None:
+def test_what_cannot_be_done_is_refused(cluster: Cluster) -> None:
     with pytest.raises(ClusterError, match="there is no node 4"):
-        gtstore_cluster.stop_node(4)
+        cluster.stop_node(4)
     with pytest.raises(ClusterError, match="node 1 is not away: stop it first"):
-        gtstore_cluster._ask({"start": 1})
+        cluster._ask({"start": 1})
     for command in ({"bark": 1}, {"stop": 1, "start": 1}, {}, {"stop": None}):
         with pytest.raises(ClusterError, match="this is no command"):
-            gtstore_cluster._ask(command)  # type: ignore[arg-type]
-    gtstore_cluster.kill_manager()
+            cluster._ask(command)  # type: ignore[arg-type]
+    cluster.kill_manager()
     with pytest.raises(ClusterError, match="no manager"):
-        gtstore_cluster.stop_node(1)
+        cluster.stop_node(1)
 
 
 # --- nothing is left behind ----------------------------------------------------------------------
