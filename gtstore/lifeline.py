@@ -36,8 +36,9 @@ class Lifeline:
         _lifelines.add(self)
 
     def cut(self, timeout_s: float) -> bool:
-        """End whoever holds the reader, and wait for it; return whether all have ended in time.
-        Nothing happens the second time."""
+        """End whoever holds the reader, and wait until nobody does any more, which is a moment
+        before the ends of the processes; return whether it came to that in time. Nothing happens
+        the second time."""
         if not self._open:
             return True
         try:

@@ -431,7 +431,7 @@ class Manager:
             if self._is_stopping.is_set():
                 raise ClusterError("the cluster is being stopped")
             with self._changed:
-                if self._membership is not None and not self._membership.is_start_due(node):
+                if self._membership is not None and not self._membership.begin_start(node):
                     self._changed.notify_all()
                     return None
             # A node that returns listens where its clients know it.

@@ -293,8 +293,8 @@ class Membership:
         """Whether a node is dead, and will be until ``release``."""
         return node in self._away
 
-    def is_start_due(self, node: int) -> bool:
-        """To be asked when a Start is carried out: whether it still holds. If not, it is over: the
+    def begin_start(self, node: int) -> bool:
+        """A Start is to be carried out now. Return whether it still holds; if not, it is over: the
         node was held meanwhile, and is away."""
         if node in self.held:
             self._away.add(node)

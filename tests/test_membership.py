@@ -871,7 +871,7 @@ def test_a_held_node_is_not_started_until_it_is_released() -> None:
     assert any(not o.in_sync for row in membership.map.rows for o in row.owners)
     assert membership.release(1) == [Start(1, 0.0)]
     assert not membership.is_away(1)
-    assert membership.is_start_due(1)
+    assert membership.begin_start(1)
     membership.started(1, NOW)
     membership.returned(member(1, 2), NOW)
     assert state_of(membership, 1) == ALIVE
@@ -898,7 +898,7 @@ def test_a_node_is_held_while_its_start_is_on_its_way() -> None:
     assert membership.hold(1) == [Publish()]
     assert any(not o.in_sync for row in membership.map.rows for o in row.owners)
     assert not membership.is_away(1)
-    assert not membership.is_start_due(1)
+    assert not membership.begin_start(1)
     assert membership.is_away(1)
     assert membership.release(1) == [Start(1, 0.0)]
 
@@ -909,7 +909,7 @@ def test_a_node_is_released_before_its_start_was_dropped() -> None:
     membership.exited(1, "killed", NOW)
     membership.hold(1)
     assert membership.release(1) == []
-    assert membership.is_start_due(1)
+    assert membership.begin_start(1)
 
 
 def test_a_node_is_released_before_its_end() -> None:

@@ -95,7 +95,7 @@ def test_4_two_nodes_are_killed(
         latest[key] = f"latest of {key}"
         store.put(key, latest[key])
 
-    caplog.set_level(logging.INFO, "gtstore.store")
+    caplog.set_level(logging.INFO, "gtstore.client")
     for dead, key, following in ((2, "key2", 3), (5, "key5", 6)):
         cluster.kill_node(dead)
         assert gtclient(cluster, "get", key) == latest[key]

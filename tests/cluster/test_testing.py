@@ -249,7 +249,8 @@ def test_an_interrupt_at_any_moment(monkeypatch: pytest.MonkeyPatch, moment: str
             cluster.start()
     assert not cluster._lifeline._open, "it was waited for their ends"
     with started[0]:
-        assert _state(started[0].pid) == "Z"
+        # A process closes its files a moment before its end can be seen.
+        wait_until(lambda: all_have_ended([started[0].pid]), "the end of the manager")
 
 
 def test_stopping_twice_and_its_log() -> None:
