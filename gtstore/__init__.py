@@ -9,41 +9,41 @@
         store.get("key1")
 """
 
-from typing import TYPE_CHECKING, Any
-
-from .client import Client, connect
-from .errors import (
-    BatchFailed,
-    ClusterError,
-    ConnectError,
-    ConnectionLost,
-    DeadlineExceeded,
-    GTStoreError,
-    InvalidInput,
-    LocalProtocolError,
-    NetworkError,
-    OperationFailed,
-    OutcomeUnknown,
-    ProtocolError,
-    RemoteError,
-    RemoteProtocolError,
-    Unavailable,
-    VersionMismatch,
-)
-from .mapping import StoreMapping
-from .results import (
-    ClusterStatus,
-    Location,
-    NodeStatus,
-    PutResult,
-    ScannedEntry,
-    StoredEntry,
-    Version,
-)
-from .version import __version__
+from importlib import import_module
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from .async_client import AsyncClient, connect_async
+    from .client import Client, connect
+    from .errors import (
+        BatchFailed,
+        ClusterError,
+        ConnectError,
+        ConnectionLost,
+        DeadlineExceeded,
+        GTStoreError,
+        InvalidInput,
+        LocalProtocolError,
+        NetworkError,
+        OperationFailed,
+        OutcomeUnknown,
+        ProtocolError,
+        RemoteError,
+        RemoteProtocolError,
+        Unavailable,
+        VersionMismatch,
+    )
+    from .mapping import StoreMapping
+    from .results import (
+        ClusterStatus,
+        Location,
+        NodeStatus,
+        PutResult,
+        ScannedEntry,
+        StoredEntry,
+        Version,
+    )
+    from .version import __version__
 
 __all__ = [
     "AsyncClient",
@@ -77,15 +77,21 @@ __all__ = [
     "connect_async",
 ]
 
+_MODULES = ("version", "errors", "results", "mapping", "client", "async_client")
+"""Where these names are from; asyncio comes last, for it takes long to load."""
 
 # Not for type checkers: to them it would mean that there is every name.
 if not TYPE_CHECKING:
 
-    def __getattr__(name: str) -> Any:
-        """asyncio is loaded when it is asked for: it takes a third of the time of all other
-        imports, also in gtclient and in each node."""
-        if name in ("AsyncClient", "connect_async"):
-            from . import async_client
-
-            return getattr(async_client, name)
+    def __getattr__(name: str) -> object:
+        """Modules are loaded when they are asked for: pytest loads this package in each of its
+        runs wherever it is installed (pytest_plugin.py), and daemons need no client."""
+        if name in __all__:
+            for module in _MODULES:
+                names = vars(import_module(f".{module}", __name__))
+                if name in names:
+                    return globals().setdefault(name, names[name])
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+    def __dir__() -> list[str]:
+        return sorted({*globals(), *__all__})

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from typing import NoReturn
 
 from .errors import InvalidInput
+from .lifeline import pipe_reader
 from .server import TURN_S
 
 DONE, USAGE = 0, 2
@@ -85,6 +86,12 @@ def add_daemon_options(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="how long a peer may take to send a whole frame, or to take anything of its answers "
         "(default: %(default)s)",
+    )
+    parser.add_argument(
+        "--lifeline",
+        type=pipe_reader,
+        metavar="FD",
+        help="for programs: end with whoever holds the other end of this pipe",
     )
     parser.add_argument("--log-level", choices=LOG_LEVELS, default="info")
     parser.add_argument("--log-format", choices=LOG_FORMATS, default="text")

@@ -104,6 +104,7 @@ class ManagerOptions:
     log_format: str
     engine: str = MEMORY
     data_dir: Path | None = None
+    lifeline: int | None = None
 
 
 class Manager:
@@ -130,7 +131,8 @@ class Manager:
         self._encoder = RowEncoder()
         self._changed = threading.Condition()
         # Guarded by _changed:
-        self._processes: dict[int, NodeProcess] = {}  # the newest of each node
+        self._processes: dict[int, NodeProcess] = {}  # the newest of each node that was seen here
+        self._known: dict[int, Process] = {}  # the newest of each node, also if it had ended before
         self._looks: dict[int, Gathered[None]] = {}  # one for each of these
         self._registered: dict[int, messages.Member] = {}  # the newest of each node
         self._membership: Membership | None = None
@@ -167,7 +169,7 @@ class Manager:
         except ClusterError:
             self._server.server_close()
             raise
-        self._nursery = Nursery()
+        self._nursery = Nursery(options.lifeline)
 
     # --- start and stop --------------------------------------------------------------------------
 
@@ -215,16 +217,7 @@ class Manager:
         with self._changed:
             processes = dict(self._processes)
             self._changed.notify_all()
-        for process in processes.values():
-            process.send_signal(signal.SIGTERM)
-        end = time.monotonic() + _STOP_TIMEOUT_S
-        for node, process in processes.items():
-            if not process.exited.wait(max(0.0, end - time.monotonic())):
-                logger.warning(
-                    "node %d did not stop within %g s: killing it", node, _STOP_TIMEOUT_S
-                )
-                process.send_signal(signal.SIGKILL)
-                process.exited.wait()
+        _end(processes)
         self._nursery.close()
         if self._directory:
             with self._saving:
@@ -235,6 +228,49 @@ class Manager:
                 self._state_file.remove()
         self._server.drain()
         self._probe_session.abort()
+
+    def stop_node(self, node: int) -> None:
+        """Stop a node, by force if it does not stop by itself, and leave it dead until
+        ``start_node``, whether dead nodes are started again or not. Of one that is away already,
+        nothing changes.
+
+        Raises ClusterError if there is no such node.
+        """
+        membership = self._membership_with(node)
+        logger.info("node %d is to be stopped, and to stay away", node)
+        # A process of it is either known here by then, or not started at all.
+        with self._spawning:
+            self._apply(partial(membership.hold, node))
+        with self._changed:
+            self._changed.notify_all()  # its keeper, which may be about to start it
+            processes = {node: self._processes[node]} if node in self._processes else {}
+        self._save()
+        _end(processes)
+        with self._changed:
+            self._changed.wait_for(lambda: membership.is_away(node) or self._is_stopping.is_set())
+        self._await_published(membership.map.epoch)
+
+    def start_node(self, node: int) -> None:
+        """Start a node that is away: it was stopped with ``stop_node``, or has died and is not
+        started again. It returns before the node is ready.
+
+        Raises ClusterError if it is not away, or there is no such node.
+        """
+        actions = self._apply(partial(self._membership_with(node).release, node))
+        if not actions:
+            raise ClusterError(f"node {node} is not away: stop it first")
+        incarnation = self._known[node].incarnation
+        self._start_keeper(
+            lambda: self._keep(node, self._succeed(node, incarnation, actions)), node
+        )
+
+    def _membership_with(self, node: int) -> Membership:
+        with self._changed:
+            membership = self._membership
+        assert membership is not None, "to be called after start"
+        if node not in membership.members:
+            raise ClusterError(f"there is no node {node}")
+        return membership
 
     def _serve(self) -> None:
         self._handlers |= {
@@ -289,8 +325,9 @@ class Manager:
                 process.send_signal(signal.SIGKILL)
         with self._changed:
             self._processes = dict(running)
+            self._known = {known.node: known for known in saved.processes}
             self._registered = dict(members)
-            self._membership = self._new_membership(members.values(), saved.map)
+            self._membership = self._new_membership(members.values(), saved.map, saved.held)
             self._published = _Published(saved.map, members)
         for node, process in running.items():
             self._looks[node] = Gathered(partial(self._look_at, node, process))
@@ -350,7 +387,10 @@ class Manager:
         self._publish(_FIRST_PUBLISH_TIMEOUT_S)
 
     def _new_membership(
-        self, members: Iterable[messages.Member], partition_map: PartitionMap
+        self,
+        members: Iterable[messages.Member],
+        partition_map: PartitionMap,
+        held: Iterable[int] = (),
     ) -> Membership:
         return Membership(
             members,
@@ -360,6 +400,7 @@ class Manager:
             messages.PROBE_MISSES_MAX,
             self._options.respawns,
             is_durable=self._options.engine != MEMORY,
+            held=held,
         )
 
     # --- the nodes' ports ------------------------------------------------------------------------
@@ -380,14 +421,19 @@ class Manager:
 
     # --- processes -------------------------------------------------------------------------------
 
-    def _spawn(self, node: int, incarnation: int) -> NodeProcess:
-        """Start a node. Raises ClusterError; also if the cluster is being stopped."""
+    def _spawn(self, node: int, incarnation: int) -> NodeProcess | None:
+        """Start a node; None if it is to stay away. Raises ClusterError; also if the cluster is
+        being stopped."""
         options = self._options
         first = options.node_port
         cpus = sorted(os.sched_getaffinity(0))
         with self._spawning:
             if self._is_stopping.is_set():
                 raise ClusterError("the cluster is being stopped")
+            with self._changed:
+                if self._membership is not None and not self._membership.begin_start(node):
+                    self._changed.notify_all()
+                    return None
             # A node that returns listens where its clients know it.
             member = self._registered.get(node)
             port = first + node - 1 if first else member.port if member else 0
@@ -406,11 +452,13 @@ class Manager:
                     "log_level": options.log_level,
                     "log_format": options.log_format,
                     "data_dir": self._data_path(node),
+                    "lifeline": options.lifeline,
                 },
                 incarnation,
             )
             with self._changed:
                 self._processes[node] = process
+                self._known[node] = Process(node, incarnation, process.pid, process.started)
                 # Before it may register: told after its return, it would be awaited for ever.
                 if self._membership is not None:
                     self._membership.started(node, time.monotonic())
@@ -451,8 +499,8 @@ class Manager:
         return self._start_again(node, incarnation + 1, pauses[0])
 
     def _start_again(self, node: int, incarnation: int, pause_s: float) -> NodeProcess | None:
-        """The node's next process; None if the cluster is stopped instead."""
-        while not self._is_stopping.wait(pause_s):
+        """The node's next process; None if the cluster is stopped, or the node held, instead."""
+        while self._pause(node, pause_s):
             try:
                 process = self._spawn(node, incarnation)
             except ClusterError as error:
@@ -460,9 +508,21 @@ class Manager:
                     logger.error("node %d cannot be started again: %s", node, error)
                     pause_s = float(messages.RESPAWN_PAUSE_MAX_S)
             else:
-                logger.info("node %d is started again: process %d", node, process.pid)
+                if process is not None:
+                    logger.info("node %d is started again: process %d", node, process.pid)
                 return process
         return None
+
+    def _pause(self, node: int, pause_s: float) -> bool:
+        """Before a start, which is looked into at once if the node is held; False if the cluster is
+        being stopped."""
+        with self._changed:
+            membership = self._membership
+            assert membership is not None
+            self._changed.wait_for(
+                lambda: node in membership.held or self._is_stopping.is_set(), pause_s
+            )
+        return not self._is_stopping.is_set()
 
     def _await_nodes(self) -> None:
         """Wait until all nodes have registered, then make and publish the first map."""
@@ -590,10 +650,8 @@ class Manager:
             if not published.map.epoch or self._is_stopping.is_set():
                 return  # nobody needs a successor before there is a first map, nor after the end
             with self._changed:
-                processes = [
-                    Process(node, process.incarnation, process.pid, process.started)
-                    for node, process in sorted(self._processes.items())
-                ]
+                processes = [known for _, known in sorted(self._known.items())]
+                held = tuple(self._membership.held) if self._membership else ()
             members = tuple(published.members.values())
             options = self._options
             state = SavedState(
@@ -606,6 +664,7 @@ class Manager:
                 published.map,
                 members,
                 tuple(processes),
+                held,
             )
             try:
                 self._state_file.write(state)
@@ -840,6 +899,18 @@ class Manager:
 
         with self._changed:
             self._changed.wait_for(is_removed, 2 * _PUBLISH_TIMEOUT_S)
+
+
+def _end(processes: dict[int, NodeProcess]) -> None:
+    """Stop these nodes, by force if they do not stop by themselves. A keeper sees their ends."""
+    for process in processes.values():
+        process.send_signal(signal.SIGTERM)
+    end = time.monotonic() + _STOP_TIMEOUT_S
+    for node, process in processes.items():
+        if not process.exited.wait(max(0.0, end - time.monotonic())):
+            logger.warning("node %d did not stop within %g s: killing it", node, _STOP_TIMEOUT_S)
+            process.send_signal(signal.SIGKILL)
+            process.exited.wait()
 
 
 def _request(node: int, frame: bytes) -> Operation[messages.Message]:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import signal
 import sys
+import threading
 from pathlib import Path
 
 from . import lmdb_store
@@ -19,6 +22,7 @@ from .command_line import (
     share_processor,
 )
 from .errors import ClusterError
+from .lifeline import hold_on
 from .manager import Manager, ManagerOptions
 from .state_file import ENGINES, LMDB, MEMORY
 from .wire.messages import (
@@ -84,6 +88,11 @@ def parser() -> OneLineParser:
     result.add_argument(
         "--no-pin", action="store_true", help="do not pin each node to one CPU (slower)"
     )
+    result.add_argument(
+        "--commands",
+        action="store_true",
+        help='for programs: stop and start nodes as lines on standard input say, {"stop": 3}',
+    )
     add_daemon_options(result)
     return result
 
@@ -92,6 +101,9 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the program; return its exit code."""
     stop = StopSignals()
     options = (arguments_parser := parser()).parse_args(arguments)
+    if options.lifeline is not None:
+        # It may be stopped (SIGSTOP), and must go on to see to its own end.
+        hold_on(options.lifeline, signal.SIGTERM, signal.SIGCONT)
     if options.replicas > options.nodes:
         arguments_parser.error(
             f"{options.replicas} replicas need at least as many nodes, not {options.nodes}"
@@ -132,6 +144,7 @@ def main(arguments: list[str] | None = None) -> int:
                 options.log_format,
                 engine,
                 options.data_dir.absolute() if options.data_dir else None,
+                options.lifeline,
             ),
             stop.was_asked,
         )
@@ -143,6 +156,8 @@ def main(arguments: list[str] | None = None) -> int:
         return USAGE
     try:
         print(ready_line, flush=True)
+        if options.commands:
+            threading.Thread(target=obey, args=(manager,), daemon=True).start()
         stop.wait()
     except OSError as error:
         print(f"gtstore: cannot print the ready line: {error.strerror}", file=sys.stderr)
@@ -150,6 +165,33 @@ def main(arguments: list[str] | None = None) -> int:
     finally:
         manager.stop()
     return DONE
+
+
+def obey(manager: Manager) -> None:
+    """Do what the lines on standard input say, each a JSON object, until its end; answer each with
+    a line on standard output.
+
+    ``{"stop": N}`` is answered when node N has ended, and stays away; ``{"start": N}`` when its
+    start is on its way, which its state in the status tells. The answer is ``{}``, or
+    ``{"error": TEXT}``.
+    """
+    # Not sys.stdin: the interpreter would wait at its end for this thread, which reads.
+    with open(0, closefd=False) as lines:
+        for line in lines:
+            print(json.dumps(_answer(manager, line)), flush=True)
+
+
+def _answer(manager: Manager, line: str) -> dict[str, str]:
+    try:
+        ((verb, node),) = json.loads(line).items()
+        command, node = {"stop": manager.stop_node, "start": manager.start_node}[verb], int(node)
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return {"error": f"this is no command: {line.strip()}"}
+    try:
+        command(node)
+    except ClusterError as error:
+        return {"error": str(error)}
+    return {}
 
 
 if __name__ == "__main__":

@@ -136,6 +136,7 @@ class Membership:
         joins_max: how many partitions a node copies at once from one other.
         joins_first: the same, of a node that holds nothing yet.
         is_durable: whether nodes come back with what they held.
+        held: nodes that are to stay away, as after ``hold``.
 
     Times are those of one clock that only goes forward, in seconds.
     """
@@ -151,6 +152,7 @@ class Membership:
         joins_max: int = JOINS_MAX,
         joins_first: int = JOINS_FIRST,
         is_durable: bool = False,
+        held: Iterable[int] = (),
     ) -> None:
         self.members = {member.node: member for member in members}
         self.map = partition_map
@@ -168,6 +170,8 @@ class Membership:
         self._early_deaths = dict.fromkeys(self.members, 0)
         self._starting: dict[int, float] = {}  # started at that time, and not back yet
         self._awaited: dict[int, float] = {}  # dead, and until then their places are kept
+        self.held = set(held)
+        self._away: set[int] = set()  # dead, and no start is on its way
 
     def tick(self, now: float) -> list[Action]:
         """Probe every living node once an interval. ``next_tick`` says when to call again."""
@@ -197,10 +201,7 @@ class Membership:
         for node in late:
             del self._awaited[node]
         if late:
-            before = self.map
-            self._repair()
-            if self.map is not before:
-                actions.append(Publish())
+            actions += self._repaired()
         return actions
 
     @property
@@ -258,15 +259,46 @@ class Membership:
                 text = f"{lost} partitions have lost their last owner: they are Unavailable"
                 actions.append(Report(text))
             actions += self._begin_anew()
-        if self._respawns:
-            pause_s = self._respawn_pause_s(node)
-            if pause_s < STAND_IN_AFTER_S:
-                self._awaited[node] = now + STAND_IN_AFTER_S
-            actions.append(Start(node, pause_s))
+        starts = self._next_start(node, now)
         self._repair()
         # Also if no row has changed: the member's state has. And a start comes after it (M2).
-        at = len(actions) - self._respawns
-        return [*actions[:at], Publish(), *actions[at:]]
+        return [*actions, Publish(), *starts]
+
+    def _next_start(self, node: int, now: float) -> list[Action]:
+        if not self._respawns or node in self.held:
+            self._away.add(node)
+            return []
+        pause_s = self._respawn_pause_s(node)
+        if pause_s < STAND_IN_AFTER_S:
+            self._awaited[node] = now + STAND_IN_AFTER_S
+        return [Start(node, pause_s)]
+
+    def hold(self, node: int) -> list[Action]:
+        """A node is to be stopped, and to stay away until ``release``: for tests. To end its
+        process is the caller's; others stand in for it from its death on."""
+        self.held.add(node)
+        self._awaited.pop(node, None)
+        return self._repaired()
+
+    def release(self, node: int) -> list[Action]:
+        """A node is not to stay away any more: it is started if it is away, also for another
+        reason; if not, it is treated as usual at its next death."""
+        self.held.discard(node)
+        if node not in self._away:
+            return []
+        self._away.discard(node)
+        return [Start(node, 0.0)]
+
+    def is_away(self, node: int) -> bool:
+        """Whether a node is dead, and will be until ``release``."""
+        return node in self._away
+
+    def begin_start(self, node: int) -> bool:
+        """A Start is to be carried out now. Return whether it still holds; if not, it is over: the
+        node was held meanwhile, and is away."""
+        if node in self.held:
+            self._away.add(node)
+        return node not in self._away
 
     def started(self, node: int, now: float) -> None:
         """A new process of a dead node was started. To be told before ``returned``: whoever is
@@ -405,6 +437,12 @@ class Membership:
             return repaired
 
         self._change(change)
+
+    def _repaired(self) -> list[Action]:
+        """The same, where nothing else has changed."""
+        before = self.map
+        self._repair()
+        return [Publish()] if self.map is not before else []
 
     def _begin_anew(self) -> list[Action]:
         """M5, in memory: partitions whose in-sync owners have all died begin empty on their other

@@ -109,9 +109,10 @@ def start_time(pid: int) -> int:
 
 
 class Nursery:
-    """The manager's end."""
+    """The manager's end. Nodes inherit ``lifeline``, the number of an open file."""
 
-    def __init__(self) -> None:
+    def __init__(self, lifeline: int | None = None) -> None:
+        self._lifeline = lifeline
         self._lock = threading.Lock()  # guards the pipes: one question, then its answer
         self._is_silent = False  # it once did not answer; guarded by _lock
         self._process = self._launch()
@@ -125,6 +126,7 @@ class Nursery:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
+            pass_fds=() if self._lifeline is None else (self._lifeline,),
             # Control-C on the terminal is for the manager, which then stops the nodes in order.
             start_new_session=True,
         )

@@ -58,6 +58,8 @@ class SavedState:
     map: PartitionMap
     members: tuple[Member, ...]
     processes: tuple[Process, ...]
+    held: tuple[int, ...] = ()
+    """Nodes that are to stay away, as somebody has said to the manager."""
 
 
 def to_text(state: SavedState, encoder: RowEncoder | None = None) -> str:
@@ -73,6 +75,7 @@ def to_text(state: SavedState, encoder: RowEncoder | None = None) -> str:
         "token": state.token.hex(),
         "members": [asdict(member) for member in state.members],
         "processes": [asdict(process) for process in state.processes],
+        "held": state.held,
         "map": body.hex(),
     }
     return json.dumps({**form, "sha256": _checksum(form)})
@@ -108,6 +111,7 @@ def from_text(text: str) -> SavedState:
             PartitionMap(body.epoch, body.rows, [body.epoch] * len(body.rows)),
             tuple(Member(**member) for member in form["members"]),
             tuple(Process(**process) for process in form["processes"]),
+            tuple(form.get("held", ())),  # versions before have none
         )
     except (KeyError, TypeError, StopIteration, AttributeError, RemoteProtocolError) as error:
         raise ValueError(f"{type(error).__name__}: {error}") from error
@@ -125,6 +129,7 @@ def _check(state: SavedState) -> None:
         and [row.partition for row in state.map.rows] == list(range(partition_count(state.nodes)))
         and [member.node for member in state.members] == numbers
         and [process.node for process in state.processes] == numbers
+        and all(node in numbers for node in state.held)
     ):
         raise ValueError("its parts do not fit together")
 

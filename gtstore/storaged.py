@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ from .command_line import (
 )
 from .connection import parse_address
 from .errors import ClusterError
+from .lifeline import hold_on
 from .storage import NodeOptions, StorageNode
 from .wire.messages import NODES_MAX
 
@@ -76,6 +78,8 @@ def run_node(arguments: dict[str, Any]) -> int:
     code."""
     options = argparse.Namespace(**arguments)
     stop = StopSignals()
+    if options.lifeline is not None:
+        hold_on(options.lifeline, signal.SIGKILL)
     configure_logs(options.log_level, options.log_format, f"node {options.node}")
     # A node's own operations, of which nobody has asked to see the steps and the keys.
     logging.getLogger("gtstore.client").setLevel(logging.WARNING)

@@ -8,13 +8,17 @@
         assert store.get("key") == b"value"
 
 It starts ``python -m gtstore.managerd`` on free ports and stops everything in the end. Only
-processes that it started itself are ever signalled.
+processes that it started itself are ever signalled. They end with the program that uses them, also
+if that is interrupted or killed, or forgets to stop them: lifeline.py. With pytest there are
+fixtures for this: pytest_plugin.py.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import re
+import select
 import signal
 import subprocess
 import sys
@@ -25,7 +29,8 @@ from types import TracebackType
 
 from .client import Client, connect
 from .errors import ClusterError
-from .results import ClusterStatus
+from .lifeline import Lifeline
+from .results import ClusterStatus, NodeStatus
 
 _START_TIMEOUT_S = 60.0
 _STOP_TIMEOUT_S = 15.0
@@ -34,7 +39,8 @@ _STOP_TIMEOUT_S = 15.0
 def wait_until(
     condition: Callable[[], object], what: str, timeout_s: float = 20.0, pause_s: float = 0.01
 ) -> None:
-    """Wait for a condition, not for a duration. Raises TimeoutError that names ``what``."""
+    """Wait for a condition, not for a duration: it is called again and again until it returns
+    something true. Raises TimeoutError that names ``what``."""
     end = time.monotonic() + timeout_s
     while not condition():
         if time.monotonic() > end:
@@ -49,6 +55,9 @@ class Cluster:
         nodes, replicas: the cluster's shape.
         options: further options of managerd, as on its command line.
         port, node_port: fixed ports; 0 takes free ones.
+        respawn: whether the manager starts dead nodes again.
+
+    As a context manager it is started on entry and stopped on exit.
     """
 
     def __init__(
@@ -58,13 +67,19 @@ class Cluster:
         options: Sequence[str] = (),
         port: int = 0,
         node_port: int = 0,
+        *,
+        respawn: bool = True,
     ) -> None:
+        self._lifeline = Lifeline()
         self._command = [
             sys.executable, "-m", "gtstore.managerd", str(nodes), str(replicas),
-            "--port", str(port), "--node-port", str(node_port), *options,
+            "--port", str(port), "--node-port", str(node_port),
+            "--commands", "--lifeline", str(self._lifeline.reader),
+            *(() if respawn else ("--no-respawn",)), *options,
         ]  # fmt: skip
         self._process: subprocess.Popen[str] | None = None
         self._log = tempfile.TemporaryFile("a+")  # noqa: SIM115  # closed in stop
+        self._last_log = ""
         self.ready_line: str = ""
         self.address: str = ""
         self.node_pids: dict[int, int] = {}
@@ -73,47 +88,84 @@ class Cluster:
     def start(self) -> Cluster:
         """Start the cluster, or the successor of a killed manager, and wait until it is ready.
 
-        Raises ClusterError, with its log.
+        Raises ClusterError, with its log, if it does not start, and whatever interrupts the wait;
+        nothing is left running then, and this object is of no use any more.
         """
-        if self._process is not None and self._process.stdout is not None:
-            self._process.stdout.close()
+        try:
+            self._start_manager()
+            self._learn_pids()
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def _start_manager(self) -> None:
+        self._close_pipes()
         self._process = subprocess.Popen(
-            self._command, stdout=subprocess.PIPE, stderr=self._log, text=True
+            self._command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._log,
+            text=True,
+            pass_fds=(self._lifeline.reader,),
         )
         assert self._process.stdout is not None
         self.ready_line = self._process.stdout.readline().rstrip("\n")
         match = re.search(r"ready on ([^ ,]+)", self.ready_line)
         if not match:
             self._process.wait(_START_TIMEOUT_S)
-            log = self.log()
-            self.stop()
-            raise ClusterError(f"the cluster did not start: {log}")
+            raise ClusterError(f"the cluster did not start: {self.log().strip()}")
         self.address = match[1]
         # A successor must listen where the killed one did.
         at = self._command.index("--port") + 1
         self._command[at] = self.address.rpartition(":")[2]
-        self._learn_pids()
-        return self
 
     def stop(self) -> int:
-        """Stop manager and nodes, whatever state they are in; return the manager's exit code."""
-        if self._process is None:
-            return 0
-        self._process.send_signal(signal.SIGCONT)
-        self._process.terminate()
+        """Stop manager and nodes, whatever state they are in; return the manager's exit code. It
+        can be called again, and then does nothing.
+
+        Raises TimeoutError if not even SIGKILL ends them.
+        """
+        code = 0
+        process = self._process
         try:
-            code = self._process.wait(_STOP_TIMEOUT_S)
+            if process is not None:
+                code = self._stop_manager(process)
+        finally:
+            # The nodes of a manager that was killed, or all, if that was interrupted.
+            have_ended = self._lifeline.cut(_STOP_TIMEOUT_S)
+            if process is not None:
+                if not have_ended:
+                    process.kill()
+                process.wait()
+            self._close_pipes()
+            self._process = None
+            if not self._log.closed:
+                self._last_log = self.log()
+                self._log.close()
+        if not have_ended:
+            raise TimeoutError(f"not within {_STOP_TIMEOUT_S:g} s: the end of all processes")
+        return code
+
+    def _stop_manager(self, process: subprocess.Popen[str]) -> int:
+        process.send_signal(signal.SIGCONT)
+        process.terminate()
+        try:
+            return process.wait(_STOP_TIMEOUT_S)
         except subprocess.TimeoutExpired:
-            self._process.kill()
-            code = self._process.wait()
-        for pid in self.node_pids.values():  # of a manager that was killed
-            self._signal(pid, signal.SIGKILL)
-            wait_until(lambda pid=pid: not _is_running(pid), f"the end of process {pid}")  # type: ignore[misc]
+            process.kill()
+            return process.wait()
+
+    def _close_pipes(self) -> None:
+        if self._process is None:
+            return
+        assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._process.stdout.close()
-        self._log.close()
-        self._process = None
-        return code
+        try:
+            self._process.stdin.close()
+        except BrokenPipeError:
+            pass  # a command that nobody has read
 
     def __enter__(self) -> Cluster:
         return self.start()
@@ -157,7 +209,9 @@ class Cluster:
             wait_until(is_in_sync, "all copies of all partitions", timeout_s)
 
     def log(self) -> str:
-        """What manager and nodes have written to standard error."""
+        """What manager and nodes have written to standard error so far."""
+        if self._log.closed:
+            return self._last_log
         self._log.flush()
         with open(self._log.fileno(), closefd=False) as file:
             file.seek(0)
@@ -171,6 +225,58 @@ class Cluster:
         pid = self._doomed[node] = self._pid_of(node)
         self._signal(pid, signal.SIGKILL)
         wait_until(lambda: not _is_running(pid), f"the end of node {node}")
+
+    def stop_node(self, node: int) -> None:
+        """Stop a node in an orderly way; its process has ended when this returns, and the node is
+        dead, and stays so until ``restart_node``. A successor of the manager keeps to that;
+        ``kill_everything`` ends it. If it is dead already, it stays so too.
+
+        Raises ClusterError if there is no such node, or the manager does not answer.
+        """
+        self._ask({"stop": node})
+
+    def restart_node(self, node: int) -> None:
+        """Start a node that is stopped or dead, or stop it and start it again; its new process
+        serves when this returns. What it holds it copies meanwhile: ``wait_in_sync``.
+
+        Raises ClusterError as stop_node does, TimeoutError if the node does not come back.
+        """
+        self.stop_node(node)
+        with self.connect() as client:
+
+            def row() -> NodeStatus:
+                return next(row for row in client.status()["nodes"] if row["id"] == node)
+
+            before = row()["incarnation"]
+            self._ask({"start": node})
+            wait_until(
+                lambda: row()["state"] == "alive" and row()["incarnation"] > before,
+                f"the return of node {node}",
+                _START_TIMEOUT_S,
+            )
+        self._learn_pids()
+
+    def _ask(self, command: dict[str, int]) -> None:
+        """Have the manager carry out a command: managerd.obey."""
+        process = self._process
+        if process is None or process.poll() is not None:
+            raise ClusterError("the cluster has no manager that could do this")
+        assert process.stdin is not None
+        assert process.stdout is not None
+        try:
+            print(json.dumps(command), file=process.stdin, flush=True)
+        except BrokenPipeError as error:
+            raise ClusterError("the manager has ended") from error
+        poll = select.poll()
+        poll.register(process.stdout, select.POLLIN)
+        if not poll.poll(_STOP_TIMEOUT_S * 1000):
+            raise ClusterError(f"the manager did not answer within {_STOP_TIMEOUT_S:g} s")
+        answer = process.stdout.readline()
+        if not answer:
+            raise ClusterError("the manager has ended")
+        refusal = json.loads(answer).get("error")
+        if refusal:
+            raise ClusterError(refusal)
 
     def pause_node(self, node: int) -> None:
         """SIGSTOP a node: it is there, and answers nothing from the return of this call on."""

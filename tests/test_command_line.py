@@ -109,6 +109,7 @@ def test_daemon_options() -> None:
         "max_connections": CONNECTIONS_MAX,
         "max_memory_mb": None,
         "frame_timeout_ms": FRAME_TIMEOUT_MS,
+        "lifeline": None,
         "log_level": "info",
         "log_format": "text",
     }
@@ -120,6 +121,7 @@ def test_daemon_options() -> None:
         "max_connections": 5,
         "max_memory_mb": 6,
         "frame_timeout_ms": 700,
+        "lifeline": None,
         "log_level": "debug",
         "log_format": "json",
     }

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,7 @@ ROOT = Path(gtstore.__file__).parent
 LAYERS = (
     ("gtstore.results", "gtstore.version", "gtstore.wire", "gtstore.bench"),
     ("gtstore.errors",),
-    ("gtstore.text_table",),
+    ("gtstore.text_table", "gtstore.lifeline"),
     ("gtstore.wire.fields",),
     ("gtstore.wire.messages",),
     ("gtstore.wire.codec",),
@@ -52,6 +53,7 @@ LAYERS = (
     # The public names.
     ("gtstore",),
     ("gtstore.testing",),
+    ("gtstore.pytest_plugin",),
     # What gtclient bench does; its options are in cli's tables, the rest is loaded when it runs.
     ("gtstore.bench.zipfian", "gtstore.bench.balance", "gtstore.bench.stopping"),
     ("gtstore.bench.workloads", "gtstore.bench.report", "gtstore.bench.processor_time"),
@@ -145,6 +147,19 @@ def imports_of(module: str, source: str, is_package: bool = False) -> Iterator[t
 def imports_of_file(module: str) -> list[tuple[str, str]]:
     path = FILES[module]
     return list(imports_of(module, path.read_text(), path.name == "__init__.py"))
+
+
+def test_the_public_names() -> None:
+    """They are loaded from elsewhere when they are asked for; each is what it is there."""
+    declared = [
+        (module, name) for module, name in imports_of_file("gtstore") if name in gtstore.__all__
+    ]
+    assert sorted(name for _, name in declared) == sorted(gtstore.__all__)
+    for module, name in declared:
+        assert getattr(gtstore, name) is getattr(import_module(module), name)
+    assert {*gtstore.__all__} <= {*dir(gtstore)}
+    with pytest.raises(AttributeError, match="module 'gtstore' has no attribute 'conect'"):
+        gtstore.conect  # type: ignore[attr-defined]  # noqa: B018
 
 
 each_module = pytest.mark.parametrize("module", FILES)

@@ -846,3 +846,91 @@ def test_silence_alone_never_loses_a_partition(
         for killed in fences(membership.missed(node, "no answer")):
             membership.exited(killed, "killed", NOW)
     assert all(membership.alive_owners(p) > 0 for p in range(len(membership.map.rows)))
+
+
+# --- nodes that are held -------------------------------------------------------------------------
+
+
+def starts(actions: Collection[Action]) -> list[int]:
+    return [action.node for action in actions if isinstance(action, Start)]
+
+
+def owners_of(membership: Membership) -> set[int]:
+    return {owner.node for row in membership.map.rows for owner in row.owners}
+
+
+def test_a_held_node_is_not_started_until_it_is_released() -> None:
+    """It is dead like any other, but nobody waits for it: stand-ins join at once."""
+    membership = cluster(4, 2)
+    assert membership.hold(1) == []
+    assert state_of(membership, 1) == ALIVE
+    assert not membership.is_away(1)
+    assert starts(membership.exited(1, "stopped", NOW)) == []
+    assert (state_of(membership, 1), membership.is_away(1)) == (DEAD, True)
+    assert owners_of(membership) == {2, 3, 4}
+    assert any(not o.in_sync for row in membership.map.rows for o in row.owners)
+    assert membership.release(1) == [Start(1, 0.0)]
+    assert not membership.is_away(1)
+    assert membership.begin_start(1)
+    membership.started(1, NOW)
+    membership.returned(member(1, 2), NOW)
+    assert state_of(membership, 1) == ALIVE
+    assert starts(membership.exited(1, "killed", NOW)) == [1], "it is held no longer"
+
+
+def test_a_stop_is_no_early_death() -> None:
+    """However often a node is stopped, its next death brings no pause."""
+    membership = cluster(3, 2)
+    for incarnation in (2, 3, 4):
+        membership.hold(1)
+        membership.exited(1, "stopped", NOW)
+        membership.release(1)
+        membership.returned(member(1, incarnation), NOW)
+    assert Start(1, CLIENTS_FIRST_S) in membership.exited(1, "killed", NOW)
+
+
+def test_a_node_is_held_while_its_start_is_on_its_way() -> None:
+    """The start is dropped when it is to be carried out, and not before: there is only ever one.
+    Its places are not kept for it any more."""
+    membership = cluster(4, 2)
+    assert starts(membership.exited(1, "killed", NOW)) == [1]
+    assert all(o.in_sync for row in membership.map.rows for o in row.owners)
+    assert membership.hold(1) == [Publish()]
+    assert any(not o.in_sync for row in membership.map.rows for o in row.owners)
+    assert not membership.is_away(1)
+    assert not membership.begin_start(1)
+    assert membership.is_away(1)
+    assert membership.release(1) == [Start(1, 0.0)]
+
+
+def test_a_node_is_released_before_its_start_was_dropped() -> None:
+    """Then that start holds, and there is no other."""
+    membership = cluster(3, 2)
+    membership.exited(1, "killed", NOW)
+    membership.hold(1)
+    assert membership.release(1) == []
+    assert membership.begin_start(1)
+
+
+def test_a_node_is_released_before_its_end() -> None:
+    """It is started again as after any death."""
+    membership = cluster(3, 2)
+    membership.hold(1)
+    assert membership.release(1) == []
+    assert starts(membership.exited(1, "stopped", NOW)) == [1]
+
+
+def test_a_dead_node_that_nobody_starts_is_away() -> None:
+    """Where dead nodes are left dead, one can be started by hand."""
+    membership = cluster(3, 2, respawns=False)
+    membership.exited(1, "killed", NOW)
+    assert membership.is_away(1)
+    assert membership.release(1) == [Start(1, 0.0)]
+
+
+def test_a_successor_knows_who_is_held() -> None:
+    """A manager is told by the last one."""
+    first = PartitionMap.first(1, 2, 2, {1: 1, 2: 1})
+    membership = Membership([member(1), member(2)], first, 2, INTERVAL_S, MISSES_MAX, held=[2])
+    assert starts(membership.exited(1, "killed", NOW)) == [1]
+    assert starts(membership.exited(2, "stopped", NOW)) == []

@@ -34,6 +34,7 @@ def a_state() -> SavedState:
             for n in numbers
         ),
         tuple(Process(n, 1 + (n == 2), 100 + n, 5000 + n) for n in numbers),
+        held=(2,),
     )
 
 
@@ -93,7 +94,7 @@ def test_one_wrong_character_is_found() -> None:
         damaged(replicas=4), damaged(replicas=0), damaged(hash="sha"), damaged(token="00"),
         damaged(token="zz"), damaged(members=[]), damaged(processes=[{}]), damaged(processes=[]),
         damaged(map="00"), damaged(map=5), damaged(members=[1, 2, 3]), damaged(replicas="2"),
-        without("cluster"), without("map"),
+        damaged(held=[4]), damaged(held=2), without("cluster"), without("map"),
     ],
 )  # fmt: skip
 def test_damage_is_found(file: StateFile, text: str) -> None:
@@ -174,8 +175,8 @@ def test_a_synced_file_is_on_disk_before_it_is_known(
 
 
 def test_the_first_format_is_read() -> None:
-    """It knew no engines: entries were in memory."""
+    """It knew no engines: entries were in memory. Nor could a node be held."""
     form = json.loads(damaged(format=1))
-    del form["engine"], form["sha256"]
+    del form["engine"], form["held"], form["sha256"]
     text = json.dumps({**form, "sha256": state_file._checksum(form)})
-    assert from_text(text).engine == MEMORY
+    assert (from_text(text).engine, from_text(text).held) == (MEMORY, ())

@@ -76,6 +76,9 @@ def free_ports(count: int) -> int:
         (["3", "2", "--node-port", "65534"], "above 65535"),
         (["3", "2", "--host", "0.0.0.0"], "one that they can use"),
         (["3", "2", "--engine", "lmdb"], "needs a directory: --data-dir DIR"),
+        (["3", "2", "--lifeline", "x"], "'x' is not the number of an open file"),
+        (["3", "2", "--lifeline", "99"], "'99' is not the number of an open file"),
+        (["3", "2", "--lifeline", "1"], "that is the reading end of a pipe"),
         (["3", "2", "--host", "192.0.2.1", "--port", "0", "--node-port", "0"], "cannot listen"),
     ],
 )
@@ -163,18 +166,17 @@ def test_a_killed_manager_and_its_successor() -> None:
     wait_until(lambda: is_gone(list(cluster.node_pids.values())), "the end of all processes")
 
 
-def test_a_successor_of_another_shape() -> None:
+def test_a_successor_of_another_shape(cluster: Cluster) -> None:
     """One line, exit 2; the nodes are left alone, and the right one still takes over."""
-    with Cluster(3, 2) as cluster:
-        port = cluster.address.rpartition(":")[2]
-        cluster.kill_manager()
-        done = managerd("4", "2", "--port", port, "--node-port", "0")
-        assert (done.returncode, done.stdout) == (2, "")
-        assert done.stderr.count("\n") == 1
-        assert "3 nodes, 2 replicas, --hash additive, --engine memory; start it " in done.stderr
-        cluster.start()
-        with cluster.connect() as store:
-            assert [node["incarnation"] for node in store.status()["nodes"]] == [1, 1, 1]
+    port = cluster.address.rpartition(":")[2]
+    cluster.kill_manager()
+    done = managerd("4", "2", "--port", port, "--node-port", "0")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.count("\n") == 1
+    assert "3 nodes, 2 replicas, --hash additive, --engine memory; start it " in done.stderr
+    cluster.start()
+    with cluster.connect() as store:
+        assert [node["incarnation"] for node in store.status()["nodes"]] == [1, 1, 1]
 
 
 def test_a_damaged_state_file() -> None:
@@ -195,16 +197,15 @@ def test_a_damaged_state_file() -> None:
     assert not path.exists()
 
 
-def test_a_manager_that_was_stopped_kills_nobody() -> None:
+@pytest.mark.gtstore(options=["--probe-interval-ms", "50"])
+def test_a_manager_that_was_stopped_kills_nobody(cluster: Cluster, store: gtstore.Client) -> None:
     """M1: its own pause is no silence of the nodes."""
-    options = ["--probe-interval-ms", "50"]
-    with Cluster(3, 2, options) as cluster, cluster.connect() as store:
-        before = store.status()
-        cluster.pause_manager()
-        time.sleep(1.0)  # what is tested is that nothing comes of the time
-        cluster.resume_manager()
-        wait_until(lambda: "probes start anew" in cluster.log(), "the manager's own finding")
-        assert store.status()["nodes"] == before["nodes"]
+    before = store.status()
+    cluster.pause_manager()
+    time.sleep(1.0)  # what is tested is that nothing comes of the time
+    cluster.resume_manager()
+    wait_until(lambda: "probes start anew" in cluster.log(), "the manager's own finding")
+    assert store.status()["nodes"] == before["nodes"]
 
 
 def test_without_a_state_file_nothing_is_guessed() -> None:
@@ -225,14 +226,14 @@ def test_without_a_state_file_nothing_is_guessed() -> None:
         assert store.get("key") == b"value"
 
 
-def test_two_managers() -> None:
+@pytest.mark.gtstore(nodes=1, replicas=1)
+def test_two_managers(cluster: Cluster) -> None:
     """The second one names the first one's process."""
-    with Cluster(1, 1) as cluster:
-        port = cluster.address.rpartition(":")[2]
-        done = managerd("1", "1", "--port", port, "--node-port", "0")
-        assert (done.returncode, done.stdout) == (2, "")
-        assert f"kill {cluster.manager_pid}" in done.stderr
-        assert done.stderr.count("\n") == 1
+    port = cluster.address.rpartition(":")[2]
+    done = managerd("1", "1", "--port", port, "--node-port", "0")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert f"kill {cluster.manager_pid}" in done.stderr
+    assert done.stderr.count("\n") == 1
 
 
 def test_a_foreign_program_holds_a_node_port() -> None:
@@ -246,20 +247,20 @@ def test_a_foreign_program_holds_a_node_port() -> None:
         assert describe_holders("127.0.0.1", [first + 1]) == ""
 
 
-def test_registering_needs_the_token() -> None:
+@pytest.mark.gtstore(nodes=2, replicas=1)
+def test_registering_needs_the_token(cluster: Cluster, store: gtstore.Client) -> None:
     """And so does giving a node a map: a control message without it changes nothing."""
-    with Cluster(2, 1) as cluster, cluster.connect() as store:
-        addresses = [cluster.address, *(node["address"] for node in store.status()["nodes"])]
-        register = messages.Register(bytes(16), 1, 2, 1, 1, ())
-        update = messages.MapUpdate(bytes(16), 1 << 63, ())
-        for address, request in zip(addresses, (register, update, update), strict=True):
-            host, _, port = address.rpartition(":")
-            reply = call_once("it", host, int(port), request, 5)
-            assert isinstance(reply, messages.Error)
-            assert reply.code == messages.NOT_ALLOWED
-        store.put("key", b"value")
-        assert store.get("key") == b"value"
-        assert "token" not in cluster.log()
+    addresses = [cluster.address, *(node["address"] for node in store.status()["nodes"])]
+    register = messages.Register(bytes(16), 1, 2, 1, 1, ())
+    update = messages.MapUpdate(bytes(16), 1 << 63, ())
+    for address, request in zip(addresses, (register, update, update), strict=True):
+        host, _, port = address.rpartition(":")
+        reply = call_once("it", host, int(port), request, 5)
+        assert isinstance(reply, messages.Error)
+        assert reply.code == messages.NOT_ALLOWED
+    store.put("key", b"value")
+    assert store.get("key") == b"value"
+    assert "token" not in cluster.log()
 
 
 def test_memory_limit() -> None:
@@ -279,35 +280,35 @@ def test_memory_limit() -> None:
         assert store.get("new") == b"y" * 1000
 
 
-def test_connection_limit() -> None:
+@pytest.mark.gtstore(
+    nodes=1, replicas=1, options=["--max-connections", "2", "--probe-interval-ms", "20"]
+)
+def test_connection_limit(cluster: Cluster) -> None:
     """--max-connections: more clients than that get BUSY, and the node does not look dead."""
-    options = ["--max-connections", "2", "--probe-interval-ms", "20"]
-    with Cluster(1, 1, options) as cluster:
-        with cluster.connect(0.3) as one, cluster.connect(0.3) as two, cluster.connect(0.3) as more:
-            one.put("key", b"1")
-            two.put("key", b"2")
-            with pytest.raises(gtstore.GTStoreError, match="all 2 connections are taken"):
-                more.get("key")
-            assert more.status()["nodes"][0]["state"] == "alive"
-        with cluster.connect() as again:
-            assert again.get("key") == b"2"
+    with cluster.connect(0.3) as one, cluster.connect(0.3) as two, cluster.connect(0.3) as more:
+        one.put("key", b"1")
+        two.put("key", b"2")
+        with pytest.raises(gtstore.GTStoreError, match="all 2 connections are taken"):
+            more.get("key")
+        assert more.status()["nodes"][0]["state"] == "alive"
+    with cluster.connect() as again:
+        assert again.get("key") == b"2"
 
 
-def test_node_deaths_are_told_and_counted() -> None:
+@pytest.mark.gtstore(nodes=2, options=["--log-format", "json"], respawn=False)
+def test_node_deaths_are_told_and_counted(cluster: Cluster, store: gtstore.Client) -> None:
     """status and log say which node died, how, and what has no owner any more."""
-    options = ["--log-format", "json", "--no-respawn"]
-    with Cluster(2, 2, options) as cluster, cluster.connect() as store:
-        assert store.status()["under_replicated"] == []
-        epoch = store.status()["epoch"]
-        cluster.kill_node(2)
-        wait_until(lambda: store.status()["epoch"] > epoch, "the next map")
-        status = store.status()
-        dead = status["nodes"][1]
-        assert (dead["state"], dead["entries"], dead["primaries"]) == ("dead", 0, 0)
-        assert len(status["under_replicated"]) == 128
-        records = [json.loads(line) for line in cluster.log().splitlines()]
-        told = [record["message"] for record in records if record["level"] == "warning"]
-        assert "node 2 is dead: its process was killed by SIGKILL" in told
+    assert store.status()["under_replicated"] == []
+    epoch = store.status()["epoch"]
+    cluster.kill_node(2)
+    wait_until(lambda: store.status()["epoch"] > epoch, "the next map")
+    status = store.status()
+    dead = status["nodes"][1]
+    assert (dead["state"], dead["entries"], dead["primaries"]) == ("dead", 0, 0)
+    assert len(status["under_replicated"]) == 128
+    records = [json.loads(line) for line in cluster.log().splitlines()]
+    told = [record["message"] for record in records if record["level"] == "warning"]
+    assert "node 2 is dead: its process was killed by SIGKILL" in told
 
 
 def test_nursery_is_killed() -> None:
@@ -325,12 +326,12 @@ def test_nursery_is_killed() -> None:
     wait_until(lambda: is_gone(list(cluster.node_pids.values())), "the end of the nodes")
 
 
-def test_where_and_report_calls_agree() -> None:
+@pytest.mark.gtstore(nodes=4, replicas=3, options=["--hash", "crc16"])
+def test_where_and_report_calls_agree(store: gtstore.Client) -> None:
     """Provide_K_Nodes of a key is what its put answered."""
-    with Cluster(4, 3, ["--hash", "crc16"]) as cluster, cluster.connect() as store:
-        assert store.status()["hash"] == "crc16"
-        for i in range(20):
-            assert store.put(f"key{i}", b"x").nodes == store.where(f"key{i}").owners
+    assert store.status()["hash"] == "crc16"
+    for i in range(20):
+        assert store.put(f"key{i}", b"x").nodes == store.where(f"key{i}").owners
 
 
 def test_a_node_started_by_hand_says_what_to_do() -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from gtstore import nursery
+from gtstore.client import Client
 from gtstore.errors import ClusterError
 from gtstore.manager import Manager, ManagerOptions, _Published
 from gtstore.membership import Membership
@@ -179,19 +180,19 @@ def test_the_state_directory_is_made_again(
     assert file.path.parent.stat().st_mode & 0o777 == 0o700
 
 
-def test_a_source_that_hangs_holds_up_no_other() -> None:
+@pytest.mark.gtstore(nodes=4)
+def test_a_source_that_hangs_holds_up_no_other(cluster: Cluster, store: Client) -> None:
     """Node 1 copies from nodes 2 and 4. While node 2, which has the last copy of some partitions,
     is stopped, the copies from node 4 are restored all the same."""
-    with Cluster(4, 2) as cluster, cluster.connect() as store:
-        store.put_many({f"key{number}": bytes(4000) for number in range(4000)})
-        cluster.kill_node(1)
-        wait_until(lambda: store.status()["nodes"][0]["incarnation"] == 2, "a new node 1")
-        cluster.pause_node(2)
-        assert {partition % 4 for partition in store.status()["under_replicated"]} == {0, 3}
+    store.put_many({f"key{number}": bytes(4000) for number in range(4000)})
+    cluster.kill_node(1)
+    wait_until(lambda: store.status()["nodes"][0]["incarnation"] == 2, "a new node 1")
+    cluster.pause_node(2)
+    assert {partition % 4 for partition in store.status()["under_replicated"]} == {0, 3}
 
-        def is_node_4_done() -> bool:
-            return {partition % 4 for partition in store.status()["under_replicated"]} == {0}
+    def is_node_4_done() -> bool:
+        return {partition % 4 for partition in store.status()["under_replicated"]} == {0}
 
-        wait_until(is_node_4_done, "copies from node 4")
-        cluster.resume_node(2)
-        cluster.wait_in_sync()
+    wait_until(is_node_4_done, "copies from node 4")
+    cluster.resume_node(2)
+    cluster.wait_in_sync()

@@ -9,6 +9,7 @@ import sys
 
 import pytest
 
+from gtstore.client import Client
 from gtstore.testing import Cluster
 
 pytestmark = pytest.mark.cluster
@@ -35,42 +36,41 @@ def owners(cluster: Cluster, key: str) -> list[int]:
     return nodes
 
 
-def test_1_one_node() -> None:
+@pytest.mark.gtstore(nodes=1, replicas=1)
+def test_1_one_node(cluster: Cluster) -> None:
     """One node, one replica: put, get, overwrite, get."""
-    with Cluster(1, 1) as cluster:
-        assert put(cluster, "key1", "value1") == [1]
-        assert gtclient(cluster, "get", "key1") == "value1"
-        assert put(cluster, "key1", "value2") == [1]
-        assert gtclient(cluster, "get", "key1") == "value2"
+    assert put(cluster, "key1", "value1") == [1]
+    assert gtclient(cluster, "get", "key1") == "value1"
+    assert put(cluster, "key1", "value2") == [1]
+    assert gtclient(cluster, "get", "key1") == "value2"
 
 
-def test_2_five_nodes() -> None:
+@pytest.mark.gtstore(nodes=5, replicas=3)
+def test_2_five_nodes(cluster: Cluster) -> None:
     """5 nodes, k=3: the report's placements."""
-    with Cluster(5, 3) as cluster:
-        for key, nodes in {"key1": [4, 5, 1], "key2": [5, 1, 2], "key3": [1, 2, 3]}.items():
-            assert put(cluster, key, f"value of {key}") == nodes
-            assert owners(cluster, key) == nodes
-            assert gtclient(cluster, "get", key) == f"value of {key}"
+    for key, nodes in {"key1": [4, 5, 1], "key2": [5, 1, 2], "key3": [1, 2, 3]}.items():
+        assert put(cluster, key, f"value of {key}") == nodes
+        assert owners(cluster, key) == nodes
+        assert gtclient(cluster, "get", key) == f"value of {key}"
 
 
-def test_3_primary_is_killed() -> None:
+def test_3_primary_is_killed(cluster: Cluster) -> None:
     """3 nodes, k=2: kill -9 of a primary; the very next get and put work with no error."""
     placements = {
         "key1": [1, 2], "key2": [2, 3], "key3": [3, 1], "key4": [1, 2],
         "key5": [2, 3], "key6": [3, 1], "key7": [1, 2],
     }  # fmt: skip
-    with Cluster(3, 2) as cluster:
-        for key, nodes in placements.items():
-            assert put(cluster, key, f"old {key}") == nodes
-        assert put(cluster, "key1", "latest key1") == [1, 2]
-        cluster.kill_node(1)
-        assert gtclient(cluster, "get", "key1") == "latest key1"
-        assert put(cluster, "key1", "after the death")[0] == 2
-        assert gtclient(cluster, "get", "key1") == "after the death"
-        for key, nodes in placements.items():
-            assert owners(cluster, key)[0] == next(node for node in nodes if node != 1)
-            if key != "key1":
-                assert gtclient(cluster, "get", key) == f"old {key}"
+    for key, nodes in placements.items():
+        assert put(cluster, key, f"old {key}") == nodes
+    assert put(cluster, "key1", "latest key1") == [1, 2]
+    cluster.kill_node(1)
+    assert gtclient(cluster, "get", "key1") == "latest key1"
+    assert put(cluster, "key1", "after the death")[0] == 2
+    assert gtclient(cluster, "get", "key1") == "after the death"
+    for key, nodes in placements.items():
+        assert owners(cluster, key)[0] == next(node for node in nodes if node != 1)
+        if key != "key1":
+            assert gtclient(cluster, "get", key) == f"old {key}"
 
 
 PLACEMENTS_4 = {
@@ -81,39 +81,41 @@ PLACEMENTS_4 = {
 }  # fmt: skip
 
 
-def test_4_two_nodes_are_killed(caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.gtstore(nodes=7, replicas=3, respawn=False)
+def test_4_two_nodes_are_killed(
+    caplog: pytest.LogCaptureFixture, cluster: Cluster, store: Client
+) -> None:
     """7 nodes, k=3, 20 keys, 3 of them overwritten, kill -9 of nodes 2 and 5: always the latest
     value, by gtclient and by a long-lived Client, which tells the report's steps. The dead stay
     dead, and the next nodes of the circle take over."""
-    with Cluster(7, 3, ["--no-respawn"]) as cluster, cluster.connect() as client:
-        latest = {f"key{i}": f"value{i}" for i in PLACEMENTS_4}
-        for i, nodes in PLACEMENTS_4.items():
-            assert list(client.put(f"key{i}", latest[f"key{i}"]).nodes) == nodes
-        for key in ("key2", "key5", "key12"):
-            latest[key] = f"latest of {key}"
-            client.put(key, latest[key])
+    latest = {f"key{i}": f"value{i}" for i in PLACEMENTS_4}
+    for i, nodes in PLACEMENTS_4.items():
+        assert list(store.put(f"key{i}", latest[f"key{i}"]).nodes) == nodes
+    for key in ("key2", "key5", "key12"):
+        latest[key] = f"latest of {key}"
+        store.put(key, latest[key])
 
-        caplog.set_level(logging.INFO, "gtstore.client")
-        for dead, key, following in ((2, "key2", 3), (5, "key5", 6)):
-            cluster.kill_node(dead)
-            assert gtclient(cluster, "get", key) == latest[key]
-            caplog.clear()
-            assert client.get(key) == latest[key].encode()
-            steps = [record.getMessage() for record in caplog.records]
-            assert steps[0].startswith(f"primary unavailable (node {dead} ")
-            assert steps[0].endswith("asking the manager")
-            answer = f"the manager answers: {key} is at storage nodes {following} "
-            assert steps[1].startswith(answer)
-            assert steps[2:] == [f"value of {key} from node {following}"]
-            assert client.get_entry(key).node == following  # type: ignore[union-attr]
+    caplog.set_level(logging.INFO, "gtstore.client")
+    for dead, key, following in ((2, "key2", 3), (5, "key5", 6)):
+        cluster.kill_node(dead)
+        assert gtclient(cluster, "get", key) == latest[key]
+        caplog.clear()
+        assert store.get(key) == latest[key].encode()
+        steps = [record.getMessage() for record in caplog.records]
+        assert steps[0].startswith(f"primary unavailable (node {dead} ")
+        assert steps[0].endswith("asking the manager")
+        answer = f"the manager answers: {key} is at storage nodes {following} "
+        assert steps[1].startswith(answer)
+        assert steps[2:] == [f"value of {key} from node {following}"]
+        assert store.get_entry(key).node == following  # type: ignore[union-attr]
 
-        for i, nodes in PLACEMENTS_4.items():
-            key = f"key{i}"
-            assert client.get(key) == latest[key].encode()
-            circle = [node % 7 + 1 for node in range(nodes[0] - 1, nodes[0] + 6)]
-            assert owners(cluster, key) == [n for n in circle if n not in (2, 5)][:3]
-            latest[key] += ", and again"
-            assert put(cluster, key, latest[key]) == owners(cluster, key)
-            assert client.get(key) == latest[key].encode()
-        assert [node["state"] for node in client.status()["nodes"]].count("dead") == 2
-        cluster.wait_in_sync()
+    for i, nodes in PLACEMENTS_4.items():
+        key = f"key{i}"
+        assert store.get(key) == latest[key].encode()
+        circle = [node % 7 + 1 for node in range(nodes[0] - 1, nodes[0] + 6)]
+        assert owners(cluster, key) == [n for n in circle if n not in (2, 5)][:3]
+        latest[key] += ", and again"
+        assert put(cluster, key, latest[key]) == owners(cluster, key)
+        assert store.get(key) == latest[key].encode()
+    assert [node["state"] for node in store.status()["nodes"]].count("dead") == 2
+    cluster.wait_in_sync()

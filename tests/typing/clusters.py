@@ -20,6 +20,8 @@ def with_a_cluster() -> None:
         assert_type(cluster.status(), ClusterStatus)
         assert_type(cluster.log(), str)
         cluster.kill_node(1)
+        cluster.stop_node(2)
+        cluster.restart_node(2)
         cluster.pause_node(2)
         cluster.resume_node(2)
         cluster.wait_in_sync(timeout_s=10)
