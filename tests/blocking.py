@@ -48,7 +48,7 @@ class BlockingClient:
     def close(self) -> None:
         if self._loop.is_closed():
             return
-        if hasattr(self, "store"):
+        if "store" in vars(self):
             self.run(self.store.close())
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
