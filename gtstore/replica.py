@@ -374,6 +374,7 @@ class Replicas:
         # What may be stored, and whether there is room for it, is the same as for a WRITE.
         fixed = WRITE_BODY.pack(request.epoch, partition, len(key))
         reply = self.write(request_id, fixed + key + result)
+        self.writes -= 1  # it was no request
         if len(reply) > messages.HEADER_SIZE:
             return reply  # an ERROR
         return reply_frame(_EXECUTED, request_id, result)

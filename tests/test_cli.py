@@ -27,6 +27,7 @@ from gtstore import (
     Unavailable,
     __version__,
     cli,
+    tables,
 )
 from gtstore.testing import Cluster
 from gtstore.wire.messages import BUSY, NOT_ALLOWED, VALUE_SIZE_MAX
@@ -189,14 +190,14 @@ def test_status_of_a_manager_that_lies() -> None:
         ("id", "pid", "incarnation", "entries", "bytes", "partitions", "primaries", "syncing"), 1
     )
     node |= {"state": "alive", "address": "host\n\x1b[2Jnode 2 is dead:1"}
-    shape = {
+    shape: Any = {
         "epoch": 1,
         "replicas": 1,
         "hash": "additive",
         "under_replicated": [],
         "begun_anew": [],
     }
-    lines = list(cli._status_lines({**shape, "nodes": [node]}))
+    lines = list(tables.plain(tables.of_status({**shape, "nodes": [node]})))
     assert len(lines) == 3
     assert "host\\n\\x1b[2Jnode 2 is dead:1" in lines[2]
 
