@@ -59,6 +59,7 @@ test: $(VENV)/installed-dev ## run every check: format, lint, types, tests, cove
 	@rm -rf $(WHEEL_DIR)
 	$(BIN)/python -m build --outdir $(WHEEL_DIR) . > $(VENV)/build.log 2>&1 || { cat $(VENV)/build.log; exit 1; }
 	@$(BIN)/python -c "$$CHECK_WHEEL"
+	$(BIN)/python -m tests.fresh_project $(WHEEL_DIR)
 
 test-long: test ## the same, then what takes long: 20,000 simulated runs, five chaos runs of 300 s
 	$(BIN)/python -m tests.sim --runs 20000

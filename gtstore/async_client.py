@@ -85,11 +85,10 @@ class AsyncClient:
     """
 
     def __init__(self, manager: str = "127.0.0.1:9001", timeout: float = CLIENT_TIMEOUT_S) -> None:
-        self._timeout_s = as_timeout(timeout)
         self._routes = Routes()
         self._source = Source(lambda: secrets.randbits(64), time.time_ns, random.random)
         self._session = AsyncSession(
-            partial(locate, self._routes, parse_address(manager)), self._source, self._timeout_s
+            partial(locate, self._routes, parse_address(manager)), self._source, as_timeout(timeout)
         )
         self._first = asyncio.Lock()  # whoever holds it asks for the map that nobody has yet
 
@@ -294,9 +293,9 @@ class AsyncClient:
         outcomes: list[Any] = []
         rest = iter(items)
         while some := list(_next_items(rest)):
-            if time.monotonic() >= began_at + self._timeout_s:
+            if time.monotonic() >= began_at + self._session.timeout_s:
                 # One error serves all whose turn did not come: there may be very many.
-                text = f"{self._timeout_s:g} s were over before its turn came"
+                text = f"{self._session.timeout_s:g} s were over before its turn came"
                 outcomes += [DeadlineExceeded("the batch", text)] * (len(items) - len(outcomes))
                 break
             begun = [begin(*item) for item in some]
@@ -403,7 +402,7 @@ class AsyncClient:
 
     def _send(self, begun: Begun, nodes: tuple[int, ...], began_at: float) -> Exchange:
         return self._session.exchange(
-            nodes, begun[1], begun[2], began_at, began_at + self._timeout_s
+            nodes, begun[1], begun[2], began_at, began_at + self._session.timeout_s
         )
 
     async def _run(self, make: Callable[[], Operation[Result]]) -> Result:

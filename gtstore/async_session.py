@@ -7,9 +7,9 @@ one turn of the event loop are sent together, one send a peer.
 Who waits may go away. A call that was cancelled, or whose deadline has passed, takes its frames
 back where they were not sent yet; otherwise its request ids stay known until the replies come, so
 that a late reply is dropped, and never taken for another call's. The connection stays as it is,
-because others use it. But a peer that has been silent since before a request whose time is up has
-its connection closed: so what is kept for it is bounded, and the next request finds out what became
-of it.
+because others use it. But a peer that has answered nothing since before a request whose time is up
+has its connection closed: so what is kept for it is bounded, and the next request finds out what
+became of it.
 
 Everything here runs in the thread of one event loop, the one in which the first call was made.
 """
@@ -93,11 +93,11 @@ class _Shared(Connection):
     its frame begins.
     """
 
-    __slots__ = ("heard_at", "unfinished")
+    __slots__ = ("answered_at", "unfinished")
 
     def __init__(self, node: int, peer: str, address: tuple[str, int]) -> None:
         super().__init__(node, peer, address)
-        self.heard_at = -math.inf  # when something was received, on the monotonic clock
+        self.answered_at = -math.inf  # when the last whole reply came, on the monotonic clock
         self.unfinished: bytes | memoryview = b""  # what the kernel did not take yet
 
     def next_block(self) -> bytes:
@@ -142,7 +142,7 @@ class AsyncSession:
         self._locate = locate
         self._source = source
         self._owed = source.owed
-        self._timeout_s = timeout_s
+        self.timeout_s = timeout_s
         self._loop: asyncio.AbstractEventLoop | None = None
         self._connections: dict[int, _Shared] = {}
         self._unsent: list[_Shared] = []  # have something in outgoing that was not tried yet
@@ -178,7 +178,7 @@ class AsyncSession:
         self, operation: Operation[Result], replies: list[Any] | None, began_at: float
     ) -> Result:
         """The same for an operation whose first step was done already, with these replies."""
-        deadline = began_at + self._timeout_s
+        deadline = began_at + self.timeout_s
         trouble: GTStoreError | None = None
         try:
             step = next(operation)
@@ -207,7 +207,7 @@ class AsyncSession:
     def _at_the_end(self, trouble: GTStoreError | None) -> DeadlineExceeded:
         if self._is_closed:
             return DeadlineExceeded("this client", "it was closed")
-        return too_late(trouble, self._timeout_s)
+        return too_late(trouble, self.timeout_s)
 
     def exchange(
         self,
@@ -379,11 +379,11 @@ class AsyncSession:
         except OSError as error:
             self._fail(connection, ConnectionLost(connection.peer, describe(error)))
             return
-        connection.heard_at = time.monotonic()
+        count = len(connection.awaiting)
         at = 0 if connection.buffer.size else _hand_out_plain(connection, data)
-        if at and at == len(data):
-            return
-        end = connection.take_in(data[at:], _answer)
+        end = None if at and at == len(data) else connection.take_in(data[at:], _answer)
+        if len(connection.awaiting) < count:
+            connection.answered_at = time.monotonic()
         if end is not None:
             self._fail(connection, end)
 
@@ -403,14 +403,14 @@ class AsyncSession:
         self._timer = None
         self._wakes_at = next_at = math.inf
         now = time.monotonic()
-        text = f"no answer within {self._timeout_s:g} s"
+        text = f"no answer within {self.timeout_s:g} s"
         for connection in list(self._connections.values()):
             is_silent = False
             for exchange, slot, begin in list(connection.awaiting.values()):
                 if exchange.deadline > now:
                     next_at = min(next_at, exchange.deadline)
                     continue
-                is_silent |= connection.heard_at < exchange.began_at
+                is_silent |= connection.answered_at < exchange.began_at
                 error = DeadlineExceeded(connection.peer, text)
                 sent = connection.sent_size > begin
                 exchange.answer(slot, Lost(0, connection.node, sent, error))

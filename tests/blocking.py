@@ -48,7 +48,7 @@ class BlockingClient:
     def close(self) -> None:
         if self._loop.is_closed():
             return
-        if hasattr(self, "store"):
+        if "store" in vars(self):
             self.run(self.store.close())
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
@@ -93,3 +93,11 @@ class BlockingClient:
 
 def connect_blocking(manager: str, timeout: float = 5.0, cancels: float = 0.0) -> Client:
     return cast(Client, BlockingClient(manager, timeout, cancels))
+
+
+def set_timeout(store: Client, timeout_s: float) -> None:
+    """Change what further calls may take."""
+    if isinstance(store, BlockingClient):
+        store.store._session.timeout_s = timeout_s
+    else:
+        store._timeout_s = timeout_s

@@ -20,7 +20,7 @@ from typing import Any
 
 import pytest
 
-from gtstore import connect
+import gtstore
 from gtstore.client import Client
 from gtstore.errors import (
     BatchFailed,
@@ -64,6 +64,7 @@ from gtstore.wire.messages import (
     Write,
 )
 
+from .blocking import Connect, connect_blocking, set_timeout
 from .peers import Answer, FakePeer, raw, says
 
 CLUSTER_ID = 0xC0FFEE01
@@ -111,7 +112,9 @@ class FakeNode(FakePeer):
 class FakeCluster:
     """A manager and two nodes that own one partition together."""
 
-    def __init__(self) -> None:
+    def __init__(self, connect: Connect) -> None:
+        self.connect = connect
+        """What makes the client: both of them must stand all this."""
         self.manager = FakePeer()
         self.nodes = [FakeNode(), FakeNode()]
         self.tell(self.shape(), self.map())
@@ -158,9 +161,9 @@ class FakeCluster:
             peer.close()
 
 
-@pytest.fixture
-def cluster() -> Iterator[FakeCluster]:
-    running = FakeCluster()
+@pytest.fixture(params=[gtstore.connect, connect_blocking], ids=["threads", "asyncio"])
+def cluster(request: pytest.FixtureRequest) -> Iterator[FakeCluster]:
+    running = FakeCluster(request.param)
     yield running
     running.close()
 
@@ -335,12 +338,13 @@ def outcomes(
     good = cluster.nodes[0].answers, cluster.nodes[1].answers
     with contextlib.ExitStack() as stack:
         clients = [
-            stack.enter_context(connect(cluster.address, AMPLE_S)) for _ in range(2 * len(calls))
+            stack.enter_context(cluster.connect(cluster.address, AMPLE_S))
+            for _ in range(2 * len(calls))
         ]
         for store in clients[::2]:
             store.put("key", "value")
         for store in clients:
-            store._timeout_s = timeout_s
+            set_timeout(store, timeout_s)
         cluster.behave(answer, is_fatal)
         with ThreadPoolExecutor(len(clients)) as pool:
             futures = {
@@ -358,7 +362,7 @@ def outcomes(
             node.bad_kinds = set()
             node.answers = answers
         for store in clients:
-            store._timeout_s = AMPLE_S
+            set_timeout(store, AMPLE_S)
             assert store.get("key") == b"value"
             assert store.put("key", "value").nodes == (1, 2)
         assert [node.reused for node in cluster.nodes] == [[], []]
@@ -379,7 +383,7 @@ def check(found: dict[str, Any], get: Any, put: Any) -> None:
 
 def test_good_peers(cluster: FakeCluster) -> None:
     """The servers of these tests are no worse than they are told to be."""
-    with connect(cluster.address) as store:
+    with cluster.connect(cluster.address) as store:
         assert store.put("key", "value").nodes == (1, 2)
         assert store.get("key") == b"value"
         assert store.get_many(["key", "none"]) == {"key": b"value", "none": None}
@@ -412,14 +416,14 @@ def test_a_reply_that_is_wrong_in_itself(cluster: FakeCluster, name: str) -> Non
 
 def test_closed_right_after_accept(cluster: FakeCluster) -> None:
     """Nodes that take no request: they are tried again until the deadline."""
-    with connect(cluster.address, TIMEOUT_S) as store:
+    with cluster.connect(cluster.address, TIMEOUT_S) as store:
         for node in cluster.nodes:
             node.greeting = reset
         assert isinstance(in_time(lambda: store.get("key")), DeadlineExceeded)
         outcome = in_time(lambda: store.put("key", "value"))
         assert isinstance(outcome, OperationFailed | OutcomeUnknown)
         cluster.manager.greeting = reset
-        outcome = in_time(lambda: connect(cluster.address, TIMEOUT_S))
+        outcome = in_time(lambda: cluster.connect(cluster.address, TIMEOUT_S))
         assert isinstance(outcome, ConnectError | DeadlineExceeded)
 
 
@@ -427,7 +431,7 @@ def test_garbage_before_any_request(cluster: FakeCluster) -> None:
     """A peer that speaks first is none of ours."""
     for node in cluster.nodes:
         node.greeting = lambda sock: sock.sendall(b"220 mail.example ESMTP\r\n")
-    with connect(cluster.address, TIMEOUT_S) as store:
+    with cluster.connect(cluster.address, TIMEOUT_S) as store:
         assert isinstance(in_time(lambda: store.get("key")), DeadlineExceeded)
         outcome = in_time(lambda: store.put("key", "value"))
         assert isinstance(outcome, OperationFailed | OutcomeUnknown)
@@ -441,7 +445,7 @@ def test_garbage_before_any_request(cluster: FakeCluster) -> None:
 def test_endless_streams_take_no_memory(cluster: FakeCluster, data: bytes) -> None:
     """What is no reply is not kept: less than a MiB, for all that one receive returns and what is
     made of it, while hundreds pour in."""
-    with connect(cluster.address, TIMEOUT_S) as store:
+    with cluster.connect(cluster.address, TIMEOUT_S) as store:
         cluster.behave(endless(data))
         tracemalloc.start()
         try:
@@ -453,7 +457,7 @@ def test_endless_streams_take_no_memory(cluster: FakeCluster, data: bytes) -> No
 
 def test_a_reply_that_never_ends_takes_what_has_come(cluster: FakeCluster) -> None:
     """Section 14: memory is taken for bytes that have arrived, not for those that are announced."""
-    with connect(cluster.address, TIMEOUT_S) as store:
+    with cluster.connect(cluster.address, TIMEOUT_S) as store:
         announced = raw(lambda n: HEADER.pack(MAGIC_VERSION, 0x90, 0, n, 16 * MIB) + bytes(1000))
         cluster.behave(announced)
         tracemalloc.start()
@@ -468,8 +472,8 @@ def test_nodes_of_another_cluster(cluster: FakeCluster) -> None:
     """Section 10.3: STALE_EPOCH with another cluster's row: the client starts over with Init, and
     goes on there."""
     stale = refuses(messages.STALE_EPOCH, StaleDetail(OTHER_ROW))
-    with connect(cluster.address, AMPLE_S) as store:
-        other = FakeCluster()
+    with cluster.connect(cluster.address, AMPLE_S) as store:
+        other = FakeCluster(cluster.connect)
         try:
             store.put("key", "value")
             cluster.behave(stale)
@@ -506,9 +510,11 @@ def test_a_map_that_is_none(cluster: FakeCluster, name: str) -> None:
     shape_changes, row_changes = NO_MAPS[name]
     rows = () if row_changes is None else cluster.map(**row_changes).rows
     shape = cluster.shape(**shape_changes)
-    with connect(cluster.address, AMPLE_S) as store:
+    with cluster.connect(cluster.address, AMPLE_S) as store:
         cluster.tell(shape, Map(shape.epoch, rows))
-        assert isinstance(in_time(lambda: connect(cluster.address, AMPLE_S)), RemoteProtocolError)
+        assert isinstance(
+            in_time(lambda: cluster.connect(cluster.address, AMPLE_S)), RemoteProtocolError
+        )
         assert isinstance(in_time(store.status), GTStoreError | dict)
         assert store.put("key", "value").nodes == (1, 2)
         assert store.get("key") == b"value"
@@ -516,10 +522,10 @@ def test_a_map_that_is_none(cluster: FakeCluster, name: str) -> None:
 
 def test_a_map_of_another_size(cluster: FakeCluster) -> None:
     """Section 10.2: the halves do not fit together, so the client asks again."""
-    cluster.tell(cluster.shape(partitions=2), cluster.map())
-    assert isinstance(in_time(lambda: connect(cluster.address, TIMEOUT_S)), DeadlineExceeded)
-    cluster.tell(cluster.shape(epoch=epoch_of(OTHER_CLUSTER, 1)), cluster.map())
-    assert isinstance(in_time(lambda: connect(cluster.address, TIMEOUT_S)), DeadlineExceeded)
+    for shape in (cluster.shape(partitions=2), cluster.shape(epoch=epoch_of(OTHER_CLUSTER, 1))):
+        cluster.tell(shape, cluster.map())
+        outcome = in_time(lambda: cluster.connect(cluster.address, TIMEOUT_S))
+        assert isinstance(outcome, DeadlineExceeded)
 
 
 def nowhere(host: str = "127.0.0.1", port: int = 1) -> dict[str, Any]:
@@ -545,7 +551,7 @@ def test_a_map_that_leads_nowhere(cluster: FakeCluster, name: str) -> None:
     cluster.tell(shape, Map(shape.epoch, (row,)))
     for kind in (KeyNodes.kind, NextPrimary.kind):
         cluster.manager.behave({kind: says(Owners(row, shape.members))})
-    with connect(cluster.address, TIMEOUT_S) as store:
+    with cluster.connect(cluster.address, TIMEOUT_S) as store:
         assert isinstance(in_time(lambda: store.get("key")), DeadlineExceeded)
         assert isinstance(in_time(lambda: store.put("key", "value")), OperationFailed)
         assert isinstance(in_time(store.status), dict)
@@ -555,7 +561,7 @@ def test_a_map_that_leads_nowhere(cluster: FakeCluster, name: str) -> None:
 def test_an_absurd_clock(cluster: FakeCluster, time_us: int) -> None:
     """Versions follow it, and go on rising; that they are too far ahead is for nodes to say."""
     cluster.tell(cluster.shape(time=time_us), cluster.map())
-    with connect(cluster.address, AMPLE_S) as store:
+    with cluster.connect(cluster.address, AMPLE_S) as store:
         versions = [store.put("key", f"{i}").version for i in range(5)]
         assert versions == sorted(set(versions))
         assert store.get("key") == b"4"
@@ -567,17 +573,17 @@ def test_managers(cluster: FakeCluster, name: str) -> None:
     knows the map goes on without."""
     answer = GONE_ASTRAY.get(name) or WRONG_REPLIES[name].answer
     kinds = (ClusterInfo.kind, GetMap.kind, KeyNodes.kind)
-    with connect(cluster.address, AMPLE_S) as store, ThreadPoolExecutor(3) as pool:
+    with cluster.connect(cluster.address, AMPLE_S) as store, ThreadPoolExecutor(1) as pool:
         cluster.manager.bad_kinds = set(kinds) if name in GONE_ASTRAY else set()
         cluster.manager.behave(dict.fromkeys(kinds, answer))
-        new = pool.submit(in_time, lambda: connect(cluster.address, SHORT_S))
-        store._timeout_s = SHORT_S
-        where = pool.submit(in_time, lambda: store.where("key"))
-        status = pool.submit(in_time, store.status)
+        new = pool.submit(in_time, lambda: cluster.connect(cluster.address, SHORT_S))
+        set_timeout(store, SHORT_S)
         errors = (ConnectionLost, DeadlineExceeded, RemoteProtocolError, RemoteError)
-        for call in (new, where, status):
-            assert isinstance(call.result(), errors)
-        store._timeout_s = AMPLE_S
+        # One after the other: of asyncio's client both would be sent before any answer comes.
+        assert isinstance(in_time(lambda: store.where("key")), errors)
+        assert isinstance(in_time(store.status), errors)
+        assert isinstance(new.result(), errors)
+        set_timeout(store, AMPLE_S)
         assert store.put("key", "value").nodes == (1, 2)
         assert store.get("key") == b"value"
         assert cluster.manager.reused == []

@@ -83,6 +83,7 @@ PURE = {
     "gtstore.wire.json_form",
     "gtstore.frame_words",
     "gtstore.json_lines",
+    "gtstore.inputs",
     "gtstore.mapping",
     "gtstore.key_order",
     "gtstore.keyed_entries",
