@@ -39,7 +39,7 @@ endef
 export CHECK_WHEEL
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-long test-again sim fuzz chaos demo bench bench-durable format clean
+.PHONY: help run test test-long test-again sim fuzz chaos screenshots demo bench bench-durable format clean
 
 help: ## show these lines
 	@awk -F ': .*## ' '/^[a-z-]+:.*## / {printf "make %-13s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -82,6 +82,9 @@ chaos: $(VENV)/installed-dev ## clients at work while nodes are killed, for SECO
 	$(BIN)/python -m tests.chaos --seconds $(SECONDS) --nodes $(NODES) --replicas $(REPLICAS) \
 		$(if $(SEED),--seed $(SEED)) $(if $(OVERLAP),--overlap) $(if $(DURABLE),--durable) \
 		$(if $(ASYNC),--async)
+
+screenshots: $(VENV)/installed-dev ## take README's pictures of gtclient status and top again (tmux)
+	$(BIN)/python docs/screenshots.py
 
 demo: $(VENV)/installed ## show step by step how the store outlives two of seven nodes
 	@$(BIN)/python examples/fail_over.py

@@ -156,6 +156,14 @@ local MESSAGES = {
     {name = "node", filter = "gtstore.node", type = "number", size = 2},
     {name = "join", filter = "gtstore.join", type = "record", record = "join"},
   }},
+  [0x09] = {name = "GET_STATISTICS", fields = {
+  }},
+  [0x89] = {name = "STATISTICS", fields = {
+    {name = "incarnation", filter = "gtstore.incarnation", type = "number", size = 4},
+    {name = "gets", filter = "gtstore.gets", type = "number", size = 8},
+    {name = "writes", filter = "gtstore.writes", type = "number", size = 8},
+    {name = "executes", filter = "gtstore.executes", type = "number", size = 8},
+  }},
   [0x10] = {name = "GET", fields = {
     {name = "epoch", filter = "gtstore.epoch", type = "epoch", size = 8},
     {name = "partition", filter = "gtstore.partition", type = "number", size = 4},

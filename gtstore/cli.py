@@ -27,7 +27,7 @@ from itertools import islice
 from pathlib import Path
 from typing import IO, Any, NamedTuple, NoReturn
 
-from . import backup, frame_words
+from . import backup, frame_words, tables
 from .bench import arguments as bench_arguments
 from .client import Client, connect
 from .command_line import DONE, USAGE, OneLineParser, integer
@@ -48,9 +48,9 @@ from .json_lines import field, line_of
 from .placement import format_address
 from .progress import shown_progress, shown_size
 from .read_modify_write import NUMBER_MAX, NUMBER_MIN
-from .results import ClusterStatus, PutResult
+from .results import PutResult
 from .tap import Taps
-from .text_table import aligned
+from .top import as_view, watch
 from .transfer import lines_of, store_all
 from .version import __version__
 from .wire import messages
@@ -170,6 +170,8 @@ def where(options: argparse.Namespace) -> int:
                 **({"syncing": location.syncing} if location.syncing else {}),
             },
         )
+    elif tables.terminal() is not None:
+        _print_view(tables.of_location(_shown(options.key), location))
     else:
         _print(
             f"key {_shown(options.key)}: partition {location.partition}, "
@@ -185,8 +187,44 @@ def status(options: argparse.Namespace) -> int:
     if options.json:
         _print_json(cluster)
     else:
-        _print("\n".join(_status_lines(cluster)))
+        _print_view(tables.of_status(cluster))
     return DONE
+
+
+def top(options: argparse.Namespace) -> int:
+    found = watch(lambda: _connect(options), options.interval, options.count)
+    try:
+        if options.json:
+            for figures in found:
+                _print_json(figures)
+        elif (console := tables.terminal()) is not None:
+            _show_live(found, console)
+        else:
+            for number, figures in enumerate(found):
+                _print("\n" * (number > 0) + "\n".join(_top_lines(figures)))
+    except KeyboardInterrupt:
+        pass  # that is how it is left
+    return DONE
+
+
+def _top_lines(figures: dict[str, Any]) -> Iterator[str]:
+    if "error" in figures:
+        yield f"no answer for {figures['since_s']:g} s: {printable(figures['error'])}"
+    else:
+        yield from tables.plain(as_view(figures))
+
+
+def _show_live(found: Iterator[dict[str, Any]], console: Any) -> None:
+    """Draw each state of the cluster over the one before."""
+    from rich.live import Live
+    from rich.text import Text
+
+    with Live(console=console, screen=True, auto_refresh=False) as live:
+        for figures in found:
+            if "error" in figures:
+                live.update(Text("\n".join(_top_lines(figures)), style="red"), refresh=True)
+            else:
+                live.update(tables.drawn(as_view(figures), console), refresh=True)
 
 
 def scan(options: argparse.Namespace) -> int:
@@ -443,6 +481,13 @@ COMMANDS = {
     "delete": Command(delete, "remove a key's value", ("KEY",), True),
     "where": Command(where, "tell which storage nodes have a key", ("KEY",), False),
     "status": Command(status, "tell how nodes and partitions are", (), False),
+    "top": Command(
+        top,
+        "show what the nodes do, again and again, until Ctrl-C; the latency is the round trip of a "
+        "question to the node, not what clients measure",
+        ("--interval", "--count"),
+        False,
+    ),
     "scan": Command(
         scan,
         "print all keys that have a value, or those with a prefix, in no order",
@@ -567,24 +612,12 @@ def _listed(nodes: Sequence[int]) -> str:
     return " ".join(map(str, nodes))
 
 
-def _status_lines(cluster: ClusterStatus) -> Iterator[str]:
-    yield (
-        f"epoch {cluster['epoch']}, {cluster['replicas']} replicas, hash {cluster['hash']}, "
-        f"under-replicated partitions: {len(cluster['under_replicated'])}"
-    )
-    if cluster["begun_anew"]:
-        yield (
-            f"{len(cluster['begun_anew'])} partitions have lost all their copies, and began anew, "
-            "empty"
-        )
-    columns = (
-        ("id", "node"), ("state", "state"), ("address", "address"), ("pid", "pid"),
-        ("incarnation", "incarnation"), ("entries", "entries"), ("bytes", "bytes"),
-        ("partitions", "partitions"), ("primaries", "primaries"), ("syncing", "syncing"),
-    )  # fmt: skip
-    nodes: Sequence[Mapping[str, object]] = cluster["nodes"]
-    rows = [[node[field] for field, _ in columns] for node in nodes]
-    yield from aligned([title for _, title in columns], rows)
+def _print_view(view: tables.View) -> None:
+    console = tables.terminal()
+    if console is None:
+        _print("\n".join(tables.plain(view)))
+    else:
+        console.print(tables.drawn(view, console))
 
 
 @contextmanager
@@ -693,6 +726,17 @@ _ARGUMENTS: dict[str, dict[str, Any]] = {
         "help": "only keys that begin with it",
     },
     "--values": {"action": "store_true", "help": "print the values too, behind a tab"},
+    "--interval": {
+        "metavar": "SECONDS",
+        "type": _seconds(3600),
+        "default": 1.0,
+        "help": "from one look to the next (%(default)s)",
+    },
+    "--count": {
+        "metavar": "N",
+        "type": integer(1, 1 << 60),
+        "help": "end after so many looks",
+    },
     "--limit": {
         "metavar": "N",
         "type": integer(0, 1 << 60),

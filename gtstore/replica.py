@@ -192,6 +192,8 @@ class Replicas:
         self._engine = engine
         self._replicas = [Replica(engine.partition(p)) for p in range(partition_count(nodes))]
         self._partitions = len(self._replicas)
+        # Requests so far.
+        self.gets = self.writes = self.executes = 0
         self.handlers: dict[int, Callable[[int, bytes], bytes]] = {
             GET: self.get,
             WRITE: self.write,
@@ -203,6 +205,7 @@ class Replicas:
 
     def get(self, request_id: int, body: bytes) -> bytes:
         """GET: the entry, if this node is the primary of the list that the request names (N1a)."""
+        self.gets += 1
         try:
             epoch, partition, key_size = unpack_request(body)
             replica: Replica = self._replicas[partition]
@@ -247,6 +250,7 @@ class Replicas:
 
     def write(self, request_id: int, body: bytes) -> bytes:
         """WRITE: store the entry as pending if its version is higher than the stored one (N3)."""
+        self.writes += 1
         try:
             epoch, partition, key_size = unpack_request(body)
             entry_at = KEY_AT + key_size
@@ -330,6 +334,7 @@ class Replicas:
 
     def execute(self, request_id: int, body: bytes) -> bytes:
         """EXECUTE: compute a new entry from the stored one, and store it as pending (N4)."""
+        self.executes += 1
         request = decode(EXECUTE, body)
         assert isinstance(request, messages.Execute)
         evaluate = EVALUATE.get(request.operation)

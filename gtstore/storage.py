@@ -125,6 +125,7 @@ class StorageNode:
         if isinstance(self._engine, DiskEngine):
             handlers |= on_disk(handlers, self._engine)
         handlers |= on_message(self.on_ping)
+        handlers |= on_message(self.on_get_statistics)
         self._upkeep = Upkeep(
             self._replicas, self._lock, options.manager, options.token, self._flush
         )
@@ -177,6 +178,12 @@ class StorageNode:
             time.time_ns() // 1000,
             replicas.count,
             replicas.size,
+        )
+
+    def on_get_statistics(self, request: messages.GetStatistics) -> messages.Statistics:  # noqa: ARG002
+        replicas = self._replicas
+        return messages.Statistics(
+            self._options.incarnation, replicas.gets, replicas.writes, replicas.executes
         )
 
     def on_map_update(self, request: messages.MapUpdate) -> messages.Adopted:

@@ -49,7 +49,8 @@ LAYERS = (
     ("gtstore.upkeep", "gtstore.committer", "gtstore.batches", "gtstore.async_session"),
     ("gtstore.nursery", "gtstore.command_line", "gtstore.state_file", "gtstore.data_directory"),
     ("gtstore.manager", "gtstore.storage", "gtstore.client", "gtstore.async_client"),
-    ("gtstore.backup", "gtstore.transfer"),
+    ("gtstore.backup", "gtstore.transfer", "gtstore.tables"),
+    ("gtstore.top",),
     # The public names.
     ("gtstore",),
     ("gtstore.testing",),

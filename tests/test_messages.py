@@ -194,11 +194,15 @@ def test_limits_fit_their_fields() -> None:
 
 
 def test_a_node_handles_every_data_request_of_the_table() -> None:
-    """A client's requests to nodes, except PING, are exactly what replica.py and scanning.py
-    handle."""
+    """A client's requests to nodes, except PING and GET_STATISTICS, are exactly what replica.py and
+    scanning.py handle."""
     replicas = Replicas(1, 1, 1, 1, HASH_ADDITIVE, MemoryEngine(), lambda: 0)
     data = {cls.kind for cls in REQUESTS if cls.sender == CLIENT and NODE in cls.receivers}
-    assert set(replicas.handlers) == data - {messages.Ping.kind, messages.Scan.kind}
+    assert set(replicas.handlers) == data - {
+        messages.Ping.kind,
+        messages.Scan.kind,
+        messages.GetStatistics.kind,
+    }
     assert set(replicas.handlers) == {
         messages.Get.kind,
         messages.Write.kind,

@@ -514,6 +514,23 @@ class Leave(Message):
     join: Annotated[Join, Record(Join), "the partition, and when it joined it"]
 
 
+@message(0x09, CLIENT, NODE, replies=("STATISTICS",))
+class GetStatistics(Message):
+    """Ask a node how much it has done, to see how much it does: the difference of two answers."""
+
+
+@message(0x89, NODE, CLIENT)
+class Statistics(Message):
+    """How many requests this process has handled since it was started, whatever became of them. A
+    put is a WRITE at each owner; a read-modify-write is an EXECUTE at the primary, and a WRITE at
+    each other owner."""
+
+    incarnation: Annotated[U32, "which start of the node this is: the counts begin with it"]
+    gets: Annotated[U64, "GET requests"]
+    writes: Annotated[U64, "WRITE requests"]
+    executes: Annotated[U64, "EXECUTE requests"]
+
+
 @message(
     0x10,
     CLIENT,

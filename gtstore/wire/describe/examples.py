@@ -63,6 +63,8 @@ EXAMPLES: Final[Mapping[int, tuple[int, messages.Message]]] = {
         (1, messages.InSync(_TOKEN, 3, (messages.Join(_PARTITION, _NEXT_EPOCH),))),
         (1, messages.Noted()),
         (2, messages.Leave(_TOKEN, 1, messages.Join(_PARTITION, _EPOCH))),
+        (1, messages.GetStatistics()),
+        (1, messages.Statistics(1, 20, 12, 3)),
         (6, messages.Get(_EPOCH, _PARTITION, _KEY)),
         (6, messages.EntryReply(encode_record(_COMMITTED))),
         (6, messages.NotFound()),
