@@ -55,6 +55,7 @@ test: $(VENV)/installed-dev ## run every check: format, lint, types, tests, cove
 	$(BIN)/coverage report
 	$(BIN)/coverage report --include=$(PURE_LIST) --fail-under=100
 	$(BIN)/python -m gtstore.wire.describe --check
+	$(BIN)/python docs/api.py --check
 	@rm -rf $(WHEEL_DIR)
 	$(BIN)/python -m build --outdir $(WHEEL_DIR) . > $(VENV)/build.log 2>&1 || { cat $(VENV)/build.log; exit 1; }
 	@$(BIN)/python -c "$$CHECK_WHEEL"

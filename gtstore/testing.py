@@ -57,7 +57,7 @@ class Cluster:
         port, node_port: fixed ports; 0 takes free ones.
         respawn: whether the manager starts dead nodes again.
 
-    As a context manager it is started on entry and stopped on exit.
+    As a context manager it is started on entry and stopped on exit. ``address`` is its manager's.
     """
 
     def __init__(
@@ -182,13 +182,16 @@ class Cluster:
 
     @property
     def manager_pid(self) -> int:
+        """The manager's process, of a cluster that was started."""
         assert self._process is not None
         return self._process.pid
 
     def connect(self, timeout: float = 5.0) -> Client:
+        """Return a new client of this cluster. Close it, or use it in a ``with`` statement."""
         return connect(self.address, timeout)
 
     def status(self) -> ClusterStatus:
+        """Return what ``Client.status`` does."""
         with self.connect() as client:
             return client.status()
 
