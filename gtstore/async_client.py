@@ -112,7 +112,7 @@ class AsyncClient:
             replies = await exchange.future
         except asyncio.CancelledError:
             # It may be complete all the same; then its owners are owed that they learn it.
-            exchange.late = partial(operations.end_put, source, key, begun)
+            exchange.leave(partial(operations.end_put, source, key, begun))
             raise
         if replies.count(ACKED) == len(replies):
             return operations.end_put(source, key, begun)
@@ -300,9 +300,14 @@ class AsyncClient:
                 break
             begun = [begin(*item) for item in some]
             exchanges = [self._send(one, to(one), began_at) for one in begun]
-            for item, one, exchange in zip(some, begun, exchanges, strict=True):
-                exchange.late = partial(end, item, one, exchange.replies)
-            await _all_done(exchanges)
+            try:
+                for exchange in exchanges:
+                    await exchange.future
+            except asyncio.CancelledError:
+                for item, one, exchange in zip(some, begun, exchanges, strict=True):
+                    exchange.future.cancel()
+                    exchange.leave(partial(end, item, one, exchange.replies))
+                raise
             going_on: dict[int, Any] = {}
             for item, one, exchange in zip(some, begun, exchanges, strict=True):
                 outcome = end(item, one, exchange.replies)
@@ -442,17 +447,6 @@ def _next_items(rest: Iterator[Any]) -> Iterator[Any]:
         size += len(item[0]) + (len(item[1]) if len(item) > 1 else 0)
         if size >= _AT_ONCE_SIZE:
             return
-
-
-async def _all_done(exchanges: Sequence[Exchange]) -> None:
-    """Wait for all replies. If the caller is cancelled, nobody waits for any of them."""
-    try:
-        for exchange in exchanges:
-            await exchange.future
-    except asyncio.CancelledError:
-        for exchange in exchanges:
-            exchange.future.cancel()
-        raise
 
 
 async def _outcomes(coroutines: Iterable[Any]) -> list[Any]:

@@ -49,7 +49,7 @@ class Exchange:
     """
 
     __slots__ = (
-        "began_at", "deadline", "frame", "future", "late", "missing", "replies", "request_id",
+        "_late", "began_at", "deadline", "frame", "future", "missing", "replies", "request_id",
     )  # fmt: skip
 
     def __init__(
@@ -68,8 +68,7 @@ class Exchange:
         self.frame = frame
         self.began_at = began_at
         self.deadline = deadline
-        self.late: Callable[[], object] | None = None
-        """What is still to do if nobody waits any more, and all replies come after all as ACKs."""
+        self._late: Callable[[], object] | None = None
 
     def answer(self, slot: int, reply: Any) -> None:
         """Take a reply, unless the place has one: a Lost, since the deadline has passed."""
@@ -81,8 +80,14 @@ class Exchange:
             return
         if not self.future.done():
             self.future.set_result(self.replies)
-        elif self.late is not None and self.replies.count(ACKED) == len(self.replies):
-            self.late()
+        elif self._late is not None:
+            self.leave(self._late)
+
+    def leave(self, late: Callable[[], object]) -> None:
+        """Nobody waits any more; if all replies come after all, and are ACKs, do this."""
+        self._late = late
+        if not self.missing and self.replies.count(ACKED) == len(self.replies):
+            late()
 
 
 class _Shared(Connection):
