@@ -166,12 +166,7 @@ class AsyncSession:
             raise GTStoreError("this client was closed")
         if loop is not self._loop:
             if self._loop is not None:
-                raise GTStoreError(
-                    "this client is used by another event loop"
-                    f"{', which is closed' if self._loop.is_closed() else ''}: its connections "
-                    "belong to the loop in which the first call was made (asyncio.run makes a new "
-                    "one each time); make a client in each loop"
-                )
+                raise _of_another_loop(self._loop)
             self._loop = loop
 
     async def run(self, operation: Operation[Result], began_at: float) -> Result:
@@ -255,7 +250,13 @@ class AsyncSession:
 
     def close(self) -> None:
         """Send what is owed, as far as that needs no waiting, and close all connections. Calls in
-        progress end with what is known of them."""
+        progress end with what is known of them.
+
+        Raises GTStoreError in another event loop, unless the one that uses it is closed.
+        """
+        loop = self._loop
+        if loop and not loop.is_closed() and loop is not asyncio.get_running_loop():
+            raise _of_another_loop(loop)
         self._is_closed = True
         self._source.owe_now()
         for node, frames in self._owed.items():
@@ -278,6 +279,8 @@ class AsyncSession:
     def _connect(self, node: int) -> _Shared:
         """A new connection to a peer; or the one that there is, if it still leads there."""
         peer, host, port = self._locate(node)
+        if self._is_closed:  # a batch goes on to its end
+            raise ConnectError(peer, "this client was closed")
         connection = self._connections.get(node)
         if connection is not None and connection.address == (host, port):
             connection.is_doubtful = False
@@ -423,6 +426,14 @@ class AsyncSession:
                 self._fail(connection, ConnectionLost(connection.peer, text))
         if next_at < self._wakes_at:
             self._wake_at(next_at)
+
+
+def _of_another_loop(loop: asyncio.AbstractEventLoop) -> GTStoreError:
+    return GTStoreError(
+        f"this client is used by another event loop{', which is closed' * loop.is_closed()}: its "
+        "connections belong to the loop in which the first call was made (asyncio.run makes a new "
+        "one each time); make a client in each loop"
+    )
 
 
 def _hand_out_plain(connection: _Shared, data: bytes) -> int:

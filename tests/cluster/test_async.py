@@ -160,6 +160,8 @@ def test_another_event_loop(cluster: Cluster) -> None:
         runner.run(put())
         with pytest.raises(gtstore.GTStoreError, match="another event loop"):
             asyncio.run(put())
+        with pytest.raises(gtstore.GTStoreError, match="another event loop"):
+            asyncio.run(store.close())
         runner.run(store.close())
         with pytest.raises(gtstore.GTStoreError, match="was closed"):
             runner.run(put())
@@ -175,8 +177,8 @@ def test_another_event_loop(cluster: Cluster) -> None:
     assert loop.is_closed()
     with pytest.raises(gtstore.GTStoreError, match="which is closed"):
         asyncio.run(get())
-    for connection in connections:
-        connection.close()
+    asyncio.run(other.close())
+    assert [connection.sock.fileno() for connection in connections] == [-1, -1]
 
 
 def test_one_connection_a_node(cluster: Cluster) -> None:
@@ -269,6 +271,25 @@ def test_close_ends_what_is_under_way() -> None:
         cluster.resume_node(1)
         with cluster.connect() as store:
             wait_until(lambda: store.get("key") in (b"before", b"after"), "an answer")
+
+
+def test_close_in_the_middle_of_batches(cluster: Cluster) -> None:
+    """They end, each key with its own outcome, and nothing is opened any more."""
+
+    async def main() -> None:
+        for turns in range(2, 12, 3):
+            store = await gtstore.connect_async(cluster.address)
+            items = {f"close{i}": b"x" for i in range(2000)}
+            batch = asyncio.create_task(store.put_many(items))
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            await store.close()
+            with pytest.raises(gtstore.BatchFailed) as failed:
+                await batch
+            assert len(failed.value.results) + len(failed.value.errors) == len(items)
+            assert not store._session._connections
+
+    asyncio.run(main())
 
 
 def test_no_manager() -> None:
