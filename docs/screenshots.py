@@ -29,10 +29,11 @@ NODE = 2
 
 
 class Terminal:
-    """One tmux server with one pane, in which one command runs at a time."""
+    """Runs one command at a time, each in a tmux server of its own: one that ends cannot be asked
+    for a new session yet, and says so only then."""
 
     def __init__(self, address: str) -> None:
-        self._server = ["tmux", "-L", f"gtstore-screenshots-{os.getpid()}", "-f", os.devnull]
+        self._runs = 0
         self._environment = {
             **os.environ,
             "GTSTORE_MANAGER": address,
@@ -41,8 +42,9 @@ class Terminal:
         }
 
     def _tmux(self, *arguments: str) -> str:
+        name = f"gtstore-screenshots-{os.getpid()}-{self._runs}"
         done = subprocess.run(
-            [*self._server, *arguments],
+            ["tmux", "-L", name, "-f", os.devnull, *arguments],
             env=self._environment,
             capture_output=True,
             text=True,
@@ -53,6 +55,7 @@ class Terminal:
     @contextmanager
     def running(self, command: str) -> Iterator[Callable[[], str]]:
         """Run gtclient with these arguments; yields what returns the screen's text."""
+        self._runs += 1
         program = f"{sys.executable} -m gtstore.cli {command}; sleep 1000"
         size = ("-x", str(COLUMNS), "-y", str(LINES))
         self._tmux("new-session", "-d", "-s", "it", *size, program)

@@ -21,6 +21,7 @@ import pytest
 import gtstore
 from gtstore.results import PutResult
 from gtstore.testing import Cluster, wait_until
+from gtstore.top import take
 from gtstore.wire import messages
 from gtstore.wire.codec import encode, encode_record
 from gtstore.wire.messages import Entry, Get, Write
@@ -101,6 +102,7 @@ def make_traffic(cluster: Cluster, value: bytes) -> None:
         items = {f"key{i}": b"%d" % i for i in range(300)}
         client.put_many(items)
         assert client.get_many(list(items)) == items
+        assert take(client).answers
         client.delete("key2")
         client.append("log", b"x")
         client.increment("number", 5)
