@@ -7,6 +7,7 @@ Everywhere else it is plain text, as programs read it.
 
 from __future__ import annotations
 
+import io
 import sys
 from collections.abc import Collection, Iterator, Sequence
 from typing import Any, Final, NamedTuple
@@ -57,7 +58,10 @@ def of_status(status: ClusterStatus) -> View:
         "node", "state", "address", "pid", "incarnation", "entries", "bytes", "partitions",
         "primaries", "syncing",
     )  # fmt: skip
-    return View(lines, titles, rows, (), ("incarnation", "pid", "bytes", "primaries", "partitions"))
+    optional = (
+        "incarnation", "pid", "bytes", "primaries", "partitions", "syncing", "entries",
+    )  # fmt: skip
+    return View(lines, titles, rows, (), optional)
 
 
 def of_location(key: str, location: Location) -> View:
@@ -103,6 +107,8 @@ def terminal() -> Any:
         from rich.console import Console
     except ImportError:
         return None
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # what its encoding does not have
     console = Console(highlight=False, markup=False, emoji=False)
     return None if console.is_dumb_terminal else console
 

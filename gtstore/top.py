@@ -129,7 +129,9 @@ def as_view(figures: dict[str, Any]) -> View:
         )
         for node in nodes
     ]
-    optional = ("bytes", "primaries", "entries", "rtt ms", "syncing", "changes/s")
+    optional = (
+        "bytes", "primaries", "entries", "rtt ms", "syncing", "changes/s", "writes/s", "gets/s",
+    )  # fmt: skip
     return View(lines, _TITLES, rows, ("gets/s", "writes/s", "changes/s", "rtt ms"), optional)
 
 

@@ -106,11 +106,23 @@ def test_narrow_terminals(width: int) -> None:
         assert fitted == view
 
 
-def printed(view: tables.View, **options: Any) -> str:
+def test_long_addresses() -> None:
+    """They are never cut: numbers make room for them."""
+    address = "[2001:db8:1111:2222:3333:4444:5555:6666]:10001"
+    found = sample(1, 0)
+    found.status["nodes"][0]["address"] = address
+    for view in (tables.of_status(found.status), as_view(as_json(None, found))):
+        fitted = tables.fitted(view, 60)
+        assert list(fitted.titles[:3]) == ["node", "state", "address"]
+        assert max(len(line) for line in aligned(fitted.titles, fitted.rows)) <= 60
+        assert address in printed(view, width=60, color_system=None)
+
+
+def printed(view: tables.View, width: int = 100, **options: Any) -> str:
     console = pytest.importorskip("rich.console")
     out = io.StringIO()
     shown = console.Console(
-        file=out, width=100, force_terminal=True, highlight=False, markup=False, **options
+        file=out, width=width, force_terminal=True, highlight=False, markup=False, **options
     )
     shown.print(tables.drawn(view, shown))
     return out.getvalue()
