@@ -14,6 +14,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -32,13 +33,14 @@ class Terminal:
     """Runs one command at a time, each in a tmux server of its own: one that ends cannot be asked
     for a new session yet, and says so only then."""
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, directory: str) -> None:
         self._runs = 0
         self._environment = {
             **os.environ,
             "GTSTORE_MANAGER": address,
             "LANG": "C.UTF-8",
             "TERM": "screen",
+            "TMUX_TMPDIR": directory,  # its sockets stay there
         }
 
     def _tmux(self, *arguments: str) -> str:
@@ -98,8 +100,7 @@ def work(address: str, stop: threading.Event) -> None:
             store.get(f"user{number * 7 % 1000}")
 
 
-def pictures(cluster: Cluster) -> Iterator[str]:
-    terminal = Terminal(cluster.address)
+def pictures(cluster: Cluster, terminal: Terminal) -> Iterator[str]:
     yield "Five nodes, three replicas, and one client at work:\n"
     yield captured(terminal, "top", "alive")
     cluster.kill_node(NODE)
@@ -147,7 +148,8 @@ def main() -> int:
         client = threading.Thread(target=work, args=(cluster.address, stop))
         client.start()
         try:
-            text = "\n".join(pictures(cluster))
+            with tempfile.TemporaryDirectory() as directory:
+                text = "\n".join(pictures(cluster, Terminal(cluster.address, directory)))
         finally:
             stop.set()
             client.join()

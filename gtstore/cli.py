@@ -216,15 +216,19 @@ def _top_lines(figures: dict[str, Any]) -> Iterator[str]:
 
 def _show_live(found: Iterator[dict[str, Any]], console: Any) -> None:
     """Draw each state of the cluster over the one before."""
+    from rich.console import Group
     from rich.live import Live
     from rich.text import Text
 
+    last: Any = ""
     with Live(console=console, screen=True, auto_refresh=False) as live:
         for figures in found:
             if "error" in figures:
-                live.update(Text("\n".join(_top_lines(figures)), style="red"), refresh=True)
+                note = Text("\n".join(_top_lines(figures)), style="red")
+                live.update(Group(note, last), refresh=True)
             else:
-                live.update(tables.drawn(as_view(figures), console), refresh=True)
+                last = tables.drawn(as_view(figures), console)
+                live.update(last, refresh=True)
 
 
 def scan(options: argparse.Namespace) -> int:
