@@ -56,6 +56,22 @@ class Disk:
         return self.partitions[0].shown(key)
 
 
+def test_what_is_amended_before_it_is_committed() -> None:
+    """An entry that waits for its commit, or is under way, is replaced where it waits."""
+    disk = Disk()
+    disk.entries[b"a"] = b"1"
+    disk.partitions[0].amend(b"a", b"2")
+    assert (disk.entries.get(b"a"), disk.shown(b"a")) == (b"2", None)
+    changes = disk.take()
+    disk.partitions[0].amend(b"a", b"3")
+    disk.store.commit(changes)
+    disk.store.refresh()
+    disk.engine.settle()
+    assert (disk.entries.get(b"a"), disk.shown(b"a")) == (b"3", b"2")
+    disk.commit()
+    assert disk.shown(b"a") == b"3"
+
+
 def test_what_is_staged_is_found_and_not_shown() -> None:
     """Until it is committed, also while that is under way; a crash takes it away."""
     disk = Disk()
