@@ -24,7 +24,7 @@ from collections.abc import (
 from functools import partial
 from itertools import islice
 from types import TracebackType
-from typing import Any, Final, TypeVar, overload
+from typing import Any, Final, TypeAlias, TypeVar, overload
 
 from . import operations
 from .async_session import AsyncSession, Exchange
@@ -63,6 +63,8 @@ _AT_ONCE: Final = 250
 """How many operations of a batch are under way at once, as of the other client's."""
 _AT_ONCE_SIZE: Final = messages.IN_FLIGHT_SIZE_MAX
 """How many bytes of keys and values they have, unless one alone has more."""
+_PATIENCE_S: Final = 0.05
+"""How long the next ones of a batch wait for those that are under way."""
 
 
 class AsyncClient:
@@ -90,6 +92,7 @@ class AsyncClient:
         self._session = AsyncSession(
             partial(locate, self._routes, parse_address(manager)), self._source, as_timeout(timeout)
         )
+        self._users = 0  # that have connected it, or are about to
         self._first = asyncio.Lock()  # whoever holds it asks for the map that nobody has yet
 
     # --- single keys -----------------------------------------------------------------------------
@@ -112,7 +115,7 @@ class AsyncClient:
             replies = await exchange.future
         except asyncio.CancelledError:
             # It may be complete all the same; then its owners are owed that they learn it.
-            exchange.leave(partial(operations.end_put, source, key, begun))
+            exchange.leave(partial(operations.end_put, source, key, _without_frame(begun)))
             raise
         if replies.count(ACKED) == len(replies):
             return operations.end_put(source, key, begun)
@@ -128,7 +131,12 @@ class AsyncClient:
         key = as_key(key)
         began_at = await self._begin()
         begun = operations.begin_get(self._routes, self._source, key)
-        replies = await self._send(begun, begun[0].primary, began_at).future
+        exchange = self._send(begun, begun[0].primary, began_at)
+        try:
+            replies = await exchange.future
+        except asyncio.CancelledError:
+            exchange.leave()
+            raise
         if replies[0].__class__ is bytes:
             value = operations.plain_value(begun, replies[0])
             if value is not None:
@@ -208,10 +216,10 @@ class AsyncClient:
 
         Raises BatchFailed if some keys failed; its ``results`` and ``errors`` say which.
         """
-        checked = as_items(items)
+        checked, keys = as_items(items), list(items)
         began_at = await self._begin()
         entries = with_expiry(checked, b"" if ttl is None else self._expiry(ttl))
-        return by_key(list(items), await self._put_many(entries, began_at))
+        return by_key(keys, await self._put_many(entries, began_at))
 
     async def put_entries(self, entries: Iterable[ScannedEntry]) -> dict[bytes, PutResult]:
         """Store what a scan has found, each value with its own expiry; see Client.put_entries."""
@@ -290,36 +298,17 @@ class AsyncClient:
             to: which peers a first round goes to.
             end: the result that a first round's replies give; UNSET if that needs more.
         """
-        outcomes: list[Any] = []
+        batch = _Batch(self._session, end, operation, began_at)
         rest = iter(items)
-        while some := list(_next_items(rest)):
-            if time.monotonic() >= began_at + self._session.timeout_s:
-                # One error serves all whose turn did not come: there may be very many.
-                text = f"{self._session.timeout_s:g} s were over before its turn came"
-                outcomes += [DeadlineExceeded("the batch", text)] * (len(items) - len(outcomes))
-                break
-            begun = [begin(*item) for item in some]
-            exchanges = [self._send(one, to(one), began_at) for one in begun]
-            try:
-                for exchange in exchanges:
-                    await exchange.future
-            except asyncio.CancelledError:
-                for item, one, exchange in zip(some, begun, exchanges, strict=True):
-                    exchange.future.cancel()
-                    exchange.leave(partial(end, item, one, exchange.replies))
-                raise
-            going_on: dict[int, Any] = {}
-            for item, one, exchange in zip(some, begun, exchanges, strict=True):
-                outcome = end(item, one, exchange.replies)
-                if outcome is UNSET:
-                    going_on[len(outcomes)] = self._session.go_on(
-                        operation(*item, one), exchange.replies, began_at
-                    )
-                outcomes.append(outcome)
-            ended = await _outcomes(going_on.values())
-            for at, outcome in zip(going_on, ended, strict=True):
-                outcomes[at] = outcome
-        return outcomes
+        try:
+            while some := await batch.next_items(rest):
+                begun = [begin(*item) for item in some]
+                exchanges = [self._send(one, to(one), began_at) for one in begun]
+                await batch.take(list(zip(some, begun, exchanges, strict=True)))
+            return await batch.finish(len(items))
+        except asyncio.CancelledError:
+            batch.leave()
+            raise
 
     # --- all keys --------------------------------------------------------------------------------
 
@@ -385,10 +374,13 @@ class AsyncClient:
     # --- calls -----------------------------------------------------------------------------------
 
     async def _connected(self) -> AsyncClient:
+        self._users += 1
         try:
             await self._begin()
         except BaseException:
-            await self.close()
+            self._users -= 1
+            if not self._users:
+                await self.close()
             raise
         return self
 
@@ -439,14 +431,123 @@ def connect_async(
     return AsyncClient(manager, timeout)
 
 
-def _next_items(rest: Iterator[Any]) -> Iterator[Any]:
-    """Items to be under way together."""
-    size = 0
-    for item in islice(rest, _AT_ONCE):
-        yield item
-        size += len(item[0]) + (len(item[1]) if len(item) > 1 else 0)
-        if size >= _AT_ONCE_SIZE:
-            return
+class _Batch:
+    """The operations of one call on many keys: some hundred are under way at once. Most end with
+    their first round; those that do not go on beside the next ones, so that one silent node holds
+    up none but its own keys, as long as these are not too many.
+
+    Args:
+        end, operation: see AsyncClient._run_many.
+    """
+
+    def __init__(
+        self,
+        session: AsyncSession,
+        end: Callable[[Any, Begun, list[Any]], Any],
+        operation: Callable[..., Operation[Any]],
+        began_at: float,
+    ) -> None:
+        self._outcomes: list[Any] = []
+        self._session = session
+        self._end = end
+        self._operation = operation
+        self._began_at = began_at
+        self._rounds: list[_First] = []  # those that are waited for now
+        self._going_on: dict[asyncio.Task[Any], tuple[int, int]] = {}
+        """Tasks, with the places of their outcomes and the bytes of their keys and values."""
+
+    async def next_items(self, rest: Iterator[Any]) -> list[Any]:
+        """Items that may begin now; none if there are no more, or no time."""
+        if time.monotonic() >= self._began_at + self._session.timeout_s:
+            return []
+        while len(self._going_on) >= _AT_ONCE or self._size >= _AT_ONCE_SIZE:
+            await self._await_one()
+        some = []
+        size = self._size
+        for item in islice(rest, _AT_ONCE - len(self._going_on)):
+            some.append(item)
+            size += _size_of(item)
+            if size >= _AT_ONCE_SIZE:
+                break
+        return some
+
+    @property
+    def _size(self) -> int:
+        return sum(size for _, size in self._going_on.values())
+
+    async def _await_one(self) -> None:
+        done, _ = await asyncio.wait(self._going_on, return_when=asyncio.FIRST_COMPLETED)
+        self._collect(done)
+
+    def _collect(self, done: Iterable[asyncio.Task[Any]]) -> None:
+        for task in done:
+            at, _ = self._going_on.pop(task)
+            self._outcomes[at] = task.result()
+
+    async def take(self, rounds: list[_First]) -> None:
+        """Wait for these first rounds; the slow ones are left to tasks."""
+        self._rounds = rounds
+        await asyncio.wait([exchange.future for _, _, exchange in rounds], timeout=_PATIENCE_S)
+        for item, begun, exchange in rounds:
+            outcome = UNSET
+            if exchange.future.done():
+                outcome = self._end(item, begun, exchange.replies)
+            if outcome is UNSET:
+                task = asyncio.create_task(self._go_on(item, begun, exchange))
+                self._going_on[task] = len(self._outcomes), _size_of(item)
+            self._outcomes.append(outcome)
+        self._rounds = []
+
+    async def _go_on(self, item: Any, begun: Begun, exchange: Exchange) -> Any:
+        try:
+            replies = await exchange.future
+        except asyncio.CancelledError:
+            self._leave(item, begun, exchange)
+            raise
+        outcome = self._end(item, begun, replies)
+        if outcome is not UNSET:
+            return outcome
+        try:
+            operation = self._operation(*item, begun)
+            return await self._session.go_on(operation, replies, self._began_at)
+        except GTStoreError as error:
+            return error
+
+    async def finish(self, count: int) -> list[Any]:
+        """All outcomes."""
+        while self._going_on:
+            await self._await_one()
+        # One error serves all whose turn did not come: there may be very many.
+        text = f"{self._session.timeout_s:g} s were over before its turn came"
+        missing = count - len(self._outcomes)
+        return self._outcomes + [DeadlineExceeded("the batch", text)] * missing
+
+    def _leave(self, item: Any, begun: Begun, exchange: Exchange) -> None:
+        late = partial(self._end, item[:1], _without_frame(begun), exchange.replies)
+        exchange.leave(late)
+
+    def leave(self) -> None:
+        """Nobody waits for any of them any more."""
+        for item, begun, exchange in self._rounds:
+            exchange.future.cancel()
+            self._leave(item, begun, exchange)
+        for task in self._going_on:
+            task.cancel()
+
+
+_First: TypeAlias = tuple[Any, Begun, Exchange]
+"""An item, what was begun of it, and its first round."""
+
+
+def _without_frame(begun: Begun) -> Begun:
+    """What is left to know of a round that nobody waits for: values may be large."""
+    route, number, _, version, head, ack, identity = begun
+    return route, number, b"", version, head, ack, identity
+
+
+def _size_of(item: Any) -> int:
+    """Of an item's key and value, if it has one."""
+    return len(item[0]) + (len(item[1]) if len(item) > 1 else 0)
 
 
 async def _outcomes(coroutines: Iterable[Any]) -> list[Any]:

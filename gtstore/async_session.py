@@ -7,9 +7,9 @@ one turn of the event loop are sent together, one send a peer.
 Who waits may go away. A call that was cancelled, or whose deadline has passed, takes its frames
 back where they were not sent yet; otherwise its request ids stay known until the replies come, so
 that a late reply is dropped, and never taken for another call's. The connection stays as it is,
-because others use it. But a peer that has answered nothing since before a request whose time is up
-has its connection closed: so what is kept for it is bounded, and the next request finds out what
-became of it.
+because others use it. But a peer that has answered nothing for a whole timeout, or none of the
+requests that are left there and nobody waits for, has its connection closed: so what is kept for it
+is bounded, and the next request finds out what became of it.
 
 Everything here runs in the thread of one event loop, the one in which the first call was made.
 """
@@ -21,6 +21,7 @@ import math
 import socket
 import time
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any, Final, TypeVar
 
 from .connection import Connection, describe, reachable
@@ -50,6 +51,7 @@ class Exchange:
 
     __slots__ = (
         "_late", "began_at", "deadline", "frame", "future", "missing", "replies", "request_id",
+        "size",
     )  # fmt: skip
 
     def __init__(
@@ -65,7 +67,8 @@ class Exchange:
         self.replies: list[Any] = [None] * count
         self.missing = count
         self.request_id = request_id
-        self.frame = frame
+        self.frame = frame  # empty once nobody waits any more
+        self.size = len(frame)
         self.began_at = began_at
         self.deadline = deadline
         self._late: Callable[[], object] | None = None
@@ -78,15 +81,18 @@ class Exchange:
         self.missing -= 1
         if self.missing:
             return
+        self.frame = b""
         if not self.future.done():
             self.future.set_result(self.replies)
         elif self._late is not None:
             self.leave(self._late)
 
-    def leave(self, late: Callable[[], object]) -> None:
-        """Nobody waits any more; if all replies come after all, and are ACKs, do this."""
+    def leave(self, late: Callable[[], object] | None = None) -> None:
+        """Nobody waits any more: what was not sent is not needed, and may be large. If all replies
+        come after all, and are ACKs, do ``late``."""
+        self.frame = b""
         self._late = late
-        if not self.missing and self.replies.count(ACKED) == len(self.replies):
+        if late and not self.missing and self.replies.count(ACKED) == len(self.replies):
             late()
 
 
@@ -98,12 +104,18 @@ class _Shared(Connection):
     its frame begins.
     """
 
-    __slots__ = ("answered_at", "unfinished")
+    __slots__ = ("answered_at", "resolving", "unfinished")
 
     def __init__(self, node: int, peer: str, address: tuple[str, int]) -> None:
         super().__init__(node, peer, address)
         self.answered_at = -math.inf  # when the last whole reply came, on the monotonic clock
+        self.resolving: asyncio.Task[None] | None = None  # looks up the peer's host name
         self.unfinished: bytes | memoryview = b""  # what the kernel did not take yet
+
+    @property
+    def is_awaited(self) -> bool:
+        """Whether somebody still waits for one of the replies."""
+        return any(not exchange.future.done() for exchange, _, _ in self.awaiting.values())
 
     def next_block(self) -> bytes:
         """Take frames off the queue to be sent together. What nobody waits for any more is not
@@ -116,8 +128,10 @@ class _Shared(Connection):
             if item.__class__ is bytes:
                 frame = item
             elif item.future.done():
-                self.sent_size += len(item.frame)
-                del self.awaiting[item.request_id]
+                self.sent_size += item.size
+                self.awaiting.pop(
+                    item.request_id, None
+                )  # a peer may have answered what it never saw
                 continue
             else:
                 frame = item.frame
@@ -153,7 +167,7 @@ class AsyncSession:
         self._unsent: list[_Shared] = []  # have something in outgoing that was not tried yet
         self._timer: asyncio.TimerHandle | None = None
         self._wakes_at = math.inf
-        self._tasks: set[asyncio.Task[None]] = set()  # that look up host names
+        self._lookups: dict[tuple[str, int], asyncio.Future[Any]] = {}  # of host names
         self._is_closed = False
 
     def enter(self) -> None:
@@ -192,7 +206,12 @@ class AsyncSession:
                         await asyncio.sleep(min(step.seconds, deadline - now))
                         replies = []
                     else:
-                        replies = await self.exchange(*step, now, deadline).future
+                        exchange = self.exchange(*step, now, deadline)
+                        try:
+                            replies = await exchange.future
+                        except asyncio.CancelledError:
+                            exchange.leave()
+                            raise
                 frames = [as_frame(one) if one.__class__ is bytes else one for one in replies]
                 for frame in frames:
                     trouble = trouble_in(frame, trouble)
@@ -258,6 +277,12 @@ class AsyncSession:
         if loop and not loop.is_closed() and loop is not asyncio.get_running_loop():
             raise _of_another_loop(loop)
         self._is_closed = True
+        if loop and loop.is_closed():  # nobody is there who could be told anything
+            for shared in self._connections.values():
+                if hasattr(shared, "sock"):
+                    shared.close()
+            self._connections.clear()
+            return
         self._source.owe_now()
         for node, frames in self._owed.items():
             connection = self._connections.get(node)
@@ -267,8 +292,6 @@ class AsyncSession:
                 except OSError:
                     pass  # a COMMIT may be lost (N5)
         self._owed.clear()
-        for task in self._tasks:
-            task.cancel()
         for connection in list(self._connections.values()):
             self._fail(connection, ConnectionLost(connection.peer, "this client was closed"))
         if self._timer is not None:
@@ -295,9 +318,7 @@ class AsyncSession:
             )
         except (OSError, UnicodeError):
             assert self._loop is not None
-            task = self._loop.create_task(self._resolve(connection))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+            connection.resolving = self._loop.create_task(self._resolve(connection))
         else:
             self._start(connection, resolved)
         self._connections[node] = connection
@@ -308,13 +329,31 @@ class AsyncSession:
         assert self._loop is not None
         host, port = connection.address
         try:
-            resolved = await self._loop.getaddrinfo(reachable(host), port, type=socket.SOCK_STREAM)
+            resolved = await self._looked_up(reachable(host), port)
             if self._connections.get(connection.node) is connection:
                 self._start(connection, resolved)
         except (OSError, UnicodeError) as error:
+            connection.resolving = None
             self._fail(connection, connection.not_resolved(error))
         except ConnectError as error:
+            connection.resolving = None
             self._fail(connection, error)
+
+    async def _looked_up(self, host: str, port: int) -> list[Any]:
+        """One look-up at a time for each name: it takes a thread, and may take its time."""
+        assert self._loop is not None
+        lookup = self._lookups.get((host, port))
+        if lookup is None:
+            asked = self._loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+            lookup = self._lookups[host, port] = asyncio.ensure_future(asked)
+            lookup.add_done_callback(partial(self._end_lookup, (host, port)))
+        resolved: list[Any] = await asyncio.shield(lookup)
+        return resolved
+
+    def _end_lookup(self, name: tuple[str, int], lookup: asyncio.Future[Any]) -> None:
+        del self._lookups[name]
+        if not lookup.cancelled():
+            lookup.exception()  # perhaps nobody waits for it any more
 
     def _start(self, connection: _Shared, resolved: Iterable[Any]) -> None:
         assert self._loop is not None
@@ -339,6 +378,8 @@ class AsyncSession:
             return
         assert self._loop is not None
         del self._connections[connection.node]
+        if connection.resolving is not None:
+            connection.resolving.cancel()
         if hasattr(connection, "sock"):
             if connection.sock.fileno() >= 0 and not self._loop.is_closed():
                 self._loop.remove_reader(connection.sock)
@@ -413,17 +454,21 @@ class AsyncSession:
         now = time.monotonic()
         text = f"no answer within {self.timeout_s:g} s"
         for connection in list(self._connections.values()):
-            is_silent = False
+            silent_at = math.inf  # when it will have been silent for a whole timeout
             for exchange, slot, begin in list(connection.awaiting.values()):
                 if exchange.deadline > now:
                     next_at = min(next_at, exchange.deadline)
                     continue
-                is_silent |= connection.answered_at < exchange.began_at
+                if connection.answered_at < exchange.began_at:
+                    silent_at = min(silent_at, exchange.began_at + self.timeout_s)
                 error = DeadlineExceeded(connection.peer, text)
                 sent = connection.sent_size > begin
                 exchange.answer(slot, Lost(0, connection.node, sent, error))
-            if is_silent:
+            # A call that had little time left says less of the peer than others may yet see.
+            if silent_at <= now or (silent_at < math.inf and not connection.is_awaited):
                 self._fail(connection, ConnectionLost(connection.peer, text))
+            else:
+                next_at = min(next_at, silent_at)
         if next_at < self._wakes_at:
             self._wake_at(next_at)
 

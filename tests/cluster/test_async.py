@@ -292,6 +292,114 @@ def test_close_in_the_middle_of_batches(cluster: Cluster) -> None:
     asyncio.run(main())
 
 
+def test_a_silent_node_and_a_batch() -> None:
+    """It fails its own keys; those of the others are as good as ever."""
+    with Cluster(4, 1) as cluster:
+
+        async def main() -> None:
+            async with gtstore.connect_async(cluster.address, timeout=1.5) as store:
+                items = {f"key{i}": b"x" for i in range(800)}
+                owners = {
+                    key: result.nodes[0] for key, result in (await store.put_many(items)).items()
+                }
+                cluster.pause_node(1)
+                theirs = {key for key in items if owners[key] == 1}
+                assert len(theirs) < 250
+                for call in (store.get_many(list(items)), store.put_many(items)):
+                    with pytest.raises(gtstore.BatchFailed) as failed:
+                        await call
+                    assert set(failed.value.errors) == theirs
+                cluster.resume_node(1)
+
+        asyncio.run(main())
+
+
+def test_cancelled_values_are_not_kept() -> None:
+    """A node stands still: what waits to be sent to it, or for its answer, and is cancelled, keeps
+    no value in memory."""
+    with Cluster(1, 1) as cluster:
+
+        async def main() -> None:
+            async with gtstore.connect_async(cluster.address, timeout=30) as store:
+                await store.put("key", b"x")
+                cluster.pause_node(1)
+                value = bytes(4 << 20)
+                calls = [
+                    lambda: store.put("key", value),
+                    lambda: store.put_many({"key": value}),
+                    lambda: store.append("key", value),
+                ]
+                for call in calls * 3:
+                    task = asyncio.create_task(call())
+                    await asyncio.sleep(0.01)
+                    task.cancel()
+                    await asyncio.gather(task, return_exceptions=True)
+                connection = store._session._connections[1]
+                left = [exchange for exchange, _, _ in connection.awaiting.values()]
+                assert len(left) == len(calls) * 3
+                assert not any(exchange.frame for exchange in left)
+                cluster.resume_node(1)
+
+        asyncio.run(main())
+
+
+def test_awaited_twice(cluster: Cluster) -> None:
+    """One of two tasks that connect the client is cancelled: it is the other's all the same."""
+
+    async def main() -> None:
+        store = gtstore.connect_async(cluster.address)
+
+        async def use() -> bytes | None:
+            await store
+            return await store.get("nothing here")
+
+        tasks = [asyncio.create_task(use()) for _ in range(2)]
+        await asyncio.sleep(0)
+        tasks[0].cancel()
+        outcomes = await asyncio.gather(*tasks, return_exceptions=True)
+        assert isinstance(outcomes[0], asyncio.CancelledError)
+        assert outcomes[1] is None
+        await store.close()
+
+    asyncio.run(main())
+
+
+def test_a_mapping_that_changes_meanwhile(cluster: Cluster) -> None:
+    """put_many stores what it was given."""
+
+    async def main() -> None:
+        store = gtstore.connect_async(cluster.address)
+        items = {"change 1": b"1"}
+        batch = asyncio.create_task(store.put_many(items))
+        await asyncio.sleep(0)
+        items["change 2"] = b"2"
+        assert list(await batch) == ["change 1"]
+        await store.close()
+
+    asyncio.run(main())
+
+
+def test_a_loop_that_was_closed_under_a_call() -> None:
+    """The client can still be closed."""
+    with Cluster(1, 1) as cluster:
+        store = gtstore.connect_async(cluster.address)
+        loop = asyncio.new_event_loop()
+        loop.run_until_complete(store.put("key", b"x"))
+        connection = store._session._connections[1]
+        cluster.pause_node(1)
+        waiting = store.get("key")
+
+        async def begin() -> None:
+            waiting.send(None)
+
+        loop.run_until_complete(begin())
+        loop.close()
+        asyncio.run(store.close())
+        assert connection.sock.fileno() == -1
+        waiting.close()
+        cluster.resume_node(1)
+
+
 def test_no_manager() -> None:
     """The error comes where it connects; before, nothing is done."""
     store = gtstore.connect_async("127.0.0.1:1")
