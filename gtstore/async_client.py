@@ -29,7 +29,7 @@ from typing import Any, Final, TypeAlias, TypeVar, overload
 from . import operations
 from .async_session import AsyncSession, Exchange
 from .connection import parse_address
-from .errors import DeadlineExceeded, GTStoreError
+from .errors import DeadlineExceeded, GTStoreError, OperationFailed
 from .inputs import (
     UNSET,
     Item,
@@ -103,7 +103,7 @@ class AsyncClient:
         """Store a value under a key, on all nodes that own the key; see Client.put."""
         key = as_key(key)
         value = as_value(value)
-        began_at = await self._begin()
+        began_at = await self._begin_write()
         flags = 0
         if ttl is not None:
             value = self._expiry(ttl) + value
@@ -153,7 +153,7 @@ class AsyncClient:
     async def delete(self, key: str | bytes) -> PutResult:
         """Remove a key's value, if it has one."""
         key = as_key(key)
-        return await self._run(lambda: operations.delete(self._routes, self._source, key))
+        return await self._run_write(lambda: operations.delete(self._routes, self._source, key))
 
     async def append(self, key: str | bytes, value: str | bytes) -> int:
         """Add to the end of a key's value, and return the new length in bytes; see
@@ -201,7 +201,7 @@ class AsyncClient:
                 self._routes, self._source, key, operation, expiry + operand, expected, flags
             )
 
-        return await self._run(make)
+        return await self._run_write(make)
 
     def _expiry(self, ttl: float) -> bytes:
         """When what is put now expires, as it stands in an entry."""
@@ -217,14 +217,14 @@ class AsyncClient:
         Raises BatchFailed if some keys failed; its ``results`` and ``errors`` say which.
         """
         checked, keys = as_items(items), list(items)
-        began_at = await self._begin()
+        began_at = await self._begin_write()
         entries = with_expiry(checked, b"" if ttl is None else self._expiry(ttl))
         return by_key(keys, await self._put_many(entries, began_at))
 
     async def put_entries(self, entries: Iterable[ScannedEntry]) -> dict[bytes, PutResult]:
         """Store what a scan has found, each value with its own expiry; see Client.put_entries."""
         items = as_entries(entries)
-        began_at = await self._begin()
+        began_at = await self._begin_write()
         return by_key([key for key, _, _ in items], await self._put_many(items, began_at))
 
     async def _put_many(self, items: list[Item], began_at: float) -> list[Any]:
@@ -397,6 +397,13 @@ class AsyncClient:
                     )
         return began_at
 
+    async def _begin_write(self) -> float:
+        """The same for a write: that nothing was sent in time means that it did not happen."""
+        try:
+            return await self._begin()
+        except DeadlineExceeded as error:
+            raise OperationFailed(f"the write did not happen: {error}") from error
+
     def _send(self, begun: Begun, nodes: tuple[int, ...], began_at: float) -> Exchange:
         return self._session.exchange(
             nodes, begun[1], begun[2], began_at, began_at + self._session.timeout_s
@@ -404,6 +411,10 @@ class AsyncClient:
 
     async def _run(self, make: Callable[[], Operation[Result]]) -> Result:
         began_at = await self._begin()
+        return await self._session.run(make(), began_at)
+
+    async def _run_write(self, make: Callable[[], Operation[Result]]) -> Result:
+        began_at = await self._begin_write()
         return await self._session.run(make(), began_at)
 
 
@@ -458,11 +469,11 @@ class _Batch:
 
     async def next_items(self, rest: Iterator[Any]) -> list[Any]:
         """Items that may begin now; none if there are no more, or no time."""
-        if time.monotonic() >= self._began_at + self._session.timeout_s:
-            return []
         while len(self._going_on) >= _AT_ONCE or self._size >= _AT_ONCE_SIZE:
             await self._await_one()
-        some = []
+        some: list[Any] = []
+        if time.monotonic() >= self._began_at + self._session.timeout_s:
+            return some
         size = self._size
         for item in islice(rest, _AT_ONCE - len(self._going_on)):
             some.append(item)
@@ -529,7 +540,6 @@ class _Batch:
     def leave(self) -> None:
         """Nobody waits for any of them any more."""
         for item, begun, exchange in self._rounds:
-            exchange.future.cancel()
             self._leave(item, begun, exchange)
         for task in self._going_on:
             task.cancel()

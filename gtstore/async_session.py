@@ -27,8 +27,15 @@ from typing import Any, Final, TypeVar
 from .connection import Connection, describe, reachable
 from .errors import ConnectError, ConnectionLost, DeadlineExceeded, GTStoreError
 from .operations import ACKED, Lost, Operation, Pause, Source
-from .session import ERROR_WORD, PLAIN_MASK, PLAIN_WORD, as_frame, too_late, trouble_in
-from .session import unpack_words as unpack_words  # of a frame's header
+from .session import (
+    ERROR_WORD,
+    PLAIN_MASK,
+    PLAIN_WORD,
+    as_frame,
+    too_late,
+    trouble_in,
+    unpack_words,
+)
 from .wire import messages
 from .wire.codec import ACK, Frame, head_word
 from .wire.stream import HEADER_SIZE
@@ -88,8 +95,9 @@ class Exchange:
             self.leave(self._late)
 
     def leave(self, late: Callable[[], object] | None = None) -> None:
-        """Nobody waits any more: what was not sent is not needed, and may be large. If all replies
+        """Nobody waits any more: what was not sent never is, and takes no memory. If all replies
         come after all, and are ACKs, do ``late``."""
+        self.future.cancel()
         self.frame = b""
         self._late = late
         if late and not self.missing and self.replies.count(ACKED) == len(self.replies):
@@ -112,11 +120,6 @@ class _Shared(Connection):
         self.resolving: asyncio.Task[None] | None = None  # looks up the peer's host name
         self.unfinished: bytes | memoryview = b""  # what the kernel did not take yet
 
-    @property
-    def is_awaited(self) -> bool:
-        """Whether somebody still waits for one of the replies."""
-        return any(not exchange.future.done() for exchange, _, _ in self.awaiting.values())
-
     def next_block(self) -> bytes:
         """Take frames off the queue to be sent together. What nobody waits for any more is not
         sent."""
@@ -129,9 +132,8 @@ class _Shared(Connection):
                 frame = item
             elif item.future.done():
                 self.sent_size += item.size
-                self.awaiting.pop(
-                    item.request_id, None
-                )  # a peer may have answered what it never saw
+                # It is not there if the peer has answered what it never saw.
+                self.awaiting.pop(item.request_id, None)
                 continue
             else:
                 frame = item.frame
@@ -455,9 +457,11 @@ class AsyncSession:
         text = f"no answer within {self.timeout_s:g} s"
         for connection in list(self._connections.values()):
             silent_at = math.inf  # when it will have been silent for a whole timeout
+            is_awaited = False
             for exchange, slot, begin in list(connection.awaiting.values()):
                 if exchange.deadline > now:
                     next_at = min(next_at, exchange.deadline)
+                    is_awaited |= not exchange.future.done()
                     continue
                 if connection.answered_at < exchange.began_at:
                     silent_at = min(silent_at, exchange.began_at + self.timeout_s)
@@ -465,7 +469,7 @@ class AsyncSession:
                 sent = connection.sent_size > begin
                 exchange.answer(slot, Lost(0, connection.node, sent, error))
             # A call that had little time left says less of the peer than others may yet see.
-            if silent_at <= now or (silent_at < math.inf and not connection.is_awaited):
+            if silent_at <= now or (silent_at < math.inf and not is_awaited):
                 self._fail(connection, ConnectionLost(connection.peer, text))
             else:
                 next_at = min(next_at, silent_at)

@@ -20,6 +20,7 @@ from itertools import chain, islice
 from typing import Any, AnyStr, Final, Protocol, TypeVar, overload
 
 from .errors import InvalidInput, VersionMismatch
+from .inputs import UNSET, Unset
 from .results import StoredEntry, Version
 from .wire.messages import KEY_SIZE_MAX
 
@@ -30,13 +31,6 @@ _UPDATE_KEYS: Final = 500
 """Keys of one put_many: the timeout is for so many, not for all that update is given."""
 _TTL_NONE_S: Final = 1e-6
 """The shortest time to live: what is stored with it has expired when it arrives."""
-
-
-class _Unset:
-    """The type of an argument that was not given, where None means something."""
-
-
-_UNSET: Final = _Unset()
 
 
 class Store(Protocol):
@@ -119,7 +113,7 @@ class StoreMapping(MutableMapping[AnyStr, bytes]):
     def pop(self, key: AnyStr) -> bytes: ...
     @overload
     def pop(self, key: AnyStr, default: Default) -> bytes | Default: ...
-    def pop(self, key: AnyStr, default: Any = _UNSET) -> Any:
+    def pop(self, key: AnyStr, default: Any = UNSET) -> Any:
         """Remove a key and return its value. One value is popped once, whoever else tries, and no
         other value is removed with it.
 
@@ -136,7 +130,7 @@ class StoreMapping(MutableMapping[AnyStr, bytes]):
             except VersionMismatch:
                 continue  # somebody has changed or removed it meanwhile
             return entry.value
-        if isinstance(default, _Unset):
+        if isinstance(default, Unset):
             raise KeyError(key)
         return default
 

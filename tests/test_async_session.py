@@ -7,7 +7,7 @@ import asyncio
 import socket
 import threading
 import time
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 import pytest
@@ -18,22 +18,9 @@ from gtstore.operations import ACKED, Lost, Operation, Pause, Source
 from gtstore.wire import messages
 from gtstore.wire.codec import encode, error_frame
 
-from .test_session import Peer, Script, answer, frames_of, hold, one_reply
+from .peers import Peer, answer, frames_of, hold, one_reply
 
 PING = messages.Ping()
-
-
-@pytest.fixture
-def peers() -> Iterator[Callable[..., Peer]]:
-    made: list[Peer] = []
-
-    def make(*scripts: Script) -> Peer:
-        made.append(Peer(*scripts))
-        return made[-1]
-
-    yield make
-    for peer in made:
-        peer.close()
 
 
 def new_session(*peers: Peer, host: str = "127.0.0.1", timeout_s: float = 5) -> AsyncSession:

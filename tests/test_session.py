@@ -5,9 +5,8 @@ from __future__ import annotations
 import errno
 import selectors
 import socket
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -28,92 +27,10 @@ from gtstore.wire import messages
 from gtstore.wire.codec import ACK, encode, error_frame
 from gtstore.wire.stream import FrameBuffer
 
-PONG = messages.Pong(2, 1, 1, 1, 1, 1, 1, 1)
+from .peers import PONG, Peer, Script, answer, frames_of, hold, one_reply
+
 UNREADABLE = b"\xc7\x01\xff" + bytes(9)
 """An ERROR about the connection itself, without its fields."""
-Script = Callable[[socket.socket], None]
-
-
-class Peer:
-    """A server whose behaviour is a function of the accepted socket, called once a connection."""
-
-    def __init__(self, *scripts: Script) -> None:
-        self.listener = socket.create_server(("127.0.0.1", 0))
-        self.port: int = self.listener.getsockname()[1]
-        self.accepted = 0
-        self._open = self.listener
-        self._scripts = scripts
-        self._thread = threading.Thread(target=self._serve)
-        self._thread.start()
-
-    def _serve(self) -> None:
-        for script in self._scripts:
-            try:
-                sock, _ = self.listener.accept()
-            except OSError:
-                return
-            self.accepted += 1
-            self._open = sock
-            with sock:
-                try:
-                    script(sock)
-                except (OSError, StopIteration):
-                    pass
-
-    def close(self) -> None:
-        for sock in (self.listener, self._open):
-            try:
-                sock.shutdown(socket.SHUT_RDWR)
-            except OSError:
-                pass  # closed already
-        self._thread.join()
-        self.listener.close()
-
-
-@pytest.fixture
-def peers() -> Iterator[Callable[..., Peer]]:
-    made: list[Peer] = []
-
-    def make(*scripts: Script) -> Peer:
-        made.append(Peer(*scripts))
-        return made[-1]
-
-    yield make
-    for peer in made:
-        peer.close()
-
-
-def frames_of(sock: socket.socket) -> Iterator[tuple[int, int]]:
-    """The requests that arrive: kind and request id."""
-    buffer = FrameBuffer()
-    while data := sock.recv(65536):
-        for kind, _, request_id, _ in buffer.feed(data):
-            yield kind, request_id
-
-
-def answer(sock: socket.socket) -> None:
-    """A good node: ACK for every WRITE, PONG for every PING."""
-    for kind, request_id in frames_of(sock):
-        if kind == messages.Write.kind:
-            sock.sendall(encode(messages.Ack(), request_id))
-        elif kind == messages.Ping.kind:
-            sock.sendall(encode(PONG, request_id))
-
-
-def hold(sock: socket.socket) -> None:
-    """Read everything, answer nothing."""
-    for _ in frames_of(sock):
-        pass
-
-
-def one_reply(data: Callable[[int], bytes]) -> Script:
-    """Answer the first request with these bytes, and close."""
-
-    def script(sock: socket.socket) -> None:
-        _, request_id = next(frames_of(sock))
-        sock.sendall(data(request_id))
-
-    return script
 
 
 def session_of(*peers: Peer) -> Session:

@@ -400,6 +400,30 @@ def test_a_loop_that_was_closed_under_a_call() -> None:
         cluster.resume_node(1)
 
 
+def test_a_write_before_there_is_a_map() -> None:
+    """The manager stands still: nothing was sent to a node, so a write did not happen, and says so;
+    a read is late."""
+    with Cluster(1, 1) as cluster:
+        cluster.pause_manager()
+
+        async def main() -> None:
+            store = gtstore.connect_async(cluster.address, timeout=0.5)
+            outcomes = await asyncio.gather(
+                store.put("key", b"x"),
+                store.put_many({"key": b"x"}),
+                store.delete("key"),
+                store.increment("key"),
+                store.get("key"),
+                return_exceptions=True,
+            )
+            kinds = [type(outcome) for outcome in outcomes]
+            assert kinds == [gtstore.OperationFailed] * 4 + [gtstore.DeadlineExceeded]
+            await store.close()
+
+        asyncio.run(main())
+        cluster.resume_manager()
+
+
 def test_no_manager() -> None:
     """The error comes where it connects; before, nothing is done."""
     store = gtstore.connect_async("127.0.0.1:1")
