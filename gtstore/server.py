@@ -358,6 +358,8 @@ class _FrameHandler(socketserver.BaseRequestHandler):
         self._begun_at = 0.0  # when the frame that is under way was begun
         self._is_hurried = False  # whether the next receive has less than the whole time
         self._has_long_frame = False  # whether it has one of the server's places for long frames
+        self._has_ended = False  # whether nothing more will come
+        self._outbox = self.server.outbox if self.server.holds_answers else None
         # head word -> handler; without the counted kinds until the connection is counted in.
         self._handlers: dict[int, Handler] = {}
         self._take_handlers()
@@ -397,9 +399,10 @@ class _FrameHandler(socketserver.BaseRequestHandler):
         """
         server = self.server
         crowd = server.outbox
-        outbox = crowd if server.holds_answers else None
-        recv = partial(outbox.receive, self.request) if outbox else self.request.recv
-        sendall = self.request.sendall
+        recv = partial(self._outbox.receive, self.request) if self._outbox else self.request.recv
+        # The one way out for what was answered, but for ``_send``. Without an outbox nothing has to
+        # wait, and the socket's own method is the fastest.
+        leave = self._leave if self._outbox else self.request.sendall
         buffer = self._buffer
         handlers = self._handlers
         answers = self._answers
@@ -452,18 +455,15 @@ class _FrameHandler(socketserver.BaseRequestHandler):
                     at = self._handle_many(data, at)
                     break
             if answer:
-                if outbox is None or not outbox.lend(self.request, answer, True):
-                    sendall(answer)
+                leave(answer)
                 answer = b""
                 continue
             if at < size or buffer.size or not data:
                 self._handle_rest(data[at:])
                 wanted = buffer.receive_size
             if answers:
-                joined = answers[0] if len(answers) == 1 else b"".join(answers)
-                is_whole = bool(data) and not buffer.size
-                if outbox is None or not outbox.lend(self.request, joined, is_whole):
-                    sendall(joined)
+                self._has_ended = not data
+                leave(answers[0] if len(answers) == 1 else b"".join(answers))
                 answers.clear()
             if not data:
                 return
@@ -577,9 +577,7 @@ class _FrameHandler(socketserver.BaseRequestHandler):
             # Or all that its handler had in hand would stay, too, as long as the peer takes.
             error.__traceback__ = error.__context__ = None
             self.server.memory.note()  # the entry may be replaced while the peer takes its time
-            self._send()  # also waits for what this one depends on
-            self.request.sendall(error.head)
-            self.request.sendall(error.rest)
+            self._send(error.head, error.rest)
             return
         if not isinstance(error, RemoteProtocolError):
             logger.error("internal error in %s", handler, exc_info=error)
@@ -600,11 +598,22 @@ class _FrameHandler(socketserver.BaseRequestHandler):
         if answers and (len(answers[-1]) > _SMALL_ANSWER_SIZE or len(answers) > _SMALL_ANSWERS_MAX):
             self._send()
 
-    def _send(self) -> None:
-        if self.server.holds_answers and self.server.outbox is not None:
-            self.server.outbox.wait()
+    def _leave(self, answers: bytes) -> None:
+        """Let answers go when what they depend on is on disk (N2): now, or later by the outbox."""
+        assert self._outbox is not None
+        is_whole = not (self._buffer.size or self._has_ended)
+        if not self._outbox.lend(self.request, answers, is_whole):
+            self.request.sendall(answers)
+
+    def _send(self, *long_parts: bytes) -> None:
+        """Send what was answered so far, and then these, once what all of it depends on is on disk
+        (N2)."""
+        if self._outbox:
+            self._outbox.wait()
         self.request.sendall(b"".join(self._answers))
         self._answers.clear()
+        for part in long_parts:
+            self.request.sendall(part)
 
     def _send_last(self) -> None:
         """Send the reason for closing, and read on for a moment: a connection that is closed with

@@ -258,25 +258,26 @@ def on_disk(handlers: Mapping[int, Handler], engine: DiskEngine) -> dict[int, Ha
     """The same handlers where entries are on disk: what they answer leaves when everything is there
     that was stored before (N2), and writes are refused while there is no room.
 
-    GET and SCAN are shown what is there already, and wait only where they say so themselves. COMMIT
-    has no answer.
+    However a handler ends: a long answer, for example, is raised (LongReply). GET and SCAN are
+    shown what is there already, and wait only where they say so themselves. COMMIT has no answer.
     """
 
     def dependent(handle: Handler) -> Handler:
         def handler(request_id: int, body: bytes) -> bytes:
-            answer = handle(request_id, body)
-            engine.depend()
-            return answer
+            try:
+                return handle(request_id, body)
+            finally:
+                engine.depend()
 
         return handler
 
     def writing(handle: Handler) -> Handler:
+        handle = dependent(handle)
+
         def handler(request_id: int, body: bytes) -> bytes:
             if engine.is_full:
                 return error_frame(request_id, messages.NO_SPACE, _NO_ROOM)
-            answer = handle(request_id, body)
-            engine.depend()
-            return answer
+            return handle(request_id, body)
 
         return handler
 
