@@ -9,6 +9,7 @@
         store.get("key1")
 """
 
+import sys
 from importlib import import_module
 from typing import TYPE_CHECKING
 
@@ -85,9 +86,14 @@ if not TYPE_CHECKING:
 
     def __getattr__(name: str) -> object:
         """Modules are loaded when they are asked for: pytest loads this package in each of its
-        runs wherever it is installed (pytest_plugin.py), and daemons need no client."""
+        runs wherever it is installed (pytest_plugin.py), and daemons need no client.
+
+        None is loaded for a name that another one has already: whoever uses a client can name its
+        errors, though the process has no file left to open a module with."""
         if name in __all__:
-            for module in _MODULES:
+            for module in sorted(
+                _MODULES, key=lambda module: f"{__name__}.{module}" not in sys.modules
+            ):
                 names = vars(import_module(f".{module}", __name__))
                 if name in names:
                     return globals().setdefault(name, names[name])

@@ -11,7 +11,9 @@ because others use it. But a peer that has answered nothing for a whole timeout,
 requests that are left there and nobody waits for, has its connection closed: so what is kept for it
 is bounded, and the next request finds out what became of it.
 
-Everything here runs in the thread of one event loop, the one in which the first call was made.
+Everything here runs in the thread of one event loop, the one in which the first call was made. What
+outlives a call, as connections and the timer do, is begun in an empty context: what a caller keeps
+in its context variables is not kept here for ever.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ import math
 import socket
 import time
 from collections.abc import Callable, Iterable
+from contextvars import Context
 from functools import partial
 from typing import Any, Final, TypeVar
 
@@ -247,14 +250,14 @@ class AsyncSession:
             connection = self._connections.get(node)
             if connection is None or connection.is_doubtful:
                 try:
-                    connection = self._connect(node)
+                    connection = Context().run(self._connect, node)
                 except ConnectError as error:
                     exchange.answer(slot, Lost(0, node, False, error))
                     continue
             outgoing = connection.outgoing
             if not outgoing and not connection.watched:
                 if not self._unsent:
-                    loop.call_soon(self._flush_all)
+                    loop.call_soon(self._flush_all, context=Context())
                 self._unsent.append(connection)
             if node in self._owed:
                 owed = self._owed.pop(node)
@@ -264,7 +267,7 @@ class AsyncSession:
             connection.queued_size += len(frame)
             outgoing.append(exchange)
         if deadline < self._wakes_at:
-            self._wake_at(deadline)
+            Context().run(self._wake_at, deadline)
         if not nodes:
             exchange.future.set_result([])
         return exchange

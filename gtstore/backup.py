@@ -49,7 +49,7 @@ class Damaged(InvalidInput):
     """A directory is no backup, or not the one that was made. One line for each ``problem``."""
 
     def __init__(self, problems: list[str]) -> None:
-        super().__init__("; ".join(problems))
+        self._say("; ".join(problems), problems)
         self.problems = problems
 
 

@@ -7,6 +7,7 @@ closed, and never used again.
 
 from __future__ import annotations
 
+import encodings.idna  # noqa: F401  # getaddrinfo needs it, and would load it late: it is a file
 import errno
 import os
 import re

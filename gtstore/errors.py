@@ -24,6 +24,9 @@
 
 What an error says to a person: what happened, to which address, after how long, whether the
 operation took effect, and what to do next.
+
+Errors pass from one process to another, as pools of processes and task queues have them do: each
+one comes out of pickle and copy as it went in, and so do those that others derive from them.
 """
 
 from __future__ import annotations
@@ -38,13 +41,44 @@ def printable(text: str) -> str:
     """The text on one line, harmless to a terminal and to a log: what a peer or a key says could
     otherwise look like lines of ours."""
     return "".join(
-        character if character.isprintable() else character.encode("unicode_escape").decode()
+        # Not with a codec: the first use of it would open its file, and files may have run out.
+        character if character.isprintable() else ascii(character)[1:-1]
         for character in text
     )
 
 
 class GTStoreError(Exception):
-    """The base of all errors of this package."""
+    """The base of all errors of this package.
+
+    ``args`` are what its constructor was given, in that order: who has only the class and these, as
+    a task queue that speaks JSON, makes the same error again.
+    """
+
+    _text = None
+
+    # A class whose message is not its only argument calls this, and not Exception's constructor.
+    def _say(self, text: str, *args: object) -> None:
+        self._text = text
+        self.args = args
+
+    def __str__(self) -> str:
+        return super().__str__() if self._text is None else self._text
+
+    def __repr__(self) -> str:
+        return (
+            super().__repr__() if self._text is None else f"{type(self).__name__}({self._text!r})"
+        )
+
+    # For pickle and copy, of derived classes too: without their constructors, of which nobody knows
+    # what they take.
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _again, (type(self), self.args), vars(self)
+
+
+def _again(kind: type[GTStoreError], args: tuple[Any, ...]) -> GTStoreError:
+    error = kind.__new__(kind, *args)
+    error.args = args  # what an OSError makes of them is left to its constructor
+    return error
 
 
 class InvalidInput(GTStoreError, ValueError):
@@ -69,9 +103,9 @@ class RemoteProtocolError(ProtocolError):
     """
 
     def __init__(
-        self, error_code: int, message: str, *, closes: bool = False, detail: Any = None
+        self, error_code: int, message: str, closes: bool = False, detail: Any = None
     ) -> None:
-        super().__init__(message)
+        self._say(message, error_code, message, closes, detail)
         self.error_code = error_code
         self.closes = closes
         self.detail = detail
@@ -82,7 +116,7 @@ class NetworkError(GTStoreError):
     (HOST:PORT)``."""
 
     def __init__(self, peer: str, message: str) -> None:
-        super().__init__(f"{printable(peer)}: {printable(message)}")
+        self._say(f"{printable(peer)}: {printable(message)}", peer, message)
         self.peer = peer
         self.reason = message
 
@@ -108,7 +142,8 @@ class RemoteError(GTStoreError):
     """
 
     def __init__(self, peer: str, code: int, name: str, message: str, detail: Any = None) -> None:
-        super().__init__(f"{peer} answered {name}: {printable(message)}")
+        text = f"{peer} answered {name}: {printable(message)}"
+        self._say(text, peer, code, name, message, detail)
         self.peer = peer
         self.code = code
         self.name = name
@@ -126,8 +161,8 @@ class VersionMismatch(OperationFailed):
     ``is_absent`` says whether the key has no value.
     """
 
-    def __init__(self, message: str, *, version: Version | None, is_absent: bool) -> None:
-        super().__init__(message)
+    def __init__(self, message: str, version: Version | None, is_absent: bool) -> None:
+        self._say(message, message, version, is_absent)
         self.version = version
         self.is_absent = is_absent
 
@@ -135,8 +170,8 @@ class VersionMismatch(OperationFailed):
 class Unavailable(OperationFailed):
     """No owner of the key's partition is alive: ``alive`` of ``required`` owners."""
 
-    def __init__(self, message: str, *, required: int, alive: int) -> None:
-        super().__init__(message)
+    def __init__(self, message: str, required: int, alive: int) -> None:
+        self._say(message, message, required, alive)
         self.required = required
         self.alive = alive
 
@@ -148,8 +183,8 @@ class OutcomeUnknown(GTStoreError):
     delete may be repeated if it does not matter that another client's write came in between.
     """
 
-    def __init__(self, message: str, *, acks: int, required: int) -> None:
-        super().__init__(message)
+    def __init__(self, message: str, acks: int, required: int) -> None:
+        self._say(message, message, acks, required)
         self.acks = acks
         self.required = required
 
@@ -166,7 +201,8 @@ class BatchFailed(GTStoreError):
     ) -> None:
         key, error = next(iter(errors.items()))
         count = len(results) + len(errors)
-        super().__init__(f"{len(errors)} of {count} keys failed; the first is {key!r}: {error}")
+        text = f"{len(errors)} of {count} keys failed; the first is {key!r}: {error}"
+        self._say(text, results, errors)
         self.results = results
         self.errors = errors
 
@@ -193,6 +229,7 @@ class StoreDamaged(StoreError):
 
     def __init__(self, partition: int, key: bytes) -> None:
         name = printable(key.decode("utf-8", "backslashreplace"))
-        super().__init__(f"the stored entry of key {name}, in partition {partition}, is damaged")
+        text = f"the stored entry of key {name}, in partition {partition}, is damaged"
+        self._say(text, partition, key)
         self.partition = partition
         self.key = key

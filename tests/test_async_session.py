@@ -4,10 +4,13 @@ test_hostile_peers.py, which is for both clients."""
 from __future__ import annotations
 
 import asyncio
+import gc
 import socket
 import threading
 import time
+import weakref
 from collections.abc import Callable, Coroutine
+from contextvars import ContextVar
 from typing import Any
 
 import pytest
@@ -98,6 +101,58 @@ def test_a_late_reply_is_dropped(peers: Callable[..., Peer]) -> None:
         goes_on.set()
         assert await write(session, 3, 1).future == [ACKED]
         assert peer.accepted == 1
+
+    run(session, work)
+
+
+class _Request:
+    """What a web server keeps in a context variable while it handles one."""
+
+
+_current: ContextVar[_Request] = ContextVar("_current")
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "a.name"])
+def test_a_callers_context_is_not_kept(
+    peers: Callable[..., Peer], host: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A connection, the timer, a look-up and a send that the kernel does not take at once outlive
+    the call that began them; what its caller had in its context is freed with it."""
+    goes_on = threading.Event()
+
+    def slow(sock: socket.socket) -> None:
+        for _, request_id in frames_of(sock):
+            sock.sendall(encode(messages.Ack(), request_id))
+            goes_on.wait(10)
+
+    def looked_up(*_: Any, **options: Any) -> Any:
+        if options.get("flags"):
+            raise OSError("this is a name")
+        return [(socket.AF_INET, socket.SOCK_STREAM, 0, "", ("127.0.0.1", slow_peer.port))]
+
+    slow_peer = peers(slow)
+    if host == "a.name":
+        monkeypatch.setattr("socket.getaddrinfo", looked_up)
+    session = new_session(slow_peer, host=host, timeout_s=20)
+    requests: list[weakref.ref[_Request]] = []
+
+    async def request(number: int, size: int = 0, is_waiting: bool = True) -> None:
+        request = _Request()
+        requests.append(weakref.ref(request))
+        _current.set(request)
+        exchange = write(session, number, 1, size=size)
+        if is_waiting:
+            assert await exchange.future == [ACKED]
+
+    async def work() -> None:
+        await asyncio.create_task(request(1))
+        await asyncio.create_task(request(2, 12 << 20, False))  # longer than the kernel takes
+        while not session._connections[1].watched:
+            await asyncio.sleep(0.001)
+        await asyncio.sleep(0)  # or the tasks are still at their ends
+        gc.collect()
+        assert [ref() for ref in requests] == [None, None]
+        goes_on.set()
 
     run(session, work)
 
