@@ -61,13 +61,19 @@ test: $(VENV)/installed-dev ## run every check: format, lint, types, tests, cove
 	@$(BIN)/python -c "$$CHECK_WHEEL"
 	$(BIN)/python -m tests.fresh_project $(WHEEL_DIR)
 
-test-long: test ## the same, then what takes long: 20,000 simulated runs, five chaos runs of 300 s
+LONG_CHAOS := $(BIN)/python -m tests.chaos --seconds 300
+test-long: test ## the same, then what takes long: 20,000 simulated runs, ten chaos runs of 300 s
 	$(BIN)/python -m tests.sim --runs 20000
-	$(BIN)/python -m tests.chaos --seconds 300 --nodes 4 --replicas 2 --seed 1
-	$(BIN)/python -m tests.chaos --seconds 300 --nodes 5 --replicas 3 --seed 2
-	$(BIN)/python -m tests.chaos --seconds 300 --nodes 7 --replicas 3 --seed 3 --overlap
-	$(BIN)/python -m tests.chaos --seconds 300 --nodes 5 --replicas 3 --seed 4 --durable
-	$(BIN)/python -m tests.chaos --seconds 300 --nodes 5 --replicas 3 --seed 5 --async
+	$(LONG_CHAOS) --seed 1 --nodes 4 --replicas 2 --mixed
+	$(LONG_CHAOS) --seed 2 --nodes 5 --replicas 3 --long
+	$(LONG_CHAOS) --seed 3 --nodes 7 --replicas 3 --overlap --network --steps
+	$(LONG_CHAOS) --seed 4 --nodes 5 --replicas 3 --durable --long
+	$(LONG_CHAOS) --seed 5 --nodes 3 --replicas 1 --durable --long
+	$(LONG_CHAOS) --seed 6 --nodes 5 --replicas 3 --async --mixed
+	$(LONG_CHAOS) --seed 7 --nodes 5 --replicas 3 --busy 2 --mixed
+	$(LONG_CHAOS) --seed 8 --nodes 5 --replicas 3 --long --max-memory-mb 8
+	$(LONG_CHAOS) --seed 9 --nodes 5 --replicas 3 --async
+	if [ "$$(id -u)" = 0 ]; then $(LONG_CHAOS) --seed 10 --nodes 5 --replicas 3 --full-disk --long; fi
 
 test-again: $(VENV)/installed-dev ## the tests ROUNDS times, for what goes wrong only now and then
 	for round in $$(seq $(ROUNDS)); do $(BIN)/python -m pytest -q || exit 1; done
@@ -78,10 +84,14 @@ sim: $(VENV)/installed-dev ## simulated runs, RUNS of them (SEED is the first on
 fuzz: $(VENV)/installed-dev ## damaged frames against a running cluster, for SECONDS; SEED repeats a run
 	$(BIN)/python -m tests.fuzz --seconds $(SECONDS) $(if $(SEED),--seed $(SEED))
 
-chaos: $(VENV)/installed-dev ## clients at work while nodes are killed, for SECONDS (SEED, NODES, REPLICAS, OVERLAP=1, DURABLE=1, ASYNC=1)
+# What a run has to live with: OVERLAP=1 (nodes fail while others lack copies), DURABLE=1, ASYNC=1, LONG=1 (values),
+# FULL_DISK=1 (as root), STEPS=1 (of clocks), NETWORK=1 (a bad one), BUSY=N (loops beside), MEMORY_MB=N, MIXED=1 (SEED draws).
+chaos: $(VENV)/installed-dev ## clients at work while nodes are killed, for SECONDS (SEED, NODES, REPLICAS; more: see Makefile)
 	$(BIN)/python -m tests.chaos --seconds $(SECONDS) --nodes $(NODES) --replicas $(REPLICAS) \
 		$(if $(SEED),--seed $(SEED)) $(if $(OVERLAP),--overlap) $(if $(DURABLE),--durable) \
-		$(if $(ASYNC),--async)
+		$(if $(ASYNC),--async) $(if $(LONG),--long) $(if $(FULL_DISK),--full-disk) \
+		$(if $(STEPS),--steps) $(if $(NETWORK),--network) $(if $(BUSY),--busy $(BUSY)) \
+		$(if $(MEMORY_MB),--max-memory-mb $(MEMORY_MB)) $(if $(MIXED),--mixed)
 
 screenshots: $(VENV)/installed-dev ## take README's pictures of gtclient status and top again (tmux)
 	$(BIN)/python docs/screenshots.py

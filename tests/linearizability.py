@@ -22,12 +22,13 @@ from __future__ import annotations
 import re
 from bisect import bisect_left, bisect_right
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple, TypeAlias
 
 What: TypeAlias = Literal["get", "put", "delete", "append", "increment", "compare"]
 Version: TypeAlias = tuple[int, int]
+Size: TypeAlias = Callable[[bytes], int]
 
 NEVER: Version = (0, 0)
 """The version of a key that nobody has written yet."""
@@ -121,12 +122,17 @@ class Violation:
         return "\n".join(lines)
 
 
-def violations(history: Iterable[Done]) -> list[Violation]:
-    """The keys whose operations are not linearizable, each with an account."""
+def violations(history: Iterable[Done], size_of: Size = len) -> list[Violation]:
+    """The keys whose operations are not linearizable, each with an account.
+
+    Args:
+        size_of: how long a value is, if not as long as it stands here: a history may have short
+            forms of values, if the form of two values joined is their two forms joined.
+    """
     of_keys: dict[bytes, list[Done]] = defaultdict(list)
     for done in history:
         of_keys[done.key].append(done)
-    found = (_Search(key, operations).run() for key, operations in of_keys.items())
+    found = (_Search(key, operations, size_of).run() for key, operations in of_keys.items())
     return [violation for violation in found if violation is not None]
 
 
@@ -154,7 +160,7 @@ class _State(NamedTuple):
     version: Version | None
 
 
-def _after(done: Done, state: _State, owned: frozenset[Version]) -> _State | None:
+def _after(done: Done, state: _State, owned: frozenset[Version], size_of: Size) -> _State | None:
     """The state after an operation that takes effect in ``state``; None if it cannot.
 
     ``owned`` are the versions of the writes that said theirs: no other write has one of these. An
@@ -170,7 +176,7 @@ def _after(done: Done, state: _State, owned: frozenset[Version]) -> _State | Non
         case "append":
             assert done.value is not None
             new = (state.value or b"") + done.value
-            is_same = done.result == (len(new) if isinstance(done.result, int) else new)
+            is_same = done.result == (size_of(new) if isinstance(done.result, int) else new)
         case "increment":
             assert done.value is not None
             old = 0 if state.value is None else _number(state.value)
@@ -243,8 +249,9 @@ class _Step(NamedTuple):
 class _Search:
     """The search for one key."""
 
-    def __init__(self, key: bytes, history: Sequence[Done]) -> None:
+    def __init__(self, key: bytes, history: Sequence[Done], size_of: Size) -> None:
         self._key = key
+        self._size_of = size_of
         ordered = sorted(history, key=lambda done: done.start)
         self._done = [done for done in ordered if done.end is not None]
         self._ends = [done.end for done in self._done if done.end is not None]
@@ -344,7 +351,7 @@ class _Search:
         wanting: list[int] = []
         for index in indices:
             done = self._done[index]
-            state = _after(done, place.state, self._owned)
+            state = _after(done, place.state, self._owned, self._size_of)
             if state is None or _keeps_more_than_it_tells(done):
                 wanting.append(index)
             if state is None:
@@ -362,7 +369,7 @@ class _Search:
             for before, its_path in self._with_unknown(place, path, wanting, first_end):
                 for index in wanting:
                     done = self._done[index]
-                    state = _after(done, before.state, self._owned)
+                    state = _after(done, before.state, self._owned, self._size_of)
                     if state is None:
                         continue
                     step = _Step(_advanced(before, index, state), _Path(done, its_path))
@@ -393,7 +400,7 @@ class _Search:
                     ):
                         continue
                     write = self._unknown[number]
-                    state = _after(write, before.state, self._owned)
+                    state = _after(write, before.state, self._owned, self._size_of)
                     used = before.unknown | 1 << number
                     if state is None or not _add(used, tried.setdefault(state, [])):
                         continue
@@ -401,7 +408,7 @@ class _Search:
                     here = before._replace(state=state, unknown=used)
                     here_path = _Path(write, its_path)
                     yield here, here_path
-                    if any(self._goals(index).has(state.value) for index in wanting):
+                    if any(self._goals(index).has(state.value, self._size_of) for index in wanting):
                         level.append((here, here_path))
 
     def _is_guess(self, done: Done, state: _State) -> bool:
@@ -417,7 +424,9 @@ class _Search:
         goals = self._goals_of.get(index)
         if goals is None:
             until = bisect_right(self._unknown_starts, self._ends[index])
-            goals = _Goals.of(self._done[index], self._unknown[:until], self._values_of)
+            goals = _Goals.of(
+                self._done[index], self._unknown[:until], self._values_of, self._size_of
+            )
             self._goals_of[index] = goals
         return goals
 
@@ -470,6 +479,7 @@ class _Goals:
         done: Done,
         unknown: Sequence[Done],
         values_of: Mapping[Version, bytes | None],
+        size_of: Size,
     ) -> _Goals:
         """Those of one operation. ``values_of`` tells which values some versions have."""
         kinds = {write.what for write in unknown}
@@ -494,7 +504,7 @@ class _Goals:
                 todo = _before_append(done, done.result)
             case "append" if isinstance(done.result, int) and "increment" not in kinds:
                 assert done.value is not None
-                size_max = done.result - len(done.value)
+                size_max = done.result - size_of(done.value)
                 for write in unknown:
                     if write.what == "compare" and not isinstance(write.expected, tuple):
                         todo.append(write.expected)
@@ -530,8 +540,8 @@ class _Goals:
                         return cls(None)
         return cls(frozenset(values), size_max)
 
-    def has(self, value: bytes | None) -> bool:
-        if self.values is None or len(value or b"") <= self.size_max or value in self.values:
+    def has(self, value: bytes | None, size_of: Size) -> bool:
+        if self.values is None or size_of(value or b"") <= self.size_max or value in self.values:
             return True
         number = _number(value)
         return number is not None and number in self.values

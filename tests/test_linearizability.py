@@ -486,3 +486,18 @@ def test_a_comparison_that_saw_an_unknown_write_on_another_one() -> None:
     failed = compare(b"31", b"30", 124, 234, version=(7, 1))
     assert is_good(*unknown, failed, get(b"314", 278, 279))
     assert not is_good(*unknown, failed, get(b"43", 278, 279))
+
+
+def test_short_forms_of_values() -> None:
+    """A history may tell of each value in a short form, if it tells how long the value is: an
+    append's length is then checked against that."""
+
+    def size_of(short: bytes) -> int:
+        return 1000 * len(short)
+
+    history = [put(b"a", 1, 2), append(b"b", 3, 4, 2000), get(b"ab", 5, 6), append(b"", 7, 8, 2000)]
+    assert violations(history, size_of) == []
+    assert violations(history) != []
+    unknown = [append(b"a", 1, None), append(b"b", 2, 3, 2000), get(b"ab", 5, 6)]
+    assert violations(unknown, size_of) == []
+    assert violations([*unknown, append(b"c", 7, 8, 2999)], size_of) != []

@@ -13,9 +13,12 @@ import shutil
 import sys
 import tempfile
 from collections import Counter
+from functools import partial
 from pathlib import Path
 
 from .run import Report, run
+from .small_disk import go_inside, is_outside, why_impossible
+from .world import World
 
 UNKNOWN_SHARE_MAX = 0.01
 
@@ -29,20 +32,37 @@ def main() -> int:
     parser.add_argument(
         "--overlap", action="store_true", help="faults also while other nodes lack copies"
     )
-    parser.add_argument(
-        "--durable", action="store_true", help="with --data-dir; everything is killed at once, too"
-    )
-    parser.add_argument(
-        "--async",
-        action="store_true",
-        dest="is_async",
-        help="every other client process is one of asyncio, with several tasks",
-    )
+    flag = partial(parser.add_argument, action="store_true")
+    flag("--durable", help="with --data-dir; everything is killed at once, too")
+    flag("--async", help="every other client process is one of asyncio, with several tasks")
+    flag("--long", help="values of up to 1 MiB")
+    flag("--full-disk", help="the data is on a small disk that is full at times; durable, too")
+    flag("--steps", help="wall clocks step, by seconds to an hour")
+    flag("--network", help="connections stall one way, go byte by byte, are reset")
+    flag("--mixed", help="the seed chooses which of these there are besides, but no full disk")
+    parser.add_argument("--busy", type=int, default=0, metavar="N", help="busy loops beside")
+    parser.add_argument("--max-memory-mb", type=int, default=0, metavar="N", help="of each node")
     options = parser.parse_args()
+    if options.full_disk and is_outside():
+        if why := why_impossible():
+            sys.exit(f"there can be no small disk here: {why}")
+        go_inside(["-m", "tests.chaos", *sys.argv[1:], "--seed", str(options.seed)])
+    world = World(
+        options.durable,
+        vars(options)["async"],
+        options.long,
+        options.full_disk,
+        options.steps,
+        options.network,
+        options.busy,
+        options.max_memory_mb,
+    )
+    if options.mixed:
+        world = world.mixed(options.seed)
     print(
         f"seed {options.seed}: make chaos SECONDS={options.seconds:g} SEED={options.seed} "
-        f"NODES={options.nodes} REPLICAS={options.replicas}{' OVERLAP=1' * options.overlap}"
-        f"{' DURABLE=1' * options.durable}{' ASYNC=1' * options.is_async}",
+        f"NODES={options.nodes} REPLICAS={options.replicas}{' OVERLAP=1' * options.overlap} "
+        f"{world}",
         flush=True,
     )
     directory = Path(tempfile.mkdtemp(prefix="gtstore-chaos-"))
@@ -52,14 +72,13 @@ def main() -> int:
         options.seconds,
         options.nodes,
         options.replicas,
+        world,
         overlap=options.overlap,
-        is_durable=options.durable,
-        is_async=options.is_async,
         tell=lambda text: print(text, flush=True),
     )
     print_figures(report)
     if report.is_good:
-        shutil.rmtree(directory)
+        shutil.rmtree(directory, ignore_errors=options.full_disk)  # where the disk is mounted
         return 0
     print(f"the histories and the cluster's log are kept in {directory}", file=sys.stderr)
     return 1

@@ -27,16 +27,21 @@ import gtstore
 
 from ..blocking import connect_blocking
 from ..linearizability import Done, Version, What
+from .values import drawn_size, full, piece, shortened
 
 ROUND = 2000
 """Operations of all clients on the keys of a round."""
+LONG_ROUND = 300
+"""The same with long values, or appends would make them longer and longer."""
+KEPT_ROUNDS = 2
+"""With long values, the keys of older rounds are deleted."""
 BLOCK_ROUNDS = 20
 BATCHES = 0.2
 """How often a get or a put is one of a batch, beside others of keys that are not checked."""
 BESIDE = 20
+BESIDE_SIZE_MAX = 16 * 1024
 OLD_KEYS = 0.03
 """How often a client reads a key of an earlier round instead."""
-PADDING_MAX = 20
 TASKS = 4
 """Clients that share one AsyncClient."""
 CANCELS = 0.002
@@ -90,6 +95,7 @@ class Shared:
     """What parent and clients have in common.
 
     Attributes:
+        has_long_values: whether values may be long, up to 1 MiB.
         tickets: how many operations were begun.
         is_over: set when the time is up, or when somebody failed.
     """
@@ -97,6 +103,7 @@ class Shared:
     address: str
     directory: Path
     started_ns: int
+    has_long_values: bool
     tickets: Synchronized[int]
     at_start: Barrier
     is_over: Flag
@@ -104,6 +111,15 @@ class Shared:
     def now(self) -> int:
         """Nanoseconds since the start: the same clock in all processes of this machine."""
         return time.monotonic_ns() - self.started_ns
+
+    @property
+    def round_size(self) -> int:
+        """How many operations a round has."""
+        return LONG_ROUND if self.has_long_values else ROUND
+
+    @property
+    def round_now(self) -> int:
+        return self.tickets.value // self.round_size
 
 
 # --- histories in files --------------------------------------------------------------------------
@@ -164,7 +180,8 @@ def histories(directory: Path) -> Iterator[list[Done]]:
 
 
 class Recorder:
-    """Calls the store, and writes down each call that may have had an effect or saw something."""
+    """Calls the store, and writes down each call that may have had an effect or saw something, with
+    the short forms of values."""
 
     def __init__(self, shared: Shared, number: int) -> None:
         self._shared = shared
@@ -224,7 +241,7 @@ class Recorder:
 
 
 class Worker:
-    """One client. Each of its writes has a value of its own."""
+    """One client. Each of its writes has a value of its own, unless that is empty."""
 
     def __init__(self, shared: Shared, number: int, seed: int, store: gtstore.Client) -> None:
         self.recorder = Recorder(shared, number)
@@ -242,10 +259,12 @@ class Worker:
         with self._shared.tickets.get_lock():
             ticket = self._shared.tickets.value
             self._shared.tickets.value += 1
-        number = ticket // ROUND
+        number, turn = divmod(ticket, self._shared.round_size)
         if number != self._round:
             self._round = number
             self._seen.clear()
+        if not turn and self._shared.has_long_values:
+            self._delete_round(number - KEPT_ROUNDS)
         block = number // BLOCK_ROUNDS
         oldest = block * BLOCK_ROUNDS
         if number > oldest and self._random.random() < OLD_KEYS:
@@ -275,10 +294,19 @@ class Worker:
         if self.recorder.call(block, done, works[what]):
             self._remember(done)
 
+    def _delete_round(self, number: int) -> None:
+        """So that there is room for what comes."""
+        if number < 0:
+            return
+        for key, _ in keys_of(number):
+            done = Done("delete", key, None, 0, None)
+            self.recorder.call(number // BLOCK_ROUNDS, done, self._delete)
+
     def _new_value(self) -> bytes:
+        """The short form of one."""
         self._writes += 1
-        padding = b"." * self._random.randint(0, PADDING_MAX)
-        return b"<%d.%d%s>" % (self._number, self._writes, padding)
+        size = drawn_size(self._random, self._shared.has_long_values)
+        return piece(self._number, self._writes, size)
 
     def _remember(self, done: Done) -> None:
         if done.what in ("get", "put") or (done.what == "compare" and done.result):
@@ -302,42 +330,43 @@ class Worker:
     def _get(self, done: Done) -> None:
         if self._random.random() < BATCHES:
             keys = [*self._beside(), done.key]
-            done.value = self._in_batch(done.key, lambda: self._store.get_many(keys))
+            done.value = shortened(self._in_batch(done.key, lambda: self._store.get_many(keys)))
             return
         if self._random.random() < 0.7:
-            done.value = self._store.get(done.key)
+            done.value = shortened(self._store.get(done.key))
             return
         entry = self._store.get_entry(done.key)
         if entry is not None:
-            done.value, done.version = entry.value, _pair(entry.version)
+            done.value, done.version = shortened(entry.value), _pair(entry.version)
 
     def _put(self, done: Done) -> None:
-        assert done.value is not None
+        value = full(done.value or b"")
         if self._random.random() < BATCHES:
-            items = {**dict.fromkeys(self._beside(), done.value), done.key: done.value}
+            others = dict.fromkeys(self._beside(), value[:BESIDE_SIZE_MAX])
+            items = {**others, done.key: value}
             result = self._in_batch(done.key, lambda: self._store.put_many(items))
         else:
-            result = self._store.put(done.key, done.value)
+            result = self._store.put(done.key, value)
         done.version = _pair(result.version)
 
     def _delete(self, done: Done) -> None:
         done.version = _pair(self._store.delete(done.key).version)
 
     def _append(self, done: Done) -> None:
-        assert done.value is not None
-        done.result = self._store.append(done.key, done.value)
+        done.result = self._store.append(done.key, full(done.value or b""))
 
     def _increment(self, done: Done) -> None:
         assert done.value is not None
         done.result = self._store.increment(done.key, int(done.value))
 
     def _compare(self, done: Done) -> None:
-        assert done.value is not None
+        value = full(done.value or b"")
         if isinstance(done.expected, tuple):
             version = gtstore.Version(*done.expected)
-            result = self._store.compare_and_put(done.key, done.value, version=version)
+            result = self._store.compare_and_put(done.key, value, version=version)
         else:
-            result = self._store.compare_and_put(done.key, done.value, expected=done.expected)
+            expected = None if done.expected is None else full(done.expected)
+            result = self._store.compare_and_put(done.key, value, expected=expected)
         done.result, done.version = True, _pair(result.version)
 
 
@@ -350,9 +379,9 @@ def read_all(shared: Shared, store: gtstore.Client) -> None:
     recorder = Recorder(shared, 0)
 
     def get(done: Done) -> None:
-        done.value = store.get(done.key)
+        done.value = shortened(store.get(done.key))
 
-    last = shared.tickets.value // ROUND
+    last = shared.round_now
     block = last // BLOCK_ROUNDS
     for number in range(block * BLOCK_ROUNDS, last + 1):
         for key, _ in keys_of(number):

@@ -9,13 +9,14 @@ that died stay dead, that ends once there would be too many of them.
 
 from __future__ import annotations
 
+import math
 import os
 import random
 import signal
 import threading
 import time
 import traceback
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from multiprocessing.context import SpawnProcess
 from typing import Any
@@ -24,8 +25,15 @@ from gtstore.connection import call_once, parse_address
 from gtstore.testing import Cluster
 from gtstore.wire import messages
 
-from .clients import ROUND, Shared, keys_of
+from .clients import Shared, keys_of
+from .shim.skew import Skew
+from .small_disk import SmallDisk
+from .world import World
 
+NODES_SHARE = 0.6
+"""So many faults are of nodes and the manager."""
+ALL_S = 60.0
+"""How much longer a run may take until each kind of fault has come."""
 SETTLE_S = 20.0
 """How long to wait at most until the cluster can stand that another node fails."""
 PAUSE_S = (0.1, 1.5)
@@ -34,6 +42,10 @@ STALL_S = (0.05, 0.6)
 """How long a node is stopped that shall go on: less than it takes the manager to give it up."""
 CLIENT_STALL_S = (0.05, 1.0)
 MANAGER_STALL_S = (0.0, 2.0)
+FULL_S = (0.5, 4.0)
+SLOW_SYNC_S = (0.05, 0.4)
+"""How much longer each sync of a slow disk takes."""
+STEP_S = (1.0, 3600.0)
 
 Tell = Callable[[str], None]
 
@@ -45,7 +57,10 @@ class Faults:
         overlap: whether nodes may also fail while others are still without copies, as long as it
             is fewer than k.
         tell: is told what happens.
-        is_durable: whether everything may be killed at once, since nodes come back with their data.
+        world: which kinds there are; ``skew`` and ``disk`` are what some of them are done with. If
+            it is durable, everything may be killed at once, since nodes come back with their data.
+
+    ``stopped`` is how often each node was stopped with SIGSTOP: only those may be thought hung.
     """
 
     def __init__(
@@ -56,9 +71,12 @@ class Faults:
         seed: int,
         overlap: bool,
         tell: Tell,
-        is_durable: bool = False,
+        world: World,
+        skew: Skew,
+        disk: SmallDisk | None,
     ) -> None:
         self.counts: Counter[str] = Counter()
+        self.stopped: Counter[int] = Counter()
         self.error = ""
         self._cluster = cluster
         self._clients = clients
@@ -66,7 +84,21 @@ class Faults:
         self._random = random.Random(seed)
         self._overlap = overlap
         self._tell = tell
-        self._is_durable = is_durable
+        self._world = world
+        self._skew = skew
+        self._disk = disk
+        self._is_durable = world.is_durable or world.has_full_disk
+        self._full_until = 0.0
+        self._stepped: list[int] = []  # processes whose clocks are wrong
+        self._slow: list[int] = []  # those whose disks are slow
+        around = [self._stall_client]
+        around += [self._step_clock, self._step_clock] if world.has_steps else []
+        around += [self._slow_disk] if self._is_durable else []
+        around += [self._fill_disk] if disk else []
+        # The next ones, and those that have not come yet: a short run has each of them once.
+        self._around = deque(self._random.sample(around, len(around)))
+        self._missing = {each.__name__ for each in around}
+        self._has_had_all = threading.Event()
         self._nodes_may_fail = False
         self._settled_at = time.monotonic()
         # The nodes that were killed, or stopped for good, and their pids then.
@@ -81,6 +113,13 @@ class Faults:
         """Wait until the thread has seen that the run is over."""
         self._thread.join()
 
+    def wait_for_all(self) -> None:
+        """Wait until each kind has come once, but not for ever."""
+        ends_at = time.monotonic() + ALL_S
+        while not self._has_had_all.is_set() and time.monotonic() < ends_at:
+            if self._shared.is_over.wait(0.05):
+                return
+
     # --- the thread ------------------------------------------------------------------------------
 
     def _run(self) -> None:
@@ -88,20 +127,23 @@ class Faults:
             with self._cluster.connect(timeout=10) as store:
                 self._store = store
                 self._replicas: int = store.status()["replicas"]
-                self._nodes_may_fail = self._replicas > 1
+                self._nodes_may_fail = self._replicas > 1 or self._is_durable
                 self._partitions = _partition_counts(store.status())
                 while not self._pause(PAUSE_S):
-                    is_turn = not self.counts["kill"] or self._random.random() < 0.7
+                    is_turn = not self.counts["kill"] or self._random.random() < NODES_SHARE
                     if self._nodes_may_fail and is_turn and self._is_settled():
                         self._hurt_cluster()
                     else:
-                        self._stall_client()
+                        self._hurt_around()
+                    if self._full_until and time.monotonic() > self._full_until:
+                        self._clear_disk()
         except Exception:
             self.error = traceback.format_exc()
             self._shared.is_over.set()
         finally:
             for node in self._is_stopped:  # if the manager does not kill it, it shall go on
                 self._cluster.resume_node(node)
+            self._clear_disk()
 
     def _pause(self, between: tuple[float, float]) -> bool:
         """Let some time pass; whether the run is over."""
@@ -153,6 +195,15 @@ class Faults:
 
     # --- faults ----------------------------------------------------------------------------------
 
+    def _hurt_around(self) -> None:
+        """Something else than nodes and manager; each kind in turn."""
+        kind = self._around[0]
+        self._around.rotate(-1)
+        kind()
+        self._missing.discard(kind.__name__)
+        if not self._missing and self.counts["kill"]:
+            self._has_had_all.set()
+
     def _stall_client(self) -> None:
         client = self._random.choice(self._clients)
         if client.pid is None or not client.is_alive():
@@ -163,6 +214,54 @@ class Faults:
             self._pause(CLIENT_STALL_S)
         finally:
             os.kill(client.pid, signal.SIGCONT)
+
+    def _step_clock(self) -> None:
+        """Of a client, a node or the manager; or set one right again."""
+        if self._stepped and self._random.random() < 0.6:
+            pid = self._stepped.pop(self._random.randrange(len(self._stepped)))
+            self._say("clock set right", f": process {pid}")
+            self._skew.set_clock(pid, 0)
+            return
+        pids = {f"client {n}": client.pid for n, client in enumerate(self._clients, 1)}
+        pids |= {f"node {node}": pid for node, pid in self._cluster.node_pids.items()}
+        pids["the manager"] = self._cluster.manager_pid
+        who, pid = self._random.choice(list(pids.items()))
+        low, high = map(math.log, STEP_S)
+        step_s = self._random.choice((-1, 1)) * math.exp(self._random.uniform(low, high))
+        self._say("clock step", f" of {who}: {step_s:+.0f} s")
+        assert pid is not None
+        self._skew.set_clock(pid, step_s)
+        self._stepped.append(pid)
+
+    def _slow_disk(self) -> None:
+        """Of a node; or let those that are slow be quick again."""
+        if self._slow:
+            self._say("disks quick again")
+            for pid in self._slow:
+                self._skew.set_sync(pid, 0)
+            self._slow.clear()
+        else:
+            self._slow_down(self._random.choice(list(self._cluster.node_pids.values())))
+
+    def _slow_down(self, pid: int) -> None:
+        """Let a process have more in hand that is not on disk yet."""
+        seconds = self._random.uniform(*SLOW_SYNC_S)
+        self._say("slow disk", f" of process {pid}: {seconds:.2f} s")
+        self._skew.set_sync(pid, seconds)
+        self._slow.append(pid)
+        self._pause(STALL_S)
+
+    def _fill_disk(self) -> None:
+        if self._disk and not self._full_until:
+            self._say("full disk")
+            self._full_until = time.monotonic() + self._random.uniform(*FULL_S)
+            self._disk.fill()
+
+    def _clear_disk(self) -> None:
+        if self._disk and self._full_until:
+            self._full_until = 0.0
+            self._disk.clear()
+            self._tell(f"{self._shared.now() / 1e9:6.2f} s: there is room on the disk")
 
     def _hurt_cluster(self) -> None:
         nodes = {
@@ -180,9 +279,14 @@ class Faults:
             return
         node, why = self._choose(sorted(nodes))
         # A node that dies is the most frequent case, and the first.
-        kinds = ("kill", "stop", "stall") if self.counts["kill"] else ("kill",)
+        kinds = ("kill", "stall", "stop") if self.counts["kill"] else ("kill",)
+        if self._replicas == 1:
+            kinds = kinds[:2]  # the last one that has something is never given up
         (kind,) = self._random.choices(kinds, (2, 1, 1)[: len(kinds)])
+        if kind == "kill" and self._is_durable and self._random.random() < 0.5:
+            self._slow_down(nodes[node])
         self._say(kind, f" node {node}{why}")
+        self.stopped[node] += kind != "kill"
         if kind == "stall":
             self._cluster.pause_node(node)
             try:
@@ -216,6 +320,8 @@ class Faults:
 
     def _kill_everything(self) -> None:
         """And start it again after a while."""
+        if self._random.random() < 0.7:
+            self._slow_down(self._random.choice(list(self._cluster.node_pids.values())))
         self._say("kill everything")
         self._cluster.kill_everything()
         self._victims.clear()
@@ -228,7 +334,7 @@ class Faults:
     def _choose(self, nodes: list[int]) -> tuple[int, str]:
         """A node; mostly one that is the primary of a key in use."""
         if self._random.random() < 0.7:
-            key, _ = self._random.choice(keys_of(self._shared.tickets.value // ROUND))
+            key, _ = self._random.choice(keys_of(self._shared.round_now))
             primary = self._store.where(key).owners[0]
             if primary in nodes:
                 return primary, f", the primary of {key.decode()}"

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import re
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
+from multiprocessing.context import SpawnProcess
 from pathlib import Path
 
+from gtstore.connection import parse_address
 from gtstore.testing import Cluster
 
 from ..linearizability import Violation, violations, without_versions
+from .busy import busy_loops
 from .clients import (
     CALL_TIMEOUT_S,
     START_TIMEOUT_S,
@@ -24,6 +29,11 @@ from .clients import (
     work,
 )
 from .faults import Faults, Tell
+from .network import BadNetwork
+from .shim import skewed
+from .small_disk import SmallDisk
+from .values import size_of
+from .world import PLAIN, World
 
 CLIENTS = 8
 END_TIMEOUT_S = CALL_TIMEOUT_S + 10
@@ -78,66 +88,83 @@ def run(
     seconds: float,
     nodes: int,
     replicas: int,
+    world: World = PLAIN,
     *,
     options: Sequence[str] = (),
     overlap: bool = False,
-    is_durable: bool = False,
-    is_async: bool = False,
     tell: Tell = print,
 ) -> Report:
     """Let clients work for some seconds while nodes fail, and check what they saw.
 
     Args:
         directory: where the histories are written, and the cluster's log.
+        world: what else they have to live with.
         options: further options of managerd.
         overlap, tell: see Faults.
-        is_durable: keep everything on disk, and now and then kill everything at once.
-        is_async: every other client process is one of asyncio.
     """
     report = Report()
-    if is_durable:
-        options = [*options, "--data-dir", str(directory / "data")]
-    with Cluster(nodes, replicas, options) as cluster:
+    disk = SmallDisk(directory / "disk") if world.has_full_disk else None
+    if disk or world.is_durable:
+        options = [*options, "--data-dir", str(disk.data if disk else directory / "data")]
+    if world.memory_mb:
+        options = [*options, "--max-memory-mb", str(world.memory_mb)]
+    context = multiprocessing.get_context("spawn")
+    with skewed(directory / "skew") as skew, Cluster(nodes, replicas, options) as cluster:
+        shared = Shared(
+            cluster.address,
+            directory,
+            time.monotonic_ns(),
+            world.has_long_values,
+            context.Value("q", 0),
+            context.Barrier(CLIENTS + 1),
+            Flag(context),
+        )
+        clients = [
+            context.Process(
+                target=work,
+                args=(shared, number, seed * 100 + number, world.is_async and number % 2 == 0),
+                daemon=True,
+            )
+            for number in range(1, CLIENTS + 1)
+        ]
+        faults = Faults(cluster, clients, shared, seed, overlap, tell, world, skew, disk)
         try:
-            _work(report, cluster, directory, seed, seconds, overlap, is_durable, is_async, tell)
+            with ExitStack() as around:
+                around.enter_context(busy_loops(context, world.busy))
+                if world.has_bad_network:
+                    ports = _ports(cluster)
+                    network = around.enter_context(BadNetwork(context, ports, seed))
+                    skew.divert(ports)
+                _work(report, cluster, shared, clients, faults, seconds)
         finally:
             (directory / "cluster.log").write_text(cluster.log())
+    report.faults = faults.counts
+    if world.has_bad_network:
+        report.faults.update(network.counts)
+    report.errors += [faults.error] if faults.error else []
+    report.errors += odd_lines(cluster.log(), faults.stopped)
+    for number in range(1, CLIENTS + 1):
+        _add_client(report, number, report_path(directory, number))
     for history in histories(directory):
         report.checked += len(history)
-        report.violations += violations(without_versions(history))
+        report.violations += violations(without_versions(history), size_of)
     return report
+
+
+def _ports(cluster: Cluster) -> list[int]:
+    """The manager's, and those of the nodes."""
+    addresses = [cluster.address, *(node["address"] for node in cluster.status()["nodes"])]
+    return [parse_address(address)[1] for address in addresses]
 
 
 def _work(
     report: Report,
     cluster: Cluster,
-    directory: Path,
-    seed: int,
+    shared: Shared,
+    clients: list[SpawnProcess],
+    faults: Faults,
     seconds: float,
-    overlap: bool,
-    is_durable: bool,
-    is_async: bool,
-    tell: Tell,
 ) -> None:
-    context = multiprocessing.get_context("spawn")
-    tickets = context.Value("q", 0)
-    shared = Shared(
-        cluster.address,
-        directory,
-        time.monotonic_ns(),
-        tickets,
-        context.Barrier(CLIENTS + 1),
-        Flag(context),
-    )
-    clients = [
-        context.Process(
-            target=work,
-            args=(shared, number, seed * 100 + number, is_async and number % 2 == 0),
-            daemon=True,
-        )
-        for number in range(1, CLIENTS + 1)
-    ]
-    faults = Faults(cluster, clients, shared, seed, overlap, tell, is_durable)
     with cluster.connect(timeout=CALL_TIMEOUT_S) as reader:
         reader.get("chaos")  # it knows the map from now on, and needs no manager
         for client in clients:
@@ -148,6 +175,7 @@ def _work(
             faults.start()
             try:
                 shared.is_over.wait(seconds)
+                faults.wait_for_all()
             finally:
                 shared.is_over.set()
                 faults.join()
@@ -165,10 +193,34 @@ def _work(
                 client.kill()
                 client.join()
                 client.close()
-    report.faults = faults.counts
-    report.errors += [faults.error] if faults.error else []
-    for number in range(1, CLIENTS + 1):
-        _add_client(report, number, report_path(directory, number))
+
+
+_KILLED = re.compile(r"node (\d+) is silent \(.*killing it")
+_ENDED = re.compile(
+    r"node (\d+) is dead: (?!its process was killed by SIGKILL|its process ended($| while))"
+)
+
+
+def odd_lines(log: str, stopped: Mapping[int, int]) -> list[str]:
+    """Lines of the cluster's log that no fault explains: a node is killed that was not stopped, or
+    not so often; it ends otherwise than by SIGKILL; an error of the program.
+
+    Args:
+        stopped: how often each node was stopped, with SIGSTOP.
+    """
+    found = []
+    killed: Counter[int] = Counter()
+    for line in log.splitlines():
+        if silent := _KILLED.search(line):
+            node = int(silent[1])
+            killed[node] += 1
+            if killed[node] > stopped.get(node, 0):
+                found.append(f"it was not hung: {line}")
+        elif _ENDED.search(line) or "did not register" in line or "internal error" in line:
+            found.append(line)
+        elif line.startswith("Traceback"):
+            found.append("there is a traceback in the log")
+    return found
 
 
 def _add_client(report: Report, number: int, path: Path) -> None:

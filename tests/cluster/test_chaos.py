@@ -5,19 +5,35 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import random
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from ..chaos.__main__ import print_figures
 from ..chaos.clients import as_line, histories, path_of
-from ..chaos.run import CLIENTS, Report, run
+from ..chaos.run import CLIENTS, Report, odd_lines, run
+from ..chaos.small_disk import why_impossible
+from ..chaos.values import (
+    AROUND,
+    LIMITS,
+    SIZE_MAX,
+    drawn_size,
+    full,
+    piece,
+    shortened,
+    size_of,
+)
+from ..chaos.world import World
 from ..linearizability import Done
 from .test_manager import children_of
 
 pytestmark = pytest.mark.cluster
 
 SECONDS = 15
+SHORT_SECONDS = 6
 
 
 def test_histories_in_files(tmp_path: Path) -> None:
@@ -35,6 +51,49 @@ def test_histories_in_files(tmp_path: Path) -> None:
         with path_of(tmp_path, done.start // 6, done.client).open("a") as file:
             file.write(as_line(done) + "\n")
     assert list(histories(tmp_path)) == [written[:3], written[3:]]
+
+
+def test_short_forms() -> None:
+    """What the checker is told of a value is what it is, in a fraction of its size; joined values
+    have joined short forms; and a value of which a byte is missing, changed or doubled has none
+    that was written."""
+    chance = random.Random(1)
+    pieces = [piece(7, number, drawn_size(chance, is_long=True)) for number in range(200)]
+    sizes = [size_of(each) for each in pieces]
+    assert 0 in sizes
+    assert max(sizes) == SIZE_MAX
+    for limit in LIMITS[:-1]:
+        assert any(size < limit < size + AROUND for size in sizes)
+        assert any(size - AROUND < limit < size for size in sizes)
+    for short in [*pieces, pieces[0] + pieces[1], b"17", b"-5"]:
+        value = full(short)
+        assert len(value) == size_of(short)
+        assert shortened(value) == short
+        assert len(short) < 50
+    assert shortened(None) is None
+    value = full(pieces[0] + piece(7, 8, 300_000))
+    for damaged in (
+        value[:-1],
+        value[1:],
+        value[:5000] + value[5001:],
+        value + b"17",
+        value + value[9:],
+    ):
+        assert (shortened(damaged) or b"").startswith(b"damaged after ")
+
+
+def test_odd_lines() -> None:
+    """A line of the log about an end that no fault of the run explains is an error of the run."""
+    killing = (
+        "x WARNING manager: node 1 is silent (no answer within 0.25 s, 4 probes): killing it\n"
+    )
+    by_signal = "x WARNING manager: node 1 is dead: its process was killed by SIGKILL\n"
+    by_status = "x WARNING manager: node 2 is dead: its process ended with exit status 70"
+    assert odd_lines(killing + by_signal, {1: 1}) == []
+    assert odd_lines(2 * killing, {1: 1}) == [f"it was not hung: {killing.strip()}"]
+    assert odd_lines(by_signal + by_status, {}) == [by_status]
+    assert odd_lines("x is dead: its process ended while there was no manager", {}) == []
+    assert odd_lines("x\nTraceback (most recent call last):\n", {}) != []
 
 
 def command_of(pid: int) -> bytes:
@@ -58,7 +117,7 @@ def test_histories_are_linearizable(
 def test_on_disk(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """With --data-dir, and everything killed at once in the middle."""
     pytest.importorskip("lmdb", reason="entries on disk need py-lmdb (the extra durable)")
-    report = run(tmp_path, 1, SECONDS, 5, 3, overlap=True, is_durable=True)
+    report = run(tmp_path, 1, SECONDS, 5, 3, World(is_durable=True), overlap=True)
     check(report, "k = 3, on disk", capsys)
     assert report.faults["kill everything"] > 0
 
@@ -66,9 +125,35 @@ def test_on_disk(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 def test_with_asyncio(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Every other client process has several tasks on one AsyncClient, of which some are cancelled;
     they work on the same keys, also with each other."""
-    report = run(tmp_path, 6, SECONDS, 5, 3, overlap=True, is_async=True)
+    report = run(tmp_path, 6, SECONDS, 5, 3, World(is_async=True), overlap=True)
     check(report, "k = 3, half of the clients asyncio", capsys)
     assert report.unknown_share < 0.01
+
+
+@pytest.mark.parametrize(
+    "world",
+    [World(has_steps=True), World(has_bad_network=True, is_async=True), World(busy=1)],
+    ids=str,
+)
+def test_in_a_bad_world(world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The same where clocks step; where connections stall one way, go byte by byte and are reset;
+    and where another program has half of the machine."""
+    report = run(tmp_path, 1, SHORT_SECONDS, 5, 3, world, overlap=True)
+    check(report, f"k = 3, {world}", capsys)
+    assert report.unknown_share < 0.01
+    assert report.faults["clock step"] > 0 or not world.has_steps
+    assert report.faults["single bytes"] > 0 or not world.has_bad_network
+
+
+def test_full_disk(capsys: pytest.CaptureFixture[str]) -> None:
+    """The same on a disk that fills up and gets room again."""
+    pytest.importorskip("lmdb", reason="entries on disk need py-lmdb (the extra durable)")
+    if why := why_impossible():
+        pytest.skip(f"there can be no small disk here: {why}")
+    command = [sys.executable, "-m", "tests.chaos", "--seconds", "12", "--seed", "1", "--full-disk"]
+    with capsys.disabled():
+        print("\nk = 3, FULL_DISK=1:")
+        subprocess.run(command, check=True, timeout=100)
 
 
 def check(report: Report, name: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -79,7 +164,7 @@ def check(report: Report, name: str, capsys: pytest.CaptureFixture[str]) -> None
     assert report.errors == []
     assert not report.violations, "\n".join(map(str, report.violations))
     assert report.faults["kill"] > 0
-    assert report.checked > 100 * CLIENTS
+    assert report.checked > 20 * CLIENTS
     assert multiprocessing.active_children() == []
     commands = [command_of(pid) for pid in children_of(os.getpid())]
     # Of multiprocessing's own helper, too, the path may have "gtstore" in it.
