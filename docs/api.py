@@ -65,6 +65,7 @@ SECTIONS: Final = (
             "Location",
             "ClusterStatus",
             "NodeStatus",
+            "Trouble",
         ),
     ),
     Section("Errors", "gtstore.errors", public_errors(), slice(None)),

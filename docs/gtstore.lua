@@ -69,6 +69,11 @@ local RECORDS = {
     {name = "port", filter = "gtstore.member.port", type = "number", size = 2},
     {name = "host", filter = "gtstore.member.host", type = "text", length = 2, min = 0, max = 1000},
   },
+  trouble = {
+    {name = "what", filter = "gtstore.trouble.what", type = "text", length = 2, min = 0, max = 1000},
+    {name = "since", filter = "gtstore.trouble.since", type = "time", size = 8},
+    {name = "reason", filter = "gtstore.trouble.reason", type = "text", length = 2, min = 0, max = 1000},
+  },
   join = {
     {name = "partition", filter = "gtstore.join.partition", type = "number", size = 4},
     {name = "join_epoch", filter = "gtstore.join.join_epoch", type = "epoch", size = 8},
@@ -163,6 +168,11 @@ local MESSAGES = {
     {name = "gets", filter = "gtstore.gets", type = "number", size = 8},
     {name = "writes", filter = "gtstore.writes", type = "number", size = 8},
     {name = "executes", filter = "gtstore.executes", type = "number", size = 8},
+  }},
+  [0x0a] = {name = "GET_TROUBLES", fields = {
+  }},
+  [0x8a] = {name = "TROUBLES", fields = {
+    {name = "troubles", filter = "gtstore.troubles", type = "array", length = 2, record = "trouble"},
   }},
   [0x10] = {name = "GET", fields = {
     {name = "epoch", filter = "gtstore.epoch", type = "epoch", size = 8},

@@ -42,6 +42,7 @@ if TYPE_CHECKING:
         PutResult,
         ScannedEntry,
         StoredEntry,
+        Trouble,
         Version,
     )
     from .version import __version__
@@ -70,6 +71,7 @@ __all__ = [
     "ScannedEntry",
     "StoreMapping",
     "StoredEntry",
+    "Trouble",
     "Unavailable",
     "Version",
     "VersionMismatch",

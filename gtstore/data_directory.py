@@ -9,12 +9,16 @@ A directory belongs to one cluster for good: entries placed for another shape wo
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 from pathlib import Path
 
 from .connection import describe
 from .errors import ClusterError
+
+_PID_SIZE = 20
+"""So many bytes of the lock file are a process number; spaces are in front of it."""
 
 
 class DataDirectory:
@@ -37,14 +41,15 @@ class DataDirectory:
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            holder = os.pread(self._lock, 20, 0).decode("ascii", "replace").strip()
+            holder = os.pread(self._lock, _PID_SIZE, 0).decode("ascii", "replace").strip()
             os.close(self._lock)
             raise ClusterError(
                 f"the directory {path} is in use by the manager that is process {holder}; stop it "
                 f"with: kill {holder}"
             ) from error
-        os.ftruncate(self._lock, 0)
-        os.pwrite(self._lock, f"{os.getpid()}\n".encode(), 0)
+        # Over what is there, so that a full disk has room for it. It is only to be read by people.
+        with contextlib.suppress(OSError):
+            os.pwrite(self._lock, f"{os.getpid()}\n".rjust(_PID_SIZE).encode(), 0)
 
     def node_path(self, node: int) -> Path:
         """Where a node's entries are."""

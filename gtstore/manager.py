@@ -66,6 +66,8 @@ _FIRST_PUBLISH_TIMEOUT_S = 1.0
 _FIRST_PUBLISH_TIMEOUT_MAX_S = 4.0
 _SAVE_AGAIN_S = 3600.0
 """What cleans up old files must not take the state file of a cluster that lives long."""
+_SAVE_RETRY_S = 0.5
+"""What cannot be saved is tried again so often."""
 _HOLDER_TIMEOUT_S = 0.5
 _MAP_BODIES_MAX = 16
 _BUSY_SHARE = 0.2
@@ -82,6 +84,15 @@ class _Published(NamedTuple):
 
 
 _NOTHING_PUBLISHED = _Published(PartitionMap(0, ()), {})
+
+
+class _Unsaved(NamedTuple):
+    """The newest map cannot be written down for a successor."""
+
+    since_us: int
+    reason: str
+    is_held: bool
+    """Whether changes of the map wait for that."""
 
 
 @dataclass(frozen=True)
@@ -137,6 +148,7 @@ class Manager:
         self._registered: dict[int, messages.Member] = {}  # the newest of each node
         self._membership: Membership | None = None
         self._published = _NOTHING_PUBLISHED  # also guarded by _saving
+        self._unsaved: _Unsaved | None = None  # also guarded by _saving
         self._pushed_epoch = 0  # of the last map that was published and pushed
         self._is_publish_due = False
         self._saving = threading.Lock()  # what is published is what was saved
@@ -180,8 +192,7 @@ class Manager:
         Raises ClusterError if that cannot be done; nothing that was started here is left running.
         """
         try:
-            saved = self._state_file.read()
-            adopted = self._find_running(saved) if saved else {}
+            saved, adopted = self._find_saved()
             if saved and (adopted or self._directory):
                 self._check_shape(saved, adopted)
             if saved and adopted:
@@ -224,8 +235,12 @@ class Manager:
                 self._directory.release()
         elif processes:
             # While the port is held: then the file there may be the next manager's.
-            with self._saving:
-                self._state_file.remove()
+            try:
+                with self._saving:
+                    self._state_file.remove()
+            except OSError as error:
+                # No node of it runs any more: the next manager begins anew all the same.
+                logger.warning("%s stays: %s", self._state_file.path, describe(error))
         self._server.drain()
         self._probe_session.abort()
 
@@ -234,7 +249,7 @@ class Manager:
         ``start_node``, whether dead nodes are started again or not. Of one that is away already,
         nothing changes.
 
-        Raises ClusterError if there is no such node.
+        Raises ClusterError if there is no such node, or it is stopped, but that cannot be saved.
         """
         membership = self._membership_with(node)
         logger.info("node %d is to be stopped, and to stay away", node)
@@ -248,7 +263,11 @@ class Manager:
         _end(processes)
         with self._changed:
             self._changed.wait_for(lambda: membership.is_away(node) or self._is_stopping.is_set())
-        self._await_published(membership.map.epoch)
+        epoch = membership.map.epoch
+        self._await_published(epoch)
+        unsaved = self._unsaved
+        if unsaved is not None and self._published.map.epoch < epoch:
+            raise ClusterError(f"node {node} is stopped, but {unsaved.reason}")
 
     def start_node(self, node: int) -> None:
         """Start a node that is away: it was stopped with ``stop_node``, or has died and is not
@@ -279,6 +298,7 @@ class Manager:
             messages.GetMap.kind: self.get_map,
             **on_message(self.on_key_nodes),
             **on_message(self.on_next_primary),
+            **on_message(self.on_get_troubles),
             **on_control_message(self.on_register, self._token),
             **on_control_message(self.on_in_sync, self._token),
             **on_control_message(self.on_leave, self._token),
@@ -286,6 +306,18 @@ class Manager:
         self._server.start()
 
     # --- the successor of a killed manager (M4) --------------------------------------------------
+
+    def _find_saved(self) -> tuple[SavedState | None, dict[int, NodeProcess]]:
+        """The state that counts, of those that were found, and its node processes that still
+        run."""
+        found = [(saved, self._find_running(saved)) for saved in self._state_file.read()]
+        if len({saved.cluster_id for saved, running in found if running}) > 1:
+            pids = " ".join(str(p.pid) for _, running in found for p in running.values())
+            raise ClusterError(
+                f"nodes of two clusters still run on this port, with a state file each; stop those "
+                f"that are not wanted, of: {pids}"
+            )
+        return max(found, key=lambda pair: (bool(pair[1]), pair[0].map.epoch), default=(None, {}))
 
     def _find_running(self, saved: SavedState) -> dict[int, NodeProcess]:
         """The node processes of the saved state that still run."""
@@ -385,6 +417,12 @@ class Manager:
             raise ClusterError("no storage node has started; their lines above say why")
         self._apply(partial(membership.all_returned, returns, time.monotonic()))
         self._publish(_FIRST_PUBLISH_TIMEOUT_S)
+        self._check_published()
+
+    def _check_published(self) -> None:
+        """Raises ClusterError if there is no first map, because it could not be saved."""
+        if self._unsaved is not None and not self._published.map.epoch:
+            raise ClusterError(self._unsaved.reason)
 
     def _new_membership(
         self,
@@ -464,7 +502,9 @@ class Manager:
                     self._membership.started(node, time.monotonic())
             self._looks[node] = Gathered(partial(self._look_at, node, process))
             # Before it may register, so that a successor of this manager knows of it.
-            self._save()
+            if not self._save():
+                logger.error("node %d is stopped: nobody could take it over", node)
+                process.send_signal(signal.SIGKILL)
         return process
 
     def _data_path(self, node: int) -> str | None:
@@ -495,7 +535,12 @@ class Manager:
             return None
         # M2: it is started once the map without the dead one is known.
         assert self._membership is not None
-        self._await_published(self._membership.map.epoch)
+        epoch = self._membership.map.epoch
+        with self._changed:  # however long it cannot be saved
+            self._changed.wait_for(
+                lambda: self._published.map.epoch >= epoch or self._is_stopping.is_set()
+            )
+        self._await_published(epoch)
         return self._start_again(node, incarnation + 1, pauses[0])
 
     def _start_again(self, node: int, incarnation: int, pause_s: float) -> NodeProcess | None:
@@ -560,6 +605,7 @@ class Manager:
             )
         timeout_s = _FIRST_PUBLISH_TIMEOUT_S  # not all at once: a signal may interrupt
         while late := self._publish(timeout_s):
+            self._check_published()
             if self._is_interrupted():
                 raise ClusterError("stopped before all storage nodes were ready")
             if time.monotonic() > end:
@@ -588,7 +634,10 @@ class Manager:
     def _publish_forever(self) -> None:
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: self._is_publish_due or self._is_stopping.is_set())
+                self._changed.wait_for(
+                    lambda: self._is_publish_due or self._is_stopping.is_set(),
+                    _SAVE_RETRY_S if self._unsaved else None,
+                )
                 if self._is_stopping.is_set():
                     return
                 self._is_publish_due = False
@@ -603,11 +652,13 @@ class Manager:
     def _publish(self, timeout_s: float) -> list[int]:
         """Make the newest map known, and push it to every living node that does not hold it yet.
         Return those that did not take it in time: the prober sees by their PONGs that they are
-        behind, and has it pushed again."""
+        behind, and has it pushed again. A map that cannot be saved is pushed to nobody; then the
+        publisher tries again."""
         with self._changed:
             assert self._membership is not None
             published = _Published(self._membership.map, dict(self._membership.members))
-        self._save(published)
+        if not self._save(published):
+            return sorted(published.members)
         held = {}
         for node, member in published.members.items():
             incarnation, epoch = self._adopted.get(node, (0, 0))
@@ -641,14 +692,16 @@ class Manager:
             self._changed.notify_all()
         return late
 
-    def _save(self, published: _Published | None = None) -> None:
+    def _save(self, published: _Published | None = None) -> bool:
         """Leave this, or what is known already, to a successor (M4), then make it known: M2's
-        order. If it cannot be written there must be no older file either, or a successor would use
-        its epochs again; without a file it does not begin."""
+        order. Return False if it must not become known, because it cannot be saved.
+
+        It never raises anything: those who call it have other things to see to.
+        """
         with self._saving:
             published = published or self._published  # not before: another one may just be saved
             if not published.map.epoch or self._is_stopping.is_set():
-                return  # nobody needs a successor before there is a first map, nor after the end
+                return True  # nobody needs a successor before the first map, nor after the end
             with self._changed:
                 processes = [known for _, known in sorted(self._known.items())]
                 held = tuple(self._membership.held) if self._membership else ()
@@ -668,13 +721,54 @@ class Manager:
             )
             try:
                 self._state_file.write(state)
-            except OSError as error:
-                path = self._state_file.path
-                logger.error("cannot write %s: %s: it is removed", path, describe(error))
-                self._state_file.remove()
+                unsaved = None
+            except Exception as error:
+                unsaved = self._give_up_saving(error)
+            self._tell_unsaved(unsaved)
+            if unsaved is not None and unsaved.is_held:
+                return False
             with self._changed:
                 self._published = published
                 self._changed.notify_all()
+            return True
+
+    def _give_up_saving(self, error: Exception) -> _Unsaved:
+        """The state cannot be written. With a data directory what is there is the only way back to
+        all data, so it stays, and the map as it is there too: a change waits. Without one it is
+        better to go on than to have a successor; but then there must be no older file either, or
+        the successor would use its epochs again. Without a file it does not begin."""
+        reason = f"{self._state_file.path} cannot be written: {_in_words(error)}"
+        is_held = self._directory is not None
+        if not is_held:
+            try:
+                self._state_file.remove()
+            except OSError as second_error:
+                reason += f"; nor can it be removed: {describe(second_error)}"
+                is_held = True
+        return _Unsaved(
+            time.time_ns() // 1000,
+            f"{reason}; "
+            + (
+                "changes of the map wait for it, and dead nodes are not started again"
+                if is_held
+                else "if this manager is killed, no other one can take its nodes over"
+            ),
+            is_held,
+        )
+
+    def _tell_unsaved(self, unsaved: _Unsaved | None) -> None:
+        """Note whether saving works, and log what has changed of that. _saving is held."""
+        before = self._unsaved
+        if unsaved is not None:
+            if before is None or before.reason != unsaved.reason:
+                logger.error("%s", unsaved.reason)
+            if before is not None:
+                unsaved = unsaved._replace(since_us=before.since_us)
+        elif before is not None:
+            logger.warning("%s is written again", self._state_file.path)
+        with self._changed:
+            self._unsaved = unsaved
+            self._changed.notify_all()
 
     def _await_published(self, epoch: int) -> None:
         """Wait until this map, or a newer one, was made known and pushed; not for ever."""
@@ -697,8 +791,9 @@ class Manager:
             try:
                 self._apply(lambda others=others: others)  # type: ignore[misc]
                 self._probe(membership, nodes, interval_s)
-                if time.monotonic() > saves_at:
-                    saves_at += _SAVE_AGAIN_S
+                is_lost = self._unsaved is None and not self._state_file.is_there()
+                if is_lost or time.monotonic() > saves_at:
+                    saves_at = time.monotonic() + _SAVE_AGAIN_S
                     self._save()
             except Exception:
                 # For example too many open files. Without this thread no hung node is noticed.
@@ -756,6 +851,11 @@ class Manager:
             time.time_ns() // 1000,
             members,
         )
+
+    def on_get_troubles(self, request: messages.GetTroubles) -> messages.Troubles:  # noqa: ARG002
+        unsaved = self._unsaved
+        found = [messages.Trouble("unsaved", *unsaved[:2])] if unsaved is not None else []
+        return messages.Troubles(tuple(found))
 
     def get_map(self, request_id: int, body: bytes) -> bytes:
         """GET_MAP. Each answer is made once an epoch: every new client asks for the whole map,
@@ -858,6 +958,13 @@ class Manager:
             member.state != messages.DEAD and member.incarnation == owner.incarnation
             for owner, member in zip(row.owners, members, strict=True)
         )
+        unsaved = self._unsaved
+        if unsaved is not None and unsaved.is_held and self._is_gone(row.owners[0]):
+            raise RemoteProtocolError(
+                messages.UNAVAILABLE,
+                f"the primary of partition {partition} is dead, and {unsaved.reason}",
+                detail=messages.AliveDetail(self._options.replicas, alive),
+            )
         if not alive:
             raise RemoteProtocolError(
                 messages.UNAVAILABLE,
@@ -870,6 +977,12 @@ class Manager:
                 detail=messages.AliveDetail(self._options.replicas, alive),
             )
         return messages.Owners(row, members)
+
+    def _is_gone(self, owner: messages.Owner) -> bool:
+        """Whether an owner of the published map is dead, as is known by now."""
+        assert self._membership is not None
+        member = self._membership.members[owner.node]
+        return member.state == messages.DEAD or member.incarnation != owner.incarnation
 
     def _look_at(self, node: int, process: NodeProcess) -> None:
         """Find out at once whether a node that a client could not reach is dead. If so, return when
@@ -922,6 +1035,10 @@ def _request(node: int, frame: bytes) -> Operation[messages.Message]:
     if isinstance(reply, Lost):
         raise reply.error
     return decode(reply[0], reply[3])
+
+
+def _in_words(error: Exception) -> str:
+    return describe(error) if isinstance(error, OSError) else repr(error)
 
 
 def _describe_shape(nodes: int, replicas: int, hash_code: int, engine: str) -> str:

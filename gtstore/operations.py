@@ -1278,6 +1278,7 @@ def status(routes: Routes, source: Source) -> Operation[ClusterStatus]:
     request_id = source.next_number()
     frame = encode(messages.Ping(), request_id)
     replies = list((yield serving, request_id, frame))
+    troubles = yield from _troubles(source)
     for at, reply in enumerate(replies):
         if isinstance(reply, Lost) and isinstance(reply.error, ConnectionLost):
             # The connection may have been to the node's last process.
@@ -1303,7 +1304,21 @@ def status(routes: Routes, source: Source) -> Operation[ClusterStatus]:
             )
         ),
         "begun_anew": list(begun_anew(partition_map.rows)),
+        "troubles": [
+            {"what": each.what, "since": each.since / 1e6, "reason": each.reason}
+            for each in troubles
+        ],
     }
+
+
+def _troubles(source: Source) -> Operation[tuple[messages.Trouble, ...]]:
+    """What the manager says of itself; an earlier version of it says nothing."""
+    try:
+        reply = yield from _ask_manager(source, messages.GetTroubles())
+    except RemoteError:
+        return ()
+    assert isinstance(reply, messages.Troubles)
+    return reply.troubles
 
 
 def _node_status(

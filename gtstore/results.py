@@ -66,10 +66,20 @@ class NodeStatus(TypedDict):
     syncing: int
 
 
+class Trouble(TypedDict):
+    """Something that keeps the manager from doing its work in full: in a word, since when (in
+    seconds since 1970, by its clock), and why, with what that means. ``unsaved``: it cannot write
+    down the map."""
+
+    what: str
+    since: float
+    reason: str
+
+
 class ClusterStatus(TypedDict):
     """The cluster as its manager sees it: the object that ``gtclient --json status`` prints. The
-    two last lists have the partitions that lack copies, and those that have lost all and began
-    anew, empty."""
+    lists at the end have the partitions that lack copies, those that have lost all and began anew,
+    empty, and what somebody should look at."""
 
     cluster: str
     epoch: int
@@ -78,3 +88,4 @@ class ClusterStatus(TypedDict):
     nodes: list[NodeStatus]
     under_replicated: list[int]
     begun_anew: list[int]
+    troubles: list[Trouble]

@@ -3,16 +3,25 @@
 A manager that was killed, and is started again on the same port, goes on where the last one was: it
 finds here the cluster's identity and shape, the newest map that anybody has seen, and which
 processes the nodes are. The file is written before a map is made known, so no epoch is ever used
-twice. It is in the user's runtime directory, readable to the user alone, since it has the control
-token; it is removed when the cluster is stopped, and of no use once no node runs any more.
+twice. Without a data directory it is in the user's runtime directory, readable to the user alone,
+since it has the control token; it is removed when the cluster is stopped, and of no use once no
+node runs any more. A logout may take that directory away: there is a second place.
+
+The next content is written into a spare file, which then takes the name. What had the name before
+becomes the next spare. So there is always room for one more state, also on a disk that others have
+filled, and what counts is never written to.
 """
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import hashlib
 import json
 import os
+import stat
 import tempfile
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -142,32 +151,54 @@ class StateFile:
     """The file of one manager.
 
     Args:
-        path: where it is.
+        places: where it may be, the best one first. It is in one of them.
         is_synced: whether it has to outlive the machine.
     """
 
-    def __init__(self, path: Path, is_synced: bool = False) -> None:
-        self.path = path
+    def __init__(self, *places: Path, is_synced: bool = False) -> None:
+        self._places = places
         self._is_synced = is_synced
         self._encoder = RowEncoder()
+        self.path = places[0]
+        """Where it was last written, or is to be written first."""
 
     @classmethod
     def of_address(cls, host: str, port: int) -> StateFile:
         """That of the manager that listens there, and has no data directory.
 
-        Raises ClusterError if the directory for it cannot be had.
+        Raises ClusterError if no directory for it can be had.
         """
-        return cls(_runtime_directory() / f"manager-{host.replace(':', '_')}-{port}.json")
+        directories = _runtime_directories()
+        failures = []
+        for directory in directories:
+            try:
+                _make_own(directory)
+            except OSError as error:
+                failures.append(f"{directory}: {error.strerror}")
+        if len(failures) == len(directories):
+            text = "no directory for the manager's state file can be had"
+            raise ClusterError(f"{text} ({'; '.join(failures)})")
+        name = f"manager-{host.replace(':', '_')}-{port}.json"
+        return cls(*(directory / name for directory in directories))
 
-    def read(self) -> SavedState | None:
-        """What is there, or None. Raises ClusterError if it cannot be understood."""
+    def read(self) -> list[SavedState]:
+        """What is there: a state for each place that has one.
+
+        Raises ClusterError if one of them cannot be understood.
+        """
+        return [state for path in self._places if (state := self._read(path)) is not None]
+
+    def _read(self, path: Path) -> SavedState | None:
         try:
-            return from_text(self.path.read_text(encoding="ascii"))
+            # Somebody else may have left something in a place that is not there yet.
+            if not self._is_synced and not _is_own(path.parent):
+                return None
+            return from_text(path.read_text(encoding="ascii"))
         except FileNotFoundError:
             return None
         except (OSError, ValueError) as error:
             raise ClusterError(
-                f"the manager's state file {self.path} cannot be read ({error}); "
+                f"the manager's state file {path} cannot be read ({error}); "
                 + (
                     "without it nobody knows what the nodes' data is worth: docs/OPERATIONS.md"
                     if self._is_synced
@@ -175,51 +206,144 @@ class StateFile:
                 )
             ) from error
 
+    def is_there(self) -> bool:
+        """Whether it is still where it was written."""
+        return self.path.exists()
+
     def write(self, state: SavedState) -> None:
-        """Replace what is there, at once. Raises OSError."""
-        # What cleans up old files may have taken the directory too.
-        self.path.parent.mkdir(mode=0o700, exist_ok=True)
-        # mkstemp gives the mode 600.
-        number, name = tempfile.mkstemp(dir=self.path.parent, prefix=".manager-")
-        try:
-            with open(number, "w", encoding="ascii") as file:
-                file.write(to_text(state, self._encoder))
-                if self._is_synced:
-                    file.flush()
-                    os.fsync(number)
-            os.replace(name, self.path)
-        except BaseException:
-            os.unlink(name)
-            raise
-        if self._is_synced:
-            # The name, too, must be on disk.
-            directory = os.open(self.path.parent, os.O_RDONLY)
+        """Replace what is there, at once, in the first place that takes it. Raises OSError: then
+        what was there is there as before."""
+        data = to_text(state, self._encoder).encode("ascii")
+        for at, path in enumerate(self._places, 1):
             try:
-                os.fsync(directory)
-            finally:
-                os.close(directory)
+                # What cleans up old files may have taken the directory, too.
+                if self._is_synced:
+                    path.parent.mkdir(mode=0o700, exist_ok=True)
+                else:
+                    _make_own(path.parent)
+                self._replace(path, data)
+            except OSError:
+                if at == len(self._places):
+                    raise
+            else:
+                self.path = path
+                break
+        # One that cannot be removed there does no harm: the one with the higher epoch counts.
+        for path in self._places:
+            if path != self.path:
+                with contextlib.suppress(OSError):
+                    _remove(path)
+
+    def _replace(self, path: Path, data: bytes) -> None:
+        spare, last = _beside(path)
+        with _opened_spare(spare, _with_room(len(data))) as number:
+            # What is read is JSON: it may be followed by newlines, and so it keeps its size.
+            size = max(len(data), os.fstat(number).st_size)
+            _write_all(number, data.ljust(size, b"\n"))
+            if self._is_synced:
+                os.fsync(number)
+        last.unlink(missing_ok=True)  # of a manager that was killed in the midst of this
+        with contextlib.suppress(OSError):  # there is none yet, or no room for another name
+            os.link(path, last)
+        os.replace(spare, path)
+        try:
+            if self._is_synced:
+                _sync_directory(path.parent)  # the name, too, must be on disk
+        except OSError:
+            # Nobody knows which of the two the name means after a crash: neither is written to.
+            last.unlink(missing_ok=True)
+            raise
+        with contextlib.suppress(OSError):
+            os.replace(last, spare)
+        with contextlib.suppress(OSError), _opened_spare(spare, _with_room(len(data))):
+            pass  # its room may be too small by now
 
     def remove(self) -> None:
-        """The cluster has ended."""
-        self.path.unlink(missing_ok=True)
+        """The cluster has ended; or what is there must not be taken for the newest any more.
+
+        Raises OSError if it stays.
+        """
+        for path in self._places:
+            _remove(path)
 
 
-def _runtime_directory() -> Path:
-    """The user's own directory for what lives as long as processes do.
+def _with_room(size: int) -> int:
+    """A state of the same cluster may have one owner more in each row; that is less than half."""
+    return size + size // 2
 
-    Raises ClusterError if it belongs to somebody else.
-    """
-    base = os.environ.get("XDG_RUNTIME_DIR")
-    if base and os.path.isdir(base):
-        path = Path(base) / "gtstore"
-    else:
-        path = Path(tempfile.gettempdir()) / f"gtstore-{os.getuid()}"
+
+def _beside(path: Path) -> tuple[Path, Path]:
+    """The spare file, and the name that the last state has until it is the spare."""
+    return path.with_name(f"{path.name}.spare"), path.with_name(f"{path.name}.last")
+
+
+@contextlib.contextmanager
+def _opened_spare(path: Path, size: int) -> Iterator[int]:
+    """The spare file, with so much room if that can be had. Raises OSError."""
+    flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+    number = os.open(path, flags, 0o600)
+    if os.fstat(number).st_nlink != 1:
+        # It has another name, so it may be what counts, and must not be written to.
+        os.close(number)
+        path.unlink()
+        number = os.open(path, flags | os.O_EXCL, 0o600)
     try:
-        path.mkdir(mode=0o700, exist_ok=True)
+        if os.fstat(number).st_size < size:
+            with contextlib.suppress(OSError):  # then what is there has to do
+                os.posix_fallocate(number, 0, size)
+        yield number
+    finally:
+        os.close(number)
+
+
+def _write_all(number: int, data: bytes) -> None:
+    """From the beginning of the file."""
+    at = 0
+    while at < len(data):
+        at += os.pwrite(number, data[at:], at)
+
+
+def _sync_directory(path: Path) -> None:
+    number = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(number)
+    finally:
+        os.close(number)
+
+
+def _remove(path: Path) -> None:
+    """Remove a state, and its spare file. Raises OSError if the state stays."""
+    for each in (path, *_beside(path)):
+        try:
+            each.unlink(missing_ok=True)
+        except OSError:
+            # A file system that is read-only refuses also where there is nothing.
+            if each == path and os.path.lexists(path):
+                raise
+
+
+def _runtime_directories() -> list[Path]:
+    """The user's own directories for what lives as long as processes do, the best one first. A
+    logout may take the first one away, and programs that clean up the second one."""
+    base = os.environ.get("XDG_RUNTIME_DIR")
+    temporary = Path(tempfile.gettempdir()) / f"gtstore-{os.getuid()}"
+    return [Path(base) / "gtstore", temporary] if base else [temporary]
+
+
+def _is_own(path: Path) -> bool:
+    """Whether that is a directory, and of this user alone: in one that everybody may write to,
+    somebody else may have made it."""
+    try:
         status = path.lstat()
-    except OSError as error:
-        raise ClusterError(f"cannot make the directory {path}: {error.strerror}") from error
-    # In a directory that everybody may write to, somebody else may have been faster.
-    if status.st_uid != os.getuid() or status.st_mode & 0o022 or not path.is_dir():
-        raise ClusterError(f"{path} is not a directory of this user alone")
-    return path
+    except OSError:
+        return False
+    return (
+        stat.S_ISDIR(status.st_mode) and status.st_uid == os.getuid() and not status.st_mode & 0o022
+    )
+
+
+def _make_own(path: Path) -> None:
+    """Make a directory, unless it is there, of this user alone. Raises OSError."""
+    path.mkdir(mode=0o700, exist_ok=True)
+    if not _is_own(path):
+        raise PermissionError(errno.EPERM, "it is not a directory of this user alone", str(path))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import sys
+import time
 from collections.abc import Collection, Iterator, Sequence
 from typing import Any, Final, NamedTuple
 
@@ -46,6 +47,9 @@ def of_status(status: ClusterStatus) -> View:
             f"{len(status['begun_anew'])} partitions have lost all their copies, and began anew, "
             "empty"
         )
+    for trouble in status["troubles"]:
+        since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(trouble["since"]))
+        lines.append(printable(f"{trouble['what']} since {since}: {trouble['reason']}"))
     rows = [
         (
             node["id"], node["state"], node["address"], node["pid"], node["incarnation"],

@@ -172,9 +172,10 @@ def test_json_status(cluster: Cluster, manager: str, capsys: pytest.CaptureFixtu
     assert status == cluster.status()
     assert set(status) - {"cluster"} == {
         "epoch", "replicas", "hash", "nodes", "under_replicated", "begun_anew",
+        "troubles",
     }  # fmt: skip
     assert (status["epoch"], status["replicas"], status["hash"]) == (1, 3, "additive")
-    assert status["under_replicated"] == []
+    assert status["under_replicated"] == status["troubles"] == []
     assert [node["id"] for node in status["nodes"]] == [1, 2, 3, 4, 5]
     assert {tuple(node) for node in status["nodes"]} == {
         (
@@ -196,10 +197,13 @@ def test_status_of_a_manager_that_lies() -> None:
         "hash": "additive",
         "under_replicated": [],
         "begun_anew": [],
+        "troubles": [{"what": "unsaved", "since": 1.7e9, "reason": "a\nb"}],
     }
     lines = list(tables.plain(tables.of_status({**shape, "nodes": [node]})))
-    assert len(lines) == 3
-    assert "host\\n\\x1b[2Jnode 2 is dead:1" in lines[2]
+    assert len(lines) == 4
+    assert lines[1].startswith("unsaved since 2023-11-1")
+    assert lines[1].endswith(": a\\nb")
+    assert "host\\n\\x1b[2Jnode 2 is dead:1" in lines[3]
 
 
 def test_errors_are_one_line() -> None:

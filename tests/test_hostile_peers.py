@@ -49,6 +49,7 @@ from gtstore.wire.messages import (
     Error,
     Get,
     GetMap,
+    GetTroubles,
     KeyNodes,
     Map,
     Member,
@@ -61,6 +62,7 @@ from gtstore.wire.messages import (
     Row,
     StaleDetail,
     Superseded,
+    Troubles,
     Write,
 )
 
@@ -144,6 +146,7 @@ class FakeCluster:
         self.manager.behave(
             {
                 ClusterInfo.kind: says(shape),
+                GetTroubles.kind: says(Troubles(())),
                 GetMap.kind: says(partition_map),
                 KeyNodes.kind: says(owners),
                 NextPrimary.kind: says(owners),

@@ -38,6 +38,7 @@ def status(*states: str, begun_anew: int = 0) -> ClusterStatus:
         nodes=[node(number, state) for number, state in enumerate(states, start=1)],
         under_replicated=[],
         begun_anew=list(range(begun_anew)),
+        troubles=[],
     )
 
 

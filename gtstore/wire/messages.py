@@ -333,11 +333,22 @@ class Member:
     host: Annotated[Text, "where it listens: an IP address or a name"]
 
 
+@dataclass(frozen=True)
+class Trouble:
+    """Something that keeps the manager from doing its work in full. ``unsaved``: it cannot write
+    down the map for its successor."""
+
+    what: Annotated[Text, "which one, in a word; clients pass over those that they do not know"]
+    since: Annotated[Time, "when it began, by the manager's clock"]
+    reason: Annotated[Text, "why, and what it means meanwhile"]
+
+
 # --- messages ------------------------------------------------------------------------------------
 
 CLIENT, MANAGER, NODE = "client", "manager", "node"
 
 
+@dataclass(frozen=True)
 class Message:
     """The base of all messages. ``@message`` fills in what the table says of each."""
 
@@ -529,6 +540,20 @@ class Statistics(Message):
     gets: Annotated[U64, "GET requests"]
     writes: Annotated[U64, "WRITE requests"]
     executes: Annotated[U64, "EXECUTE requests"]
+
+
+@message(0x0A, CLIENT, MANAGER, replies=("TROUBLES",))
+class GetTroubles(Message):
+    """Ask the manager what keeps it from doing its work in full."""
+
+
+@message(0x8A, MANAGER, CLIENT)
+class Troubles(Message):
+    """What somebody should look at, and what it means meanwhile. Mostly there is nothing."""
+
+    troubles: Annotated[
+        tuple[Trouble, ...], Array(_U16, Record(Trouble)), "all of them, in no order"
+    ]
 
 
 @message(

@@ -240,6 +240,8 @@ class Network:
         """What the clients sent, done or not, in order."""
         self.present = 0
         """Entries that a copier had already, of all copies that came to an end."""
+        self.troubles: tuple[messages.Trouble, ...] = ()
+        """What the manager says of itself."""
         self._scripts: list[tuple[int, type[Message], Fault | Action]] = []
         self.create(nodes, replicas, cluster_id)
 
@@ -478,6 +480,8 @@ class Network:
         match request:
             case messages.ClusterInfo():
                 return encode(self.cluster(), request_id)
+            case messages.GetTroubles():
+                return encode(messages.Troubles(self.troubles), request_id)
             case messages.GetMap(since):
                 # Another cluster's epoch counts as 0.
                 since = since if cluster_of(since) == self.cluster_id else 0

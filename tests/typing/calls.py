@@ -16,6 +16,7 @@ from gtstore import (
     ScannedEntry,
     StoredEntry,
     StoreMapping,
+    Trouble,
     Version,
 )
 
@@ -82,6 +83,11 @@ def the_cluster(store: Client) -> None:
     assert_type(status["hash"], str)
     assert_type(status["under_replicated"], list[int])
     assert_type(status["begun_anew"], list[int])
+    for trouble in status["troubles"]:
+        assert_type(trouble, Trouble)
+        assert_type(trouble["what"], str)
+        assert_type(trouble["since"], float)
+        assert_type(trouble["reason"], str)
     for node in status["nodes"]:
         assert_type(node, NodeStatus)
         assert_type(node["id"], int)

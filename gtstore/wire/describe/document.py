@@ -31,6 +31,7 @@ RECORDS: Final[tuple[type[Any], ...]] = (
     messages.Owner,
     messages.Row,
     messages.Member,
+    messages.Trouble,
     messages.Join,
     messages.HeldEntry,
     messages.KeyedEntry,

@@ -65,6 +65,8 @@ EXAMPLES: Final[Mapping[int, tuple[int, messages.Message]]] = {
         (2, messages.Leave(_TOKEN, 1, messages.Join(_PARTITION, _EPOCH))),
         (1, messages.GetStatistics()),
         (1, messages.Statistics(1, 20, 12, 3)),
+        (7, messages.GetTroubles()),
+        (7, messages.Troubles((messages.Trouble("unsaved", _TIME, "no space left on device"),))),
         (6, messages.Get(_EPOCH, _PARTITION, _KEY)),
         (6, messages.EntryReply(encode_record(_COMMITTED))),
         (6, messages.NotFound()),
