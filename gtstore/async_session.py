@@ -48,7 +48,6 @@ Result = TypeVar("Result")
 _ACK_WORD: Final = head_word(ACK)
 _TOGETHER_SIZE: Final = 64 * messages.KIB
 """Frames are joined up to about this size; longer ones are sent as they are."""
-_DONT_WAIT: Final = socket.MSG_DONTWAIT
 
 
 class Exchange:
@@ -293,7 +292,7 @@ class AsyncSession:
             connection = self._connections.get(node)
             if connection is not None and not connection.watched:
                 try:
-                    connection.send(frames, _DONT_WAIT)
+                    connection.send(frames)
                 except OSError:
                     pass  # a COMMIT may be lost (N5)
         self._owed.clear()
@@ -409,7 +408,7 @@ class AsyncSession:
         try:
             while connection.outgoing or connection.unfinished:
                 block = connection.unfinished or connection.next_block()
-                size = connection.send(block, _DONT_WAIT) if block else 0
+                size = connection.send(block) if block else 0
                 connection.unfinished = b"" if size == len(block) else memoryview(block)[size:]
         except BlockingIOError:
             connection.unfinished = block
@@ -427,7 +426,7 @@ class AsyncSession:
 
     def _on_readable(self, connection: _Shared) -> None:
         try:
-            data = connection.recv(connection.buffer.receive_size, _DONT_WAIT)
+            data = connection.recv_now(connection.buffer.receive_size)
         except BlockingIOError:
             return
         except OSError as error:

@@ -12,7 +12,6 @@ import errno
 import os
 import re
 import socket
-import struct
 import time
 from collections import deque
 from collections.abc import Callable
@@ -30,14 +29,12 @@ from .wire.codec import ERROR, Frame, decode, encode
 from .wire.stream import FrameBuffer
 
 PATIENCE_S: Final = 0.020
-"""How long a blocking send or receive of the hot path waits before a selector takes over: so
-long waits have exact deadlines, and short ones cost no system call beyond the send or the
-receive."""
+"""How long ``recv`` waits before a selector takes over: so long waits have exact deadlines, and
+short ones cost little."""
 
 _ADDRESS: Final = re.compile(
     r"(\[(?P<ipv6>[^\[\]]+)\]|(?P<host>[^:\[\]]+))(:(?P<port>[0-9]{1,6}))?"
 )
-_PATIENCE: Final = struct.pack("ll", 0, int(PATIENCE_S * 1_000_000))
 
 
 class Deadline:
@@ -74,21 +71,34 @@ def describe(error: OSError) -> str:
     return (error.strerror or str(error)).lower()
 
 
+def is_not_yet(error: Exception) -> bool:
+    """Whether a send or a receive found nothing to do in its time. A connection that the kernel
+    has given up (ETIMEDOUT) raises TimeoutError, too."""
+    return isinstance(error, BlockingIOError) or (
+        isinstance(error, TimeoutError) and error.errno is None
+    )
+
+
 class Connection:
     """One TCP connection, as its opener holds it.
 
-    ``send`` and ``recv`` are the socket's own methods, for the hot path. The socket blocks, but
-    no longer than PATIENCE_S: then the methods raise BlockingIOError.
+    ``recv`` is the socket's own method, for the hot path: it waits, but no longer than PATIENCE_S;
+    then it raises TimeoutError. That limit is a poll's, with an end on the clock. SO_RCVTIMEO would
+    save its system call, a hundredth of a get, but signals that come faster would prolong it for
+    ever, because Python begins an interrupted receive anew (PEP 475), and where gevent has taken
+    the sockets' place it means nothing.
+
+    ``send`` and ``recv_now`` never wait: they raise BlockingIOError. They are the system's own
+    calls on ``descriptor``, since the socket's methods would poll first.
     """
 
     __slots__ = (
-        "address", "awaiting", "buffer", "feed", "is_connecting", "is_doubtful", "node",
-        "outgoing", "peer", "queued_size", "recv", "send", "sent_size", "sock", "unread", "watched",
+        "address", "awaiting", "buffer", "descriptor", "feed", "is_connecting", "is_doubtful",
+        "node", "outgoing", "peer", "queued_size", "recv", "sent_size", "sock", "unread", "watched",
     )  # fmt: skip
 
     sock: socket.socket
-    send: Callable[..., int]
-    recv: Callable[..., bytes]
+    recv: Callable[[int], bytes]
 
     def __init__(self, node: int, peer: str, address: tuple[str, int]) -> None:
         self.node = node
@@ -130,8 +140,8 @@ class Connection:
             )
         except OSError as error:
             raise ConnectError(self.peer, describe(error)) from error
-        self.send = self.sock.send
         self.recv = self.sock.recv
+        self.descriptor = self.sock.fileno()
         code = self.sock.connect_ex(address)
         if code not in (0, errno.EINPROGRESS):
             self.sock.close()
@@ -155,16 +165,23 @@ class Connection:
                 code = errno.ECONNREFUSED
             if code:
                 raise OSError(code, os.strerror(code))
-            self.sock.setblocking(True)
+            self.sock.settimeout(PATIENCE_S)
             self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _PATIENCE)
-            self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _PATIENCE)
         except OSError as error:
             self.close()
             raise ConnectError(self.peer, describe(error)) from error
         self.is_connecting = False
 
+    def send(self, data: bytes | memoryview) -> int:
+        """Send as much as the kernel takes at once, and return how many bytes that are."""
+        return os.write(self.descriptor, data)
+
+    def recv_now(self, size: int) -> bytes:
+        """Receive what is there, b"" at the end."""
+        return os.read(self.descriptor, size)
+
     def close(self) -> None:
+        self.descriptor = -1  # the number may soon be another file's
         self.sock.close()
 
     # --- one request at a time -------------------------------------------------------------------
@@ -207,13 +224,11 @@ class Connection:
                     return decode(frames[0][0], frames[0][3])
                 if frames or self.buffer.error or not data:
                     raise self.ended(data, frames)
-        except (TimeoutError, BlockingIOError) as error:
-            self.close()
-            raise DeadlineExceeded(
-                self.peer, f"no answer within {deadline.timeout_s:g} s"
-            ) from error
         except OSError as error:
             self.close()
+            if is_not_yet(error):
+                text = f"no answer within {deadline.timeout_s:g} s"
+                raise DeadlineExceeded(self.peer, text) from error
             raise ConnectionLost(self.peer, describe(error)) from error
         except (ConnectionLost, RemoteProtocolError) as error:
             self.close()

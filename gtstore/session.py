@@ -2,12 +2,11 @@
 
 A Session has one connection to each peer. One thread at a time uses it.
 
-``exchange`` is the hot path: send a frame to each node with a plain blocking send, then receive
-from each with a plain blocking receive; two system calls a node, no selector. The sockets have a
-short time limit of their own (connection.PATIENCE_S). Whatever is not usual, a peer that is not
-connected yet, a short send, a long value, a slow answer, an error, a failure, ends it with
-Unfinished, and
-``go_on`` takes the operation from there, from exactly that state, through the selector loop.
+``exchange`` is the hot path: send a frame to each node, which never waits, then receive from each,
+which waits for a short time (connection.PATIENCE_S); three system calls a node, no selector.
+Whatever is not usual, a peer that is not connected yet, a short send, a long value, a slow answer,
+an error, a failure, ends it with Unfinished, and ``go_on`` takes the operation from there, from
+exactly that state, through the selector loop.
 ``run`` and ``run_many`` are the selector loop from the start, for one operation and for a batch.
 
 A connection whose answer did not come in time, or that answered with a wrong request id, is closed:
@@ -19,12 +18,12 @@ from __future__ import annotations
 import heapq
 import math
 import selectors
-import socket
 import struct
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain, repeat
+from os import read, write
 from typing import Any, Final, TypeAlias, TypeVar
 
 from .connection import (
@@ -34,6 +33,7 @@ from .connection import (
     code_of,
     describe,
     is_about_all,
+    is_not_yet,
     is_reply,
 )
 from .errors import ConnectError, ConnectionLost, DeadlineExceeded, GTStoreError, NetworkError
@@ -58,9 +58,9 @@ Begins: TypeAlias = tuple[Operation[Result], list[Any]]
 """An operation, and what was begun of its first step: its slots, or none (see Unfinished)."""
 
 _DIRECT_SIZE_MAX: Final = 64 * messages.KIB
-"""A longer frame would make the blocking sends wait for one peer after the other."""
+"""A longer frame would seldom go out in one send."""
 DIRECT_TIMEOUT_MIN_S: Final = 0.25
-"""A call with less time than this goes without ``exchange``, which may take 2 x k x PATIENCE_S."""
+"""A call with less time than this goes without ``exchange``, which may take k x PATIENCE_S."""
 
 unpack_words: Final = HEADER_WORDS.unpack_from
 PLAIN_MASK: Final = 0xFFFF_00FF
@@ -279,7 +279,7 @@ class Session:
             for node in nodes:
                 connection = connections[node]
                 data = owed.pop(node) + frame if node in owed else frame
-                size = connection.send(data)
+                size = write(connection.descriptor, data)
                 if size != len(data):
                     raise _Unusual
                 sent += 1
@@ -292,9 +292,16 @@ class Session:
         receive_size = self._receive_size
         try:
             # The last one was sent to last, so it is likely to answer last: whoever waits for it
-            # wakes up once, and finds the other answers there.
+            # wakes up once, and finds the other answers there, without the system call that waits.
             for node in nodes[::-1]:
-                data = connections[node].recv(receive_size)
+                connection = connections[node]
+                if replies:
+                    try:
+                        data = read(connection.descriptor, receive_size)
+                    except BlockingIOError:
+                        data = connection.recv(receive_size)
+                else:
+                    data = connection.recv(receive_size)
                 if data == ack:
                     replies.append(ACKED)
                     continue
@@ -320,7 +327,7 @@ class Session:
             connection = self._connections[node]
             if node in owed:
                 data = owed.pop(node) + frame
-            size = connection.send(data)
+            size = write(connection.descriptor, data)
             if size != len(data):
                 raise _Unusual
         except (_Unusual, KeyError, OSError) as error:
@@ -330,7 +337,15 @@ class Session:
             raise
         try:
             data = connection.recv(self._receive_size)
-            _check_plain(data, request_id)
+            # As _check_plain does; its call would cost more than what it looks at.
+            word, reply_id, length = unpack_words(data)
+            if (
+                reply_id != request_id
+                or length != len(data) - HEADER_SIZE
+                or word & PLAIN_MASK != PLAIN_WORD
+                or word == ERROR_WORD
+            ):
+                raise _Unusual
         except (_Unusual, OSError, struct.error) as error:
             raise self._half_received((node,), request_id, [], data, error) from None
         except BaseException:
@@ -424,10 +439,9 @@ class Session:
                     reply = data[at:end]
                     replies.append(ACKED if reply == one[5] else reply)
                     at = end
-        except BlockingIOError:
-            pass  # not yet
         except OSError as error:
-            share.rest = self._drop(connection, describe(error), sent=True)
+            if not is_not_yet(error):
+                share.rest = self._drop(connection, describe(error), sent=True)
         finally:
             connection.unread = data[at:]
         if len(replies) == count and connection.unread:
@@ -446,7 +460,7 @@ class Session:
             if isinstance(error, _Unusual):  # the kernel took only a part
                 _queue(connection, rest)
                 slots[sent] = connection
-            elif isinstance(error, OSError) and not isinstance(error, BlockingIOError):
+            elif isinstance(error, OSError) and not is_not_yet(error):
                 slots[sent] = self._drop(connection, describe(error), sent=False)
         return Unfinished(slots)
 
@@ -464,8 +478,8 @@ class Session:
         slots = [*(self._connections[node] for node in waiting), *reversed(replies)]
         at = len(waiting) - 1
         connection = self._connections[nodes[at]]
-        if isinstance(error, BlockingIOError):
-            pass  # not yet: the selector waits for it
+        if is_not_yet(error):
+            pass  # the selector waits for it
         elif isinstance(error, OSError):
             slots[at] = self._drop(connection, describe(error), sent=True)
         else:
@@ -677,7 +691,7 @@ class Session:
                 if len(outgoing) > 1 and len(outgoing[0]) < _DIRECT_SIZE_MAX:
                     gathered = _gather(outgoing)
                     outgoing.appendleft(gathered)
-                size = connection.send(outgoing[0], socket.MSG_DONTWAIT)
+                size = connection.send(outgoing[0])
                 connection.sent_size += size
                 if size == len(outgoing[0]):
                     outgoing.popleft()
@@ -693,7 +707,7 @@ class Session:
     def _receive(self, connection: Connection) -> None:
         try:
             size = connection.buffer.receive_size
-            data = connection.recv(size, socket.MSG_DONTWAIT)
+            data = connection.recv_now(size)
         except BlockingIOError:
             return
         except OSError as error:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import errno
 import selectors
+import signal
 import socket
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -53,13 +55,14 @@ def write(request_id: int, size: int = 10) -> bytes:
     return encode(messages.Write(1, 1, b"key", bytes(21 + size)), request_id)
 
 
-Begin = Callable[[Session, Sequence[int], int, bytes], list[Reply]]
+Begin = Callable[..., list[Reply]]
 
 
 def in_exchange(
-    session: Session, nodes: Sequence[int], request_id: int, frame: bytes
+    session: Session, nodes: Sequence[int], request_id: int, frame: bytes, timeout_s: float = 5
 ) -> list[Reply]:
     """The hot path, and go_on where it does not finish: as Client.put does."""
+    started = time.monotonic()
     try:
         ack = encode(messages.Ack(), request_id)
         if len(nodes) == 1:
@@ -67,7 +70,7 @@ def in_exchange(
         return list(session.exchange(tuple(nodes), request_id, frame, ack))
     except Unfinished as unfinished:
         operation = send(nodes, request_id, frame)
-        return session.go_on(operation, unfinished.slots, Deadline(0).at, 5)
+        return session.go_on(operation, unfinished.slots, started, timeout_s)
 
 
 def first_round(request_id: int, frame: bytes) -> Begun:
@@ -75,21 +78,26 @@ def first_round(request_id: int, frame: bytes) -> Begun:
     return route, request_id, frame, (0, 0), b"", encode(messages.Ack(), request_id), Identity(1)
 
 
-def in_round(session: Session, nodes: Sequence[int], request_id: int, frame: bytes) -> list[Reply]:
+def in_round(
+    session: Session, nodes: Sequence[int], request_id: int, frame: bytes, timeout_s: float = 5
+) -> list[Reply]:
     """The hot path of a batch, and go_on_many where it does not finish: as batches.py does."""
+    started = time.monotonic()
     round_ = session.send_many([first_round(request_id, frame)], [tuple(nodes)])
-    session.receive_many(round_, time.monotonic() + 5)
+    session.receive_many(round_, started + timeout_s)
     (slots,) = round_.slots()
     slots = [as_frame(slot) if isinstance(slot, bytes) else slot for slot in slots]
     assert round_.is_acked == (slots == [ACKED] * len(nodes))
     begun = [(send(nodes, request_id, frame), slots)]
-    (outcome,) = session.go_on_many(begun, (), 0, 5, time.monotonic())
+    (outcome,) = session.go_on_many(begun, (), 0, timeout_s, started)
     assert not isinstance(outcome, GTStoreError)
     return outcome
 
 
-def in_loop(session: Session, nodes: Sequence[int], request_id: int, frame: bytes) -> list[Reply]:
-    return session.run(send(nodes, request_id, frame), 5)
+def in_loop(
+    session: Session, nodes: Sequence[int], request_id: int, frame: bytes, timeout_s: float = 5
+) -> list[Reply]:
+    return session.run(send(nodes, request_id, frame), timeout_s)
 
 
 @pytest.fixture(params=[in_exchange, in_round, in_loop])
@@ -518,6 +526,57 @@ def test_unknown_hosts_and_nodes() -> None:
     reply = Session(locate).run(send((1,), 1, ping()), 5)[0]
     assert isinstance(reply, Lost)
     assert not reply.sent
+
+
+# --- signals -----------------------------------------------------------------------------------
+
+
+@contextmanager
+def many_signals() -> Iterator[None]:
+    """A signal every two milliseconds, from a timer, as a profiler's. pytest-timeout's timer is the
+    same one, and has the rest of its time afterwards: what is done here ends by itself."""
+    handler = signal.signal(signal.SIGALRM, lambda *_: None)
+    timer = signal.setitimer(signal.ITIMER_REAL, PATIENCE_S / 10, PATIENCE_S / 10)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, handler)
+        signal.setitimer(signal.ITIMER_REAL, *timer)
+
+
+def silent_for(seconds: float) -> Script:
+    """Answer the first request, and then nothing, until the connection ends after that time."""
+
+    def script(sock: socket.socket) -> None:
+        sock.sendall(encode(messages.Ack(), next(frames_of(sock))[1]))
+        sock.settimeout(seconds)
+        while sock.recv(65536):
+            pass
+
+    return script
+
+
+def test_signals_prolong_no_wait(peers: Callable[..., Peer], begin: Begin) -> None:
+    """A call that is interrupted all the time has its deadline all the same, in each way of a
+    request: whoever waits looks at the clock, and begins no wait anew (PEP 475 does)."""
+    session = session_of(peers(silent_for(10)))
+    assert begin(session, (1,), 1, write(1))[0][0] == ACK
+    with many_signals():
+        outcome = begin(session, (1,), 2, write(2), 0.3)[0]
+    assert isinstance(outcome, Lost)
+    assert isinstance(outcome.error, DeadlineExceeded), "not the end of the connection, later"
+    session.close()
+
+
+def test_signals_prolong_no_single_request(peers: Callable[..., Peer]) -> None:
+    """The same of connecting, and of what nodes and managers ask each other."""
+    peer = peers(silent_for(10))
+    deadline = Deadline(0.3)
+    with many_signals():
+        connection = Connection.open("a node", "127.0.0.1", peer.port, deadline)
+        with pytest.raises(DeadlineExceeded):
+            [connection.call(messages.ClusterInfo(), deadline) for _ in range(2)]
 
 
 # --- one request at a time ---------------------------------------------------------------------
