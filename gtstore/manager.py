@@ -39,8 +39,8 @@ from .errors import (
     NetworkError,
     RemoteProtocolError,
 )
-from .membership import Action, Fence, Membership, Probe, Publish, Report, Start
-from .nursery import NodeProcess, Nursery
+from .membership import Action, Fence, Membership, Probe, Publish, Report, Silence, Start
+from .nursery import Look, NodeProcess, Nursery
 from .operations import Lost, Operation
 from .placement import (
     HASH_FUNCTIONS,
@@ -70,8 +70,8 @@ _SAVE_RETRY_S = 0.5
 """What cannot be saved is tried again so often."""
 _HOLDER_TIMEOUT_S = 0.5
 _MAP_BODIES_MAX = 16
-_BUSY_SHARE = 0.2
-"""A node that was on a processor for this part of the time does not hang."""
+_NEW_CONNECTIONS_EACH = 4
+"""Every so many rounds of probes go over new connections: a node that accepts none is found out."""
 
 _MAP_WORD = head_word(messages.Map.kind)
 
@@ -155,7 +155,10 @@ class Manager:
         # The publisher's own:
         self._push_session = Session(self._locate)
         self._adopted: dict[int, tuple[int, int]] = {}  # node -> its incarnation, its map's epoch
-        self._probe_session = Session(self._locate)  # the prober's own
+        # The prober's own:
+        self._probe_session = Session(self._locate)
+        self._rounds = 0
+        self._last_looks: dict[int, Look] = {}  # at the processes of those that were silent
         self._handlers: dict[int, Handler] = {}
         # What nodes that were started again have said, until the map of all of them is made.
         self._returns: list[tuple[messages.Member, tuple[messages.Join, ...]]] | None = None
@@ -779,7 +782,6 @@ class Manager:
             )
 
     def _probe_forever(self) -> None:
-        interval_s = self._options.probe_interval_ms / 1000
         membership = self._membership
         assert membership is not None
         saves_at = time.monotonic() + _SAVE_AGAIN_S
@@ -790,7 +792,7 @@ class Manager:
             others = [action for action in actions if not isinstance(action, Probe)]
             try:
                 self._apply(lambda others=others: others)  # type: ignore[misc]
-                self._probe(membership, nodes, interval_s)
+                self._probe(membership, nodes)
                 is_lost = self._unsaved is None and not self._state_file.is_there()
                 if is_lost or time.monotonic() > saves_at:
                     saves_at = time.monotonic() + _SAVE_AGAIN_S
@@ -800,28 +802,31 @@ class Manager:
                 logger.exception("a round of probes failed")
             self._is_stopping.wait(max(0.0, membership.next_tick - time.monotonic()))
 
-    def _probe(self, membership: Membership, nodes: list[int], timeout_s: float) -> None:
+    def _probe(self, membership: Membership, nodes: list[int]) -> None:
         ping = encode(messages.Ping(), 1)
         requests = [_request(node, ping) for node in nodes]
+        self._rounds += 1
+        is_new = self._rounds % _NEW_CONNECTIONS_EACH == 0
+        session = Session(self._locate) if is_new else self._probe_session
+        began = time.monotonic()
+        replies = session.run_many(requests, membership.patience_s, len(nodes))
+        took_s = time.monotonic() - began
+        if is_new:
+            session.abort()
         is_behind = False
-        started = time.monotonic()
-        cpu_s = {node: self._processes[node].cpu_s() for node in nodes}
-        replies = self._probe_session.run_many(requests, timeout_s, len(nodes))
-        busy_s = _BUSY_SHARE * (time.monotonic() - started)
+        round_: dict[int, Silence | None] = {}
+        looks: dict[int, Look] = {}
         for node, reply in zip(nodes, replies, strict=True):
             if isinstance(reply, messages.Error) and reply.code == messages.BUSY:
-                self._apply(lambda node=node: membership.answered(node))  # type: ignore[misc]
+                round_[node] = None
             elif isinstance(reply, messages.Pong) and reply.node == node:
+                round_[node] = None
                 is_behind |= reply.epoch < self._published.map.epoch
-                self._apply(lambda node=node: membership.answered(node))  # type: ignore[misc]
             else:
-                missed = partial(
-                    membership.missed,
-                    node,
-                    str(reply),
-                    is_busy=self._processes[node].cpu_s() - cpu_s[node] > busy_s,
-                )
-                self._apply(missed)
+                looks[node] = look = self._processes[node].look()
+                round_[node] = Silence(str(reply), look.since(self._last_looks.get(node)))
+        self._last_looks = looks
+        self._apply(partial(membership.probed, round_, took_s))
         if is_behind:
             self._apply(lambda: [Publish()])
 

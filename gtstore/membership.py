@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Final, TypeAlias
@@ -59,8 +59,84 @@ _HELD_A_JOIN: Final = 4
 each four partitions that it holds. Its start is felt enough by itself."""
 _SETTLED_S: Final = 60.0
 """A node that lived so long does not keep dying."""
-_BUSY_MISS: Final = Fraction(1, 10)
-"""What a missed probe counts for if the process was at work meanwhile."""
+_SHARE: Final = 0.2
+"""A process that ran, or waited for a processor, for this part of the time does not hang."""
+_NOT_HUNG: Final = Fraction(1, 10)
+"""What a missed probe counts for then, or if the process waits for its disk."""
+_COPIES_FIRST_S: Final = 30.0
+"""So long nobody else is killed on suspicion while copies are missing: the others have the dead
+one's load, and the copying, on top of theirs."""
+_LATE: Final = 1.5
+"""A manager that has waited so many times as long as it meant to was itself without a processor."""
+_PATIENCE_MAX: Final = 8
+_PATIENCE_FALLS: Final = 0.9
+"""While processors are short, probes wait for their answers up to eight intervals: doubled each
+time, and less again little by little."""
+
+# --- evidence (M1) -------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What the system says of a process that did not answer.
+
+    ``ran_s`` and ``waited_s`` are what all of its threads together spent on a processor, and ready
+    to run without one, in the last ``seconds``; ``waited_s`` is None where the system does not tell
+    that. ``states`` has a letter for each thread, as it was in the end: R runs or is ready to, D
+    waits for a disk, T is stopped by a signal, S waits for anything else.
+    """
+
+    seconds: float
+    ran_s: float
+    waited_s: float | None
+    states: str
+
+    @property
+    def is_stopped(self) -> bool:
+        return bool(self.states) and set(self.states) <= set("TtZX")
+
+    @property
+    def has_run(self) -> bool:
+        return self.ran_s > _SHARE * self.seconds
+
+    @property
+    def has_waited(self) -> bool:
+        """The system adds a wait up when it is over: one that lasts shows as a state alone."""
+        waits = "R" in self.states and not self.has_run
+        return waits or (self.waited_s or 0.0) > _SHARE * self.seconds
+
+    @property
+    def is_hung(self) -> bool:
+        """Whether it could have answered, as far as processors and disks are concerned. Threads of
+        a process that hangs in one place may go on in others: little time does not count."""
+        return not (self.has_waited or self.has_run or "D" in self.states)
+
+    def __str__(self) -> str:
+        if self.is_stopped:
+            return "its process is stopped (SIGSTOP, or a debugger)"
+        if self.has_waited:
+            what = "it waited for a processor"
+        elif self.has_run:
+            what = "it was at work"
+        elif self.is_hung:
+            what = "it had a processor and used none"
+        else:
+            what = "it waits for a disk"
+        waited = "unknown" if self.waited_s is None else f"{self.waited_s:.2f} s"
+        states = " ".join(f"{count} {state}" for state, count in Counter(self.states).items())
+        return (
+            f"{what}: in {self.seconds:.2f} s its threads ran {self.ran_s:.2f} s, their wait for a "
+            f"processor was {waited}, their states are {states or 'unknown'}"
+        )
+
+
+@dataclass(frozen=True)
+class Silence:
+    """A probe was not answered in time, or its connection failed."""
+
+    reason: str
+    evidence: Evidence | None = None
+
 
 # --- events --------------------------------------------------------------------------------------
 
@@ -163,9 +239,17 @@ class Membership:
         self._joins_max = joins_max
         self._joins_first = joins_first
         self._is_durable = is_durable
+        # Since its last answer: how many probes a node has missed, and what they count for.
+        self._silent_probes: Counter[int] = Counter()
         self._misses: dict[int, Fraction] = dict.fromkeys(self.members, Fraction(0))
+        self._spared: dict[int, str] = {}  # silent, and not killed for this reason
         self._fenced: set[int] = set()
         self._next_tick: float | None = None
+        self._late_at = math.inf  # a tick after that comes too late
+        self._now = -math.inf  # of the last event that had a time
+        self._copies_missing_since = -math.inf  # holds while any are
+        self.patience_s = probe_interval_s
+        """How long a probe waits for its answer."""
         self._alive_since = dict.fromkeys(self.members, -math.inf)
         self._early_deaths = dict.fromkeys(self.members, 0)
         self._starting: dict[int, float] = {}  # started at that time, and not back yet
@@ -176,13 +260,16 @@ class Membership:
     def tick(self, now: float) -> list[Action]:
         """Probe every living node once an interval. ``next_tick`` says when to call again."""
         actions: list[Action] = []
-        if self._next_tick is not None and now > self._next_tick + self._interval_s:
+        self._now = now
+        if self._next_tick is not None and now > self._late_at:
             # M1: the manager itself was stopped, or the machine slept: silence proves nothing.
             late_s = now - self._next_tick
             actions.append(Report(f"the manager was stopped for {late_s:.1f} s: probes start anew"))
-            self._misses = dict.fromkeys(self._misses, Fraction(0))
+            for node in self.members:
+                self._forgive(node)
         if self._next_tick is None or now >= self._next_tick:
             self._next_tick = now + self._interval_s
+            self._late_at = now + self.patience_s + self._interval_s
             actions += [
                 Probe(node) for node, member in self.members.items() if member.state != DEAD
             ]
@@ -209,40 +296,103 @@ class Membership:
         """When ``tick`` is due again, on the caller's clock."""
         return self._next_tick or 0.0
 
+    def probed(self, round_: Mapping[int, Silence | None], took_s: float) -> list[Action]:
+        """A round of probes is over, and took so long: None for each node that has answered."""
+        silent = {node: silence for node, silence in round_.items() if silence is not None}
+        doubt = ""
+        if took_s > _LATE * self.patience_s:
+            doubt = f"the manager itself was late, by {took_s - self.patience_s:.2f} s"
+        elif len(silent) == len(round_) > 1:
+            # M1: they are all on one machine, which is the manager's.
+            doubt = "all nodes are silent at once, so it is the manager, or the machine"
+        is_short = any(one.evidence and one.evidence.has_waited for one in silent.values())
+        if doubt or is_short:
+            self.patience_s = min(2 * self.patience_s, _PATIENCE_MAX * self._interval_s)
+        else:
+            self.patience_s = max(_PATIENCE_FALLS * self.patience_s, self._interval_s)
+        actions: list[Action] = []
+        for node, silence in round_.items():
+            if silence is None:
+                actions += self.answered(node)
+            else:
+                actions += self.missed(node, silence.reason, silence.evidence, doubt)
+        return actions
+
     def answered(self, node: int) -> list[Action]:
         """A probe was answered, by that node and this incarnation."""
-        self._misses[node] = Fraction(0)
+        self._forgive(node)
         return self._enter(node, ANSWERED)
 
-    def missed(self, node: int, reason: str, is_busy: bool = False) -> list[Action]:
-        """A probe was not answered in time, or its connection failed. ``is_busy``: its process was
-        at work meanwhile."""
-        actions = self._enter(node, MISSED)
-        # M1: one that is at work is more likely overloaded than hung. To kill it would give its
-        # load to the others, and then they would fall silent one after the other. But one that
-        # never answers again, however busy, must not stay for ever.
-        before = self._misses[node]
-        self._misses[node] += _BUSY_MISS if is_busy else 1
-        if self.members[node].state != SUSPECT or self._misses[node] < self._misses_max:
+    def _forgive(self, node: int) -> None:
+        self._misses[node] = Fraction(0)
+        self._silent_probes[node] = 0
+        self._spared.pop(node, None)
+
+    def missed(
+        self, node: int, reason: str, evidence: Evidence | None = None, doubt: str = ""
+    ) -> list[Action]:
+        """A probe was not answered in time, or its connection failed.
+
+        Args:
+            evidence: what the system says of the process; without any, it is taken for hung.
+            doubt: why the silence may be the manager's own fault.
+        """
+        self._silent_probes[node] += 1
+        if evidence and evidence.is_stopped:
+            doubt = ""  # that is so, whoever is late
+        if not doubt:
+            # M1: one that is at work, or would like to be, is overloaded rather than hung. To kill
+            # it would give its load to the others, and then they would fall silent one after the
+            # other. But one that never answers again, however busy, must not stay for ever.
+            is_hung = evidence is None or evidence.is_hung
+            self._misses[node] += 1 if is_hung else _NOT_HUNG
+        is_silent_long = self._silent_probes[node] >= self._misses_max
+        is_suspect = is_silent_long or self._misses[node] >= 1
+        actions = self._enter(node, MISSED) if is_suspect else []
+        if not is_silent_long or node in self._fenced or self.members[node].state == DEAD:
             return actions
-        if node in self._fenced:
-            return actions
+        silence = f"is silent for {self._silent_probes[node]} probes ({reason})"
+        excuse = doubt or str(evidence or "nobody has looked at its process")
+        if self._misses[node] < self._misses_max:
+            return actions + self._spare(node, "not hung", f"{silence}, not killed: {excuse}")
         # M1: the last in-sync owner of anything is neither killed nor removed on suspicion. Those
         # that are being killed count no more, or two that fall silent together would both be
         # killed.
         if self.map.is_last_in_sync(node, self._fenced):
-            if before < self._misses_max:
-                text = (
-                    f"node {node} is silent ({reason}) and holds the last copy of some partitions"
-                )
-                actions.append(Report(f"{text}: waiting for it"))
-            return actions
+            text = f"{silence} and holds the last copy of some partitions: waiting for it; {excuse}"
+            return actions + self._spare(node, "last copy", text)
+        if self._fenced or not self._has_all_copies():
+            if self._now < self._copies_missing_since + _COPIES_FIRST_S:
+                text = f"{silence}, not killed yet: copies are being made; {excuse}"
+                return actions + self._spare(node, "copies first", text)
+            if evidence and not evidence.is_hung:
+                text = f"{silence}, not killed while copies are missing: {excuse}"
+                return actions + self._spare(node, "copies", text)
+        else:
+            self._copies_missing_since = self._now
         self._fenced.add(node)
-        text = f"node {node} is silent ({reason}, {float(self._misses[node]):g} probes): killing it"
-        return [*actions, Report(text), Fence(node)]
+        return [*actions, Report(f"node {node} {silence}: killing it; {excuse}"), Fence(node)]
+
+    def _spare(self, node: int, why: str, text: str) -> list[Action]:
+        """Not to kill a node is told once, for each reason."""
+        if self._spared.get(node) == why:
+            return []
+        self._spared[node] = why
+        return [Report(f"node {node} {text}")]
+
+    def _has_all_copies(self) -> bool:
+        living = self._living()
+        return all(
+            sum(living.get(o.node) == o.incarnation for o in row.owners if o.in_sync)
+            >= self._replicas
+            for row in self.map.rows
+        )
 
     def exited(self, node: int, how: str, now: float) -> list[Action]:
         """The node's process has ended: seen by its parent, so it answers nobody any more (M2)."""
+        self._now = max(self._now, now)
+        if self._has_all_copies():
+            self._copies_missing_since = self._now
         self._fenced.discard(node)
         self._starting.pop(node, None)
         actions: list[Action] = [Report(f"node {node} is dead: {how}")]
@@ -323,7 +473,7 @@ class Membership:
             node = member.node
             actions += self._enter(node, RETURNED)
             self.members[node] = member
-            self._misses[node] = Fraction(0)
+            self._forgive(node)
             self._starting.pop(node, None)
             self._awaited.pop(node, None)
             self._alive_since[node] = now

@@ -25,13 +25,15 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from .connection import describe
 from .errors import ClusterError
+from .membership import Evidence
 
 _ANSWER_TIMEOUT_S = 5.0
 _REAP_TIMEOUT_S = 1.0
@@ -69,14 +71,9 @@ class NodeProcess:
         except ProcessLookupError:
             pass
 
-    def cpu_s(self) -> float:
-        """The processor's time that it has used so far, in steps of about 10 ms."""
-        try:
-            with open(f"/proc/{self.pid}/stat") as file:
-                user, system = file.read().rpartition(")")[2].split()[11:13]
-        except OSError:
-            return 0.0  # it has ended, and was reaped
-        return (int(user) + int(system)) / _TICKS_A_SECOND
+    def look(self) -> Look:
+        """What its threads have done so far, and their states."""
+        return Look.at(self.pid)
 
     def has_ended(self) -> bool:
         """Also if nobody has reaped it yet."""
@@ -94,6 +91,60 @@ class NodeProcess:
         self.exit_code = self._nursery.reap(self.pid)
         self.is_reaped = True
         return self.exit_code
+
+
+class Look(NamedTuple):
+    """What a process's threads have done up to a moment: by their numbers, how long each has run,
+    and waited for a processor (None where the system does not tell); and their states then."""
+
+    time: float
+    threads: dict[str, tuple[float, float | None]]
+    states: str
+
+    @classmethod
+    def at(cls, pid: int) -> Look:
+        threads = {}
+        states = ""
+        for number in _thread_numbers(pid):
+            try:
+                with open(f"/proc/{pid}/task/{number}/stat") as file:
+                    fields = file.read().rpartition(")")[2].split()
+                threads[number] = _times(pid, number, fields)
+            except OSError:
+                continue  # it has ended meanwhile
+            states += fields[0]
+        return cls(time.monotonic(), threads, states)
+
+    def since(self, before: Look | None) -> Evidence:
+        """What was done since then; without that only the states tell."""
+        if before is None:
+            return Evidence(0.0, 0.0, 0.0, self.states)
+        ran_s = waited_s = 0.0
+        for number, (ran_now_s, waited_now_s) in self.threads.items():
+            ran_before_s, waited_before_s = before.threads.get(number, (0.0, 0.0))
+            ran_s += ran_now_s - ran_before_s
+            waited_s += (waited_now_s or 0.0) - (waited_before_s or 0.0)
+        is_told = all(waited is not None for _, waited in self.threads.values())
+        seconds = self.time - before.time
+        return Evidence(seconds, ran_s, waited_s if is_told else None, self.states)
+
+
+def _thread_numbers(pid: int) -> list[str]:
+    try:
+        return os.listdir(f"/proc/{pid}/task")
+    except OSError:
+        return []  # it has ended, and was reaped
+
+
+def _times(pid: int, number: str, fields: list[str]) -> tuple[float, float | None]:
+    """How long a thread has run and waited, in seconds; ``fields`` are those of its stat, which
+    knows the first, in steps of 10 ms. Raises OSError if it has ended."""
+    try:
+        with open(f"/proc/{pid}/task/{number}/schedstat") as file:
+            ran_ns, waited_ns, _ = file.read().split()
+    except FileNotFoundError:  # the kernel was built without it
+        return (int(fields[11]) + int(fields[12])) / _TICKS_A_SECOND, None
+    return int(ran_ns) / 1e9, int(waited_ns) / 1e9
 
 
 def start_time(pid: int) -> int:
