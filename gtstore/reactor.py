@@ -22,7 +22,7 @@ from collections.abc import Callable, Mapping
 from typing import Final
 
 from .server import Handler, TokenLock, unpack_words
-from .wire.codec import COMMIT, EXECUTE, GET, WRITE, head_word
+from .wire.codec import COMMIT, EXECUTE, GET, WRITE, LongReply, head_word
 from .wire.messages import KIB
 from .wire.stream import HEADER_SIZE
 
@@ -43,13 +43,15 @@ time: their threads all want the interpreter's lock to end, too."""
 class Lent:
     """A connection that is lent, whose thread is at the gate until it is given back."""
 
-    __slots__ = ("admit", "answers", "data", "gate", "is_polled", "sock")
+    __slots__ = ("admit", "answers", "data", "gate", "is_polled", "long_part", "sock")
 
     def __init__(self, sock: socket.socket | None, answers: bytes = b"") -> None:
         self.sock = sock
         self.admit: Callable[[], bool] | None = None  # see server.Outbox.adopt
         self.answers = answers
         """What is to be sent before anything more is received."""
+        self.long_part = b""
+        """And this after it, by its thread."""
         self.gate: LockType = allocate_lock()
         self.gate.acquire()
         self.data: bytes | None = None
@@ -109,11 +111,12 @@ class Reactor:
         lent.gate.acquire()
         del self._lent[sock]
         self._check(lent)
-        if lent.answers:  # the peer does not take them at once
-            try:
-                sock.sendall(lent.answers)
-            except BlockingIOError as error:  # which is no end, where a receive raises it
-                raise TimeoutError("the peer does not take its answers") from error
+        try:
+            for part in (lent.answers, lent.long_part):
+                if part:  # the peer does not take it at once
+                    sock.sendall(part)
+        except BlockingIOError as error:  # which is no end, where a receive raises it
+            raise TimeoutError("the peer does not take its answers") from error
         return sock.recv(size) if lent.data is None else lent.data
 
     # --- what a heir of this class may do otherwise ----------------------------------------------
@@ -187,8 +190,15 @@ class Reactor:
                         answers.append(answer)
                         answers_size += len(answer)
                     at = end
+            except LongReply as reply:
+                # It is done, so it must not be handled once more: an append would be another one
+                # if somebody else's came between (N4).
+                answers.append(reply.head)
+                lent.long_part = reply.rest
+                at = end
             except Exception as error:
-                # Its thread handles this request once more, and says what is wrong with it.
+                # Nothing was done. Its thread handles this request once more, and says what is
+                # wrong with it.
                 logger.debug("a request is left to its thread: %s", type(error).__name__)
         lent.answers = answers[0] if len(answers) == 1 else b"".join(answers)
         lent.data = data[at:] or None
@@ -214,7 +224,7 @@ class Reactor:
             except OSError:
                 sent = 0  # no room, or no peer
             lent.answers = lent.answers[sent:]
-        if lent.answers or lent.data is not None:
+        if lent.answers or lent.long_part or lent.data is not None:
             self._give_back(lent)
         elif not lent.is_polled:
             self._start_polling(lent)

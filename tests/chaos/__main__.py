@@ -20,8 +20,6 @@ from .run import Report, run
 from .small_disk import go_inside, is_outside, why_impossible
 from .world import World
 
-UNKNOWN_SHARE_MAX = 0.01
-
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.chaos")
@@ -91,8 +89,7 @@ def print_figures(report: Report) -> None:
         f"{operations / max(report.seconds, 1e-9):.0f} a second: {_listed(report.counts)}"
     )
     share = f"{report.unknown} of {report.writes} writes, {report.unknown_share:.3%}"
-    verdict = "" if report.unknown_share < UNKNOWN_SHARE_MAX else ": TOO MANY"
-    print(f"outcome unknown: {share}{verdict}")
+    print(f"outcome unknown: {share}")
     print(f"reads that failed: {report.failed_reads}; did not happen: {_listed(report.failed)}")
     print(f"faults: {_listed(report.faults)}")
     print(f"longest operation: {report.longest_s:.3f} s")

@@ -37,6 +37,8 @@ from .world import PLAIN, World
 
 CLIENTS = 8
 END_TIMEOUT_S = CALL_TIMEOUT_S + 10
+UNKNOWN_SHARE_MAX = 0.01
+"""But where the only copy is on a node that is killed, each write that is under way is unknown."""
 WRITES = ("put", "delete", "append", "increment", "compare")
 
 
@@ -145,6 +147,8 @@ def run(
     report.errors += odd_lines(cluster.log(), faults.stopped)
     for number in range(1, CLIENTS + 1):
         _add_client(report, number, report_path(directory, number))
+    if replicas > 1 and report.unknown_share >= UNKNOWN_SHARE_MAX:
+        report.errors.append(f"too many outcomes are unknown: {report.unknown_share:.2%} of writes")
     for history in histories(directory):
         report.checked += len(history)
         report.violations += violations(without_versions(history), size_of)
