@@ -9,6 +9,7 @@ tasks, and wakes the task when all have answered. What is not usual goes on as
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 import secrets
 import time
@@ -28,6 +29,7 @@ from typing import Any, Final, TypeAlias, TypeVar, overload
 
 from . import operations
 from .async_session import AsyncSession, Exchange
+from .cluster_time import MEASURE_AGAIN_S
 from .connection import parse_address
 from .errors import DeadlineExceeded, GTStoreError, OperationFailed
 from .inputs import (
@@ -52,6 +54,7 @@ from .placement import Routes
 from .results import ClusterStatus, Location, PutResult, ScannedEntry, StoredEntry, Version
 from .scan_operation import Scanner
 from .session import locate
+from .steady_clock import steady_ns
 from .wire import messages
 from .wire.messages import CLIENT_TIMEOUT_S, EXPIRES
 
@@ -88,7 +91,7 @@ class AsyncClient:
 
     def __init__(self, manager: str = "127.0.0.1:9001", timeout: float = CLIENT_TIMEOUT_S) -> None:
         self._routes = Routes()
-        self._source = Source(lambda: secrets.randbits(64), time.time_ns, random.random)
+        self._source = Source(lambda: secrets.randbits(64), steady_ns, random.random)
         self._session = AsyncSession(
             partial(locate, self._routes, parse_address(manager)), self._source, as_timeout(timeout)
         )
@@ -106,7 +109,7 @@ class AsyncClient:
         began_at = await self._begin_write()
         flags = 0
         if ttl is not None:
-            value = self._expiry(ttl) + value
+            value = await self._expiry(ttl) + value
             flags = EXPIRES
         routes, source = self._routes, self._source
         begun = operations.begin_put(routes, source, key, value, flags)
@@ -193,19 +196,26 @@ class AsyncClient:
         ttl: float | None = None,
     ) -> operations.Changed:
         key = as_key(key)
+        began_at = await self._begin_write()
+        expiry = b"" if ttl is None else await self._expiry(ttl)
+        flags = EXPIRES if expiry else 0
+        change = operations.execute(
+            self._routes, self._source, key, operation, expiry + operand, expected, flags
+        )
+        return await self._session.run(change, began_at)
 
-        def make() -> Operation[operations.Changed]:
-            expiry = b"" if ttl is None else self._expiry(ttl)
-            flags = EXPIRES if expiry else 0
-            return operations.execute(
-                self._routes, self._source, key, operation, expiry + operand, expected, flags
-            )
-
-        return await self._run_write(make)
-
-    def _expiry(self, ttl: float) -> bytes:
-        """When what is put now expires, as it stands in an entry."""
-        return operations.expiry_after(self._routes, self._source, as_ttl_us(ttl))
+    async def _expiry(self, ttl: float) -> bytes:
+        """When what is put now expires, as it stands in an entry. Now and then the manager is asked
+        for the time before, but not for long."""
+        ttl_us = as_ttl_us(ttl)
+        routes, source = self._routes, self._source
+        if routes.clock.is_due(source.steady_us(), MEASURE_AGAIN_S):
+            timeout_s = min(operations.MEASURE_TIMEOUT_S, self._session.timeout_s / 2)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(timeout_s):
+                    measuring = operations.measure(routes, source)
+                    await self._session.run(measuring, time.monotonic())
+        return operations.expiry_after(routes, source, ttl_us)
 
     # --- many keys -------------------------------------------------------------------------------
 
@@ -218,7 +228,8 @@ class AsyncClient:
         """
         checked, keys = as_items(items), list(items)
         began_at = await self._begin_write()
-        entries = with_expiry(checked, b"" if ttl is None else self._expiry(ttl))
+        expiry = b"" if ttl is None else await self._expiry(ttl)
+        entries = with_expiry(checked, expiry)
         return by_key(keys, await self._put_many(entries, began_at))
 
     async def put_entries(self, entries: Iterable[ScannedEntry]) -> dict[bytes, PutResult]:

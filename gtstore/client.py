@@ -20,6 +20,7 @@ from types import TracebackType
 from typing import Any, TypeVar, overload
 
 from . import batches, operations
+from .cluster_time import MEASURE_AGAIN_S
 from .connection import parse_address
 from .errors import GTStoreError
 from .inputs import (
@@ -45,6 +46,7 @@ from .placement import Routes
 from .results import ClusterStatus, Location, PutResult, ScannedEntry, StoredEntry, Version
 from .scan_operation import Scanner
 from .session import DIRECT_TIMEOUT_MIN_S, Session, Unfinished, as_frame, locate
+from .steady_clock import steady_ns
 from .wire import messages
 from .wire.messages import CLIENT_TIMEOUT_S, EXPIRES, VALUE_SIZE_MAX
 
@@ -59,7 +61,7 @@ class _Lane:
     __slots__ = ("__weakref__", "session", "source")
 
     def __init__(self, locate: Callable[[int], tuple[str, str, int]]) -> None:
-        self.source = Source(lambda: secrets.randbits(64), time.time_ns, random.random)
+        self.source = Source(lambda: secrets.randbits(64), steady_ns, random.random)
         self.session = Session(locate, self.source.owed)
 
     def close(self) -> None:
@@ -115,8 +117,9 @@ class Client:
 
         Args:
             ttl: its time to live, in seconds from now, at most 100 years; then the key has no value
-                any more. None: it stays. The clock of the key's primary judges it, so it may end
-                earlier or later by as much as the clocks of nodes differ.
+                any more. None: it stays. Wall clocks, and whether they are set, have no part in
+                it: it is never shorter, and longer by hundredths of a second at most, if the
+                manager answers.
         """
         key = as_key(key)
         if value.__class__ is not bytes or len(value) > VALUE_SIZE_MAX:
@@ -257,8 +260,28 @@ class Client:
         return self._run(make)
 
     def _expiry(self, lane: _Lane, ttl: float) -> bytes:
-        """When what is put now expires, as it stands in an entry."""
-        return operations.expiry_after(self._routes, lane.source, as_ttl_us(ttl))
+        """When what is put now expires, as it stands in an entry. Now and then the manager is asked
+        for the time before, but not for long."""
+        ttl_us = as_ttl_us(ttl)
+        routes, source = self._routes, lane.source
+        if routes.clock.is_due(source.steady_us(), MEASURE_AGAIN_S):
+            timeout_s = min(operations.MEASURE_TIMEOUT_S, self._timeout_s / 2)
+            lane.session.run(operations.measure(routes, source), timeout_s)
+        return operations.expiry_after(routes, source, ttl_us)
+
+    def _remove(self, key: bytes, version: Version) -> None:
+        """Remove a value if its version is still that one, for as_mapping. Raises VersionMismatch.
+
+        There is no such operation. Instead it is replaced by an empty value that has expired since
+        1970: by the clock of any node.
+        """
+        operation, operand, expected = as_comparison(b"", UNSET, version)
+        operand = operations.LONG_EXPIRED + operand
+        self._run(
+            lambda lane: operations.execute(
+                self._routes, lane.source, key, operation, operand, expected, EXPIRES
+            )
+        )
 
     # --- many keys -------------------------------------------------------------------------------
 

@@ -29,6 +29,7 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
+from .cluster_time import Reached, offset_at_start
 from .committer import DISK_FAILED_EXIT
 from .connection import call_once, describe
 from .data_directory import DataDirectory
@@ -53,6 +54,7 @@ from .placement import (
 from .server import FrameServer, Gathered, Handler, on_control_message, on_message
 from .session import Session
 from .state_file import MEMORY, Process, SavedState, StateFile
+from .steady_clock import boot_id, steady_us
 from .wire import messages
 from .wire.codec import RowEncoder, decode, encode, head_word, reply_frame
 from .wire.fields import TOKEN_SIZE
@@ -132,6 +134,7 @@ class Manager:
         self._is_interrupted = is_interrupted
         self._cluster_id = secrets.randbits(32) or 1  # 0 means that there is none
         self._token = secrets.token_bytes(TOKEN_SIZE)
+        self._clock_offset_us = 0  # how far cluster time is ahead of the steady clock (T1)
         self._is_stopping = threading.Event()
         # Held while a process is started: none registers, and the cluster is not stopped, before
         # the process is known here.
@@ -207,6 +210,7 @@ class Manager:
                 if self._directory:
                     self._directory.check_is_new()
                 self._check_node_ports()
+                self._set_clock(None)
                 self._serve()
                 for node in range(1, self._options.nodes + 1):
                     self._start_keeper(partial(self._keep, node, self._spawn(node, 1)), node)
@@ -223,6 +227,20 @@ class Manager:
             f"{_ranges(ports)}, {self._options.replicas} "
             f"replica{'s' * (self._options.replicas > 1)}"
         )
+
+    def _set_clock(self, reached: Reached | None, has_nodes: bool = False) -> None:
+        """T1: cluster time begins, or goes on. The only look at the wall clock."""
+        self._clock_offset_us = offset_at_start(
+            time.time_ns() // 1000, steady_us(), boot_id(), reached, has_nodes
+        )
+
+    def _cluster_time_us(self) -> int:
+        return steady_us() + self._clock_offset_us
+
+    def _reached(self) -> Reached:
+        """For a successor, whose cluster time must not be lower (T1)."""
+        now_us = steady_us()
+        return Reached(now_us + self._clock_offset_us, now_us, boot_id())
 
     def stop(self) -> None:
         """Stop the nodes, by force if they do not stop by themselves, and the server."""
@@ -352,6 +370,7 @@ class Manager:
         """Go on where the last manager was: the nodes that run are members; for the others it is as
         if they had died now."""
         self._cluster_id, self._token = saved.cluster_id, saved.token
+        self._set_clock(saved.reached, has_nodes=True)
         members = {member.node: member for member in saved.members}
         for node, process in list(running.items()):
             member = members[node]
@@ -394,6 +413,7 @@ class Manager:
         late: whoever comes after it has to copy what was written meanwhile.
         """
         self._cluster_id = saved.cluster_id
+        self._set_clock(saved.reached)
         members = [replace(member, state=messages.DEAD) for member in saved.members]
         with self._changed:
             self._membership = membership = self._new_membership(members, saved.map)
@@ -721,6 +741,7 @@ class Manager:
                 members,
                 tuple(processes),
                 held,
+                self._reached(),
             )
             try:
                 self._state_file.write(state)
@@ -839,7 +860,7 @@ class Manager:
 
     def on_ping(self, request: messages.Ping) -> messages.Pong:  # noqa: ARG002  # it is empty
         epoch = self._published.map.epoch
-        now_us = time.time_ns() // 1000
+        now_us = self._cluster_time_us()
         return messages.Pong(messages.ROLE_MANAGER, 0, 0, os.getpid(), epoch, now_us, 0, 0)
 
     def on_cluster_info(self, request: messages.ClusterInfo) -> messages.Cluster:  # noqa: ARG002
@@ -853,7 +874,7 @@ class Manager:
             self._options.replicas,
             self._options.hash_code,
             partition_count(self._options.nodes),
-            time.time_ns() // 1000,
+            self._cluster_time_us(),
             members,
         )
 

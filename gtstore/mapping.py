@@ -29,8 +29,6 @@ Found = TypeVar("Found")
 
 _UPDATE_KEYS: Final = 500
 """Keys of one put_many: the timeout is for so many, not for all that update is given."""
-_TTL_NONE_S: Final = 1e-6
-"""The shortest time to live: what is stored with it has expired when it arrives."""
 
 
 class Store(Protocol):
@@ -40,12 +38,8 @@ class Store(Protocol):
     def get_entry(self, key: bytes, /) -> StoredEntry | None: ...
     def put(self, key: bytes, value: str | bytes, /) -> object: ...
     def delete(self, key: bytes, /) -> object: ...
-    @overload
     def compare_and_put(self, key: bytes, value: str | bytes, /, *, expected: None) -> object: ...
-    @overload
-    def compare_and_put(
-        self, key: bytes, value: str | bytes, /, *, version: Version, ttl: float
-    ) -> object: ...
+    def _remove(self, key: bytes, version: Version, /) -> None: ...
     def put_many(self, items: Mapping[bytes, str | bytes], /) -> object: ...
     def scan(self, prefix: bytes, /) -> Iterator[tuple[bytes, bytes]]: ...
     def scan_keys(self, prefix: bytes, /) -> Iterator[bytes]: ...
@@ -115,18 +109,12 @@ class StoreMapping(MutableMapping[AnyStr, bytes]):
     def pop(self, key: AnyStr, default: Default) -> bytes | Default: ...
     def pop(self, key: AnyStr, default: Any = UNSET) -> Any:
         """Remove a key and return its value. One value is popped once, whoever else tries, and no
-        other value is removed with it.
-
-        The store has no removal that compares. Instead, the value is replaced, if its version is
-        still the same, by an empty one that has expired when it arrives. It is the node's clock
-        that says so: if that is behind the client's, the empty value is there until it has caught
-        up. After OutcomeUnknown the value may be gone, and nobody has it.
+        other value is removed with it. After OutcomeUnknown the value may be gone, and nobody has
+        it.
         """
         while (entry := self._find(key, self._store.get_entry)) is not None:
             try:
-                self._store.compare_and_put(
-                    self._stored_key(key), b"", version=entry.version, ttl=_TTL_NONE_S
-                )
+                self._store._remove(self._stored_key(key), entry.version)
             except VersionMismatch:
                 continue  # somebody has changed or removed it meanwhile
             return entry.value

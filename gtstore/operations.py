@@ -29,6 +29,7 @@ import struct
 from collections.abc import Callable, Generator, Sequence
 from typing import Any, ClassVar, Final, NamedTuple, TypeAlias, TypeVar
 
+from .cluster_time import ASK_AGAIN_S, ClusterTime
 from .errors import (
     ConnectError,
     ConnectionLost,
@@ -88,6 +89,7 @@ from .wire.messages import (
     HEADER_SIZE,
     ORDERED,
     STATES,
+    TIME_END_US,
     TOMBSTONE,
 )
 
@@ -100,8 +102,6 @@ _VERSION_SIZE: Final = 16
 _FLAGS_AT: Final = 20
 _RID: Final = slice(8, 20)
 """Where an entry has the identity of its operation: client and counter."""
-_TIME_MAX: Final = 1 << 63
-"""No clock is ever that far: a version that is cannot be gone above."""
 _KIND_AT: Final = 2  # in a frame
 _REPLY_FLAGS_AT: Final = HEADER_SIZE + _FLAGS_AT
 _REPLY_VALUE_AT: Final = HEADER_SIZE + ENTRY_HEAD_SIZE
@@ -125,6 +125,8 @@ _NUMBER_MAX: Final = 0xFFFF_FFFF
 _NO_VERSION: Final = (0, 0)
 _LATE_MAX: Final = 200
 """So many COMMITs wait for the same backups before they are sent to them."""
+MEASURE_TIMEOUT_S: Final = 0.25
+"""Who only wants to know cluster time better (``measure``) waits no longer for the manager."""
 _PAUSE_FIRST_S: Final = 0.001
 _PAUSE_MAX_S: Final = 0.050
 
@@ -184,7 +186,8 @@ class Source:
 
     Args:
         new_client: returns 64 random bits.
-        now_ns: the local clock, in nanoseconds since 1970.
+        steady_ns: the steady clock, in nanoseconds. ``offset_us`` of the methods is how far cluster
+            time is ahead of it (T1).
         random: returns a number from 0 to 1.
 
     ``identity`` is that of the operations that begin now; each one keeps the one that it has begun
@@ -197,13 +200,14 @@ class Source:
     """
 
     __slots__ = (
-        "_late", "_learned_us", "_new_client", "_now_ns", "_number", "identity", "owed", "random",
+        "_late", "_learned_us", "_new_client", "_number", "_steady_ns", "identity", "owed",
+        "random",
     )  # fmt: skip
 
     def __init__(
         self,
         new_client: Callable[[], int],
-        now_ns: Callable[[], int],
+        steady_ns: Callable[[], int],
         random: Callable[[], float],
     ) -> None:
         self.identity = Identity(new_client())
@@ -211,7 +215,7 @@ class Source:
         self.random = random
         self._late: dict[tuple[int, ...], list[bytes]] = {}  # by a key's owners
         self._new_client = new_client
-        self._now_ns = now_ns
+        self._steady_ns = steady_ns
         self._learned_us = 0
         self._number = 0
 
@@ -230,7 +234,7 @@ class Source:
             self._number = 0
             self.identity = Identity(self._new_client())
         identity = self.identity
-        time = self._now_ns() // 1000 + offset_us + self._learned_us
+        time = self._steady_ns() // 1000 + offset_us + self._learned_us
         if time <= identity.time:
             time = identity.time + 1
         identity.time = time
@@ -263,18 +267,18 @@ class Source:
         for node in nodes[1:]:
             self.owed[node] = self.owed.get(node, b"") + frames
 
-    def local_us(self) -> int:
-        """The clock as it is."""
-        return self._now_ns() // 1000
+    def steady_us(self) -> int:
+        """The steady clock as it is."""
+        return self._steady_ns() // 1000
 
     def now_us(self, offset_us: int) -> int:
-        """The clock, corrected by the manager's (``offset_us``) and by what was learned (N9)."""
-        return self._now_ns() // 1000 + offset_us + self._learned_us
+        """Cluster time, and what was learned on top of it (N9)."""
+        return self._steady_ns() // 1000 + offset_us + self._learned_us
 
     def next_time(self, identity: Identity, offset_us: int, above: int = 0) -> int:
         """The time of a new version: they rise with each identity, and it is higher than
         ``above``."""
-        time = self._now_ns() // 1000 + offset_us + self._learned_us
+        time = self._steady_ns() // 1000 + offset_us + self._learned_us
         if time <= identity.time:
             time = identity.time + 1
         if time <= above:
@@ -318,7 +322,7 @@ that is its ACK, and whose version it is."""
 def begin_put(routes: Routes, source: Source, key: bytes, value: bytes, flags: int = 0) -> Begun:
     """Place the key, draw a version and make the frame of a put. The map must be known."""
     route = routes.find(key)
-    number, time = source.next_version(routes.clock_offset_us)
+    number, time = source.next_version(routes.clock.offset_us)
     identity = source.identity
     client = identity.client
     head = _pack_head(time, client, number, flags)
@@ -377,13 +381,17 @@ def delete(routes: Routes, source: Source, key: bytes) -> Operation[PutResult]:
     return put(routes, source, key, b"", TOMBSTONE)
 
 
+LONG_EXPIRED: Final = bytes(8)
+"""An expiry that is over by any clock, as it stands in an entry."""
+
+
 def expiry_after(routes: Routes, source: Source, ttl_us: int) -> bytes:
     """When a value expires that is put now and lives so long, as it stands in an entry (C8).
 
-    Only the manager corrects the clock here: what was learned from versions is other clients' lead,
-    and the primary, which will judge, has no part in it.
+    It never lives shorter: what is not known of cluster time is added (T1). What was learned from
+    versions is not: it is other clients' lead, in which the primary, which will judge, has no part.
     """
-    return (source.local_us() + routes.clock_offset_us + ttl_us).to_bytes(8, "big")
+    return (routes.clock.latest_us(source.steady_us()) + ttl_us).to_bytes(8, "big")
 
 
 def _write_frame(
@@ -468,7 +476,7 @@ class _Mutation:
             above = 0
             if code == messages.TOO_OLD:
                 above = int.from_bytes(reply[3][-_VERSION_SIZE:][:8], "big")
-            if code == messages.NO_SPACE or above >= _TIME_MAX or self._is_clock_right:
+            if code == messages.NO_SPACE or above >= TIME_END_US or self._is_clock_right:
                 refusal = refusal_of(reply)
                 raise OperationFailed(f"{self._what} did not happen: {refusal}") from refusal
             self._is_clock_right = True
@@ -479,7 +487,7 @@ class _Mutation:
 
     def _take_time(self, above: int) -> None:
         """Take another version, of a time above that one."""
-        self._time = self._source.next_time(self._identity, self._routes.clock_offset_us, above)
+        self._time = self._source.next_time(self._identity, self._routes.clock.offset_us, above)
 
     def _rise(self, reply: Reply, versions: int) -> Generator[Step, Sequence[Reply], None]:
         """Take another version, above that of a SUPERSEDED; ``versions`` were used so far."""
@@ -487,9 +495,9 @@ class _Mutation:
         if versions > 1:
             yield Pause(self._source.backoff_s(versions))
         above = int.from_bytes(reply[3][:8], "big")
-        if len(reply[3]) != _VERSION_SIZE or above >= _TIME_MAX:
+        if len(reply[3]) != _VERSION_SIZE or above >= TIME_END_US:
             raise malformed(f"SUPERSEDED with the version {reply[3].hex()}")
-        self._source.learn(above, self._routes.clock_offset_us)
+        self._source.learn(above, self._routes.clock.offset_us)
         # One client may lose this race again and again, so its versions jump further each time; not
         # as far as the clock goes meanwhile, or the versions of a busy key would run away from it.
         jump = 0 if versions == 1 else 16 << min(versions, 10)
@@ -620,14 +628,20 @@ class _Write(_Mutation):
 
 
 def _correct_clock(routes: Routes, source: Source) -> Generator[Step, Sequence[Reply], None]:
-    """Go by the manager's clock, as it is now; ours may have been set since Init."""
+    """A node disagrees with our clock: measure cluster time again, unless that was just done."""
+    if routes.clock.is_due(source.steady_us(), ASK_AGAIN_S):
+        yield from measure(routes, source)
+
+
+def measure(routes: Routes, source: Source) -> Generator[Step, Sequence[Reply], None]:
+    """Ask the manager for cluster time (T1). If it does not answer, what was known goes on."""
     try:
-        cluster = yield from _ask_manager(source, messages.ClusterInfo())
-    except (NetworkError, RemoteError) as error:
-        logger.info("the manager does not tell its clock: %s", error)
+        cluster, measured = yield from _ask_cluster(source)
+    except (NetworkError, RemoteError, RemoteProtocolError) as error:
+        logger.info("the manager does not tell the time: %s", error)
         return
-    assert isinstance(cluster, messages.Cluster)
-    routes.clock_offset_us = _clock_offset_us(cluster, source)
+    if cluster_of(cluster.epoch) == routes.cluster_id:
+        routes.clock.take(*measured)
 
 
 def send_in_order(
@@ -718,7 +732,7 @@ class _Change(_Mutation):
         self._operand = operand
         self._expected = expected
         self._flags = flags
-        self._counter, self._time = source.next_version(routes.clock_offset_us)
+        self._counter, self._time = source.next_version(routes.clock.offset_us)
         self._identity = source.identity
         self._versions = 1
         self._executed = b""
@@ -1210,7 +1224,7 @@ def initialize(
     attempt = 0
     while True:
         try:
-            cluster, partition_map = yield from _cluster_and_map(source, known)
+            cluster, measured, partition_map = yield from _cluster_and_map(source, known)
         except ConnectError:
             if not patient:
                 raise
@@ -1224,32 +1238,49 @@ def initialize(
             same = cluster_of(cluster.epoch) == cluster_of(partition_map.epoch)
             if same and len(partition_map.rows) == cluster.partitions:
                 cluster = dataclasses.replace(cluster, epoch=partition_map.epoch)
-                routes.replace(cluster, partition_map.rows, _clock_offset_us(cluster, source))
+                is_known = cluster_of(cluster.epoch) == routes.cluster_id
+                clock = routes.clock if is_known else ClusterTime()
+                clock.take(*measured)
+                routes.replace(cluster, partition_map.rows, clock)
                 return
         yield Pause(source.backoff_s(attempt))
         attempt += 1
 
 
-def _clock_offset_us(cluster: messages.Cluster, source: Source) -> int:
-    """How far the manager's clock is ahead of ours."""
-    if cluster.time >= _TIME_MAX:
+class _Measured(NamedTuple):
+    """What ClusterTime.take takes."""
+
+    asked_us: int
+    answered_us: int
+    time_us: int
+
+
+def _ask_cluster(
+    source: Source,
+) -> Generator[Step, Sequence[Reply], tuple[messages.Cluster, _Measured]]:
+    """CLUSTER_INFO, and cluster time as its answer tells it: measured around this request alone, so
+    that it is known as well as one round trip can tell."""
+    asked_us = source.steady_us()
+    cluster = yield from _ask_manager(source, messages.ClusterInfo())
+    answered_us = source.steady_us()
+    assert isinstance(cluster, messages.Cluster)
+    if cluster.time >= TIME_END_US:
         raise malformed(f"the manager's clock says {cluster.time}")
-    return cluster.time - source.local_us()
+    return cluster, _Measured(asked_us, answered_us, cluster.time)
 
 
 def _cluster_and_map(
     source: Source, known: messages.Map | None = None
-) -> Generator[Step, Sequence[Reply], tuple[messages.Cluster, messages.Map]]:
-    cluster = yield from _ask_manager(source, messages.ClusterInfo())
+) -> Generator[Step, Sequence[Reply], tuple[messages.Cluster, _Measured, messages.Map]]:
+    cluster, measured = yield from _ask_cluster(source)
     partition_map = known or (yield from _ask_manager(source, messages.GetMap(0)))
-    assert isinstance(cluster, messages.Cluster)
     assert isinstance(partition_map, messages.Map)
     if not cluster_of(cluster.epoch):
         raise malformed("a cluster without an id")
     nodes = {member.node for member in cluster.members}
     if 0 in nodes or len(nodes) < len(cluster.members):
         raise malformed("members of which one is no node, or there twice")
-    return cluster, partition_map
+    return cluster, measured, partition_map
 
 
 def where(routes: Routes, source: Source, key: bytes) -> Operation[Location]:
@@ -1270,7 +1301,7 @@ def status(routes: Routes, source: Source) -> Operation[ClusterStatus]:
 
     Raises NetworkError if the manager does not answer.
     """
-    cluster, partition_map = yield from _cluster_and_map(source)
+    cluster, _, partition_map = yield from _cluster_and_map(source)
     if cluster_of(cluster.epoch) != routes.cluster_id:
         yield from initialize(routes, source, patient=True)
     routes.members = {member.node: member for member in cluster.members}

@@ -17,6 +17,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from dataclasses import replace
 from typing import Final
 
+from .cluster_time import ClusterTime
 from .wire.fields import malformed
 from .wire.messages import (
     ALIVE,
@@ -338,7 +339,8 @@ class Routes:
         self.replicas = 0
         self.hash: Callable[[bytes], int] = additive
         self.hash_code = HASH_ADDITIVE
-        self.clock_offset_us = 0
+        self.clock = ClusterTime()
+        """The cluster's, as it was measured by any of them."""
         self.epoch = 0
         """Of the newest map whose changes were asked for as a whole."""
         self.members: dict[int, Member] = {}
@@ -346,7 +348,7 @@ class Routes:
         """Nodes that some operation is asking the manager about: the others wait for its answer."""
         self._routes: list[Route] = []
 
-    def replace(self, cluster: Cluster, rows: Iterable[Row], clock_offset_us: int) -> None:
+    def replace(self, cluster: Cluster, rows: Iterable[Row], clock: ClusterTime) -> None:
         """Start over with what the manager said of the cluster.
 
         Raises RemoteProtocolError if that is no map, or if keys are placed by a hash that is not
@@ -365,7 +367,7 @@ class Routes:
         self.replicas = cluster.replicas
         self.hash_code = cluster.hash
         self.hash = hash_function
-        self.clock_offset_us = clock_offset_us
+        self.clock = clock
         self.members = {member.node: member for member in cluster.members}
         self._routes = routes
         self.epoch = cluster.epoch

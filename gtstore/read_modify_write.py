@@ -70,7 +70,7 @@ def take_apart(entry: bytes | None) -> Stored:
 
 
 def has_expired(entry: bytes, now_us: int) -> bool:
-    """Whether an entry's time is over. Only the primary may ask, with its own clock (C8)."""
+    """Whether an entry's time is over, by cluster time (T1). Only the primary may ask (C8)."""
     if not entry[FLAGS_AT] & EXPIRES:
         return False
     return int.from_bytes(entry[ENTRY_HEAD_SIZE : ENTRY_HEAD_SIZE + 8], "big") <= now_us

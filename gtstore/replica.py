@@ -160,7 +160,8 @@ class Replicas:
         nodes: how many nodes the cluster was made with.
         hash_code: HASH_ADDITIVE or HASH_CRC16.
         engine: where the entries are.
-        now_us: this node's clock, in microseconds since 1970.
+        now_us: cluster time as this node has surely reached it (T1), in microseconds. It never goes
+            back.
         memory_max: how many bytes the entries may take, or None.
         first_epoch: that of a map which knows of this process, or an earlier one: see ``adopt``.
     """
@@ -184,8 +185,8 @@ class Replicas:
         self._first_epoch = first_epoch
         self._hash = HASH_FUNCTIONS[hash_code]
         self._now_us = now_us
-        # A bound of N9 that was right at some time, as a time's eight bytes. Clocks go forward, so
-        # it is not too high now; for one that is set back see follow_clock.
+        # A bound of N9 that was right at some time, as a time's eight bytes. Cluster time never
+        # goes back, so it is not too high now.
         self._time_max = bytes(8)
         self._memory_max = memory_max
         self._room = 0  # of it, that surely is free
@@ -267,7 +268,7 @@ class Replicas:
         entries = replica.entries
         stored = entries.get(key)
         if entry > self._time_max:  # it begins with the time
-            refusal = self._check_time(request_id, key, entry, stored)
+            refusal = self._check_time(request_id, key, entry, stored, replica.floor)
             if refusal:
                 return refusal
         # N3, in its order: higher version; equal version or equal rid; otherwise superseded.
@@ -388,7 +389,7 @@ class Replicas:
         return entry
 
     def expire(self, replica: Replica, key: bytes, entry: bytes) -> bytes:
-        """C8: put a tombstone in the place of an entry whose time is over by our clock; return it.
+        """C8: put a tombstone in the place of an entry whose time is over; return it.
 
         It is as if a client had this node EXECUTE "expire, if the version is still that one", and
         then stopped: the tombstone is pending, and whoever is answered with it completes it as any
@@ -580,27 +581,27 @@ class Replicas:
             messages.PartitionDetail(partition),
         )
 
-    def follow_clock(self) -> None:
-        """To be called now and then: a clock that was set back must take N9's bound with it."""
-        self._time_max = (self._now_us() + CLOCK_AHEAD_MAX_US).to_bytes(8, "big")
-
-    def _check_time(self, request_id: int, key: bytes, entry: bytes, stored: bytes | None) -> bytes:
-        """N9: a time too far ahead of the higher of our clock and the stored version is refused.
-        Most requests are below the bound that was found here some time ago, and need no clock."""
+    def _check_time(
+        self, request_id: int, key: bytes, entry: bytes, stored: bytes | None, floor: bytes
+    ) -> bytes:
+        """N9: a time too far ahead of the highest of cluster time, the stored version, and the
+        floor is refused: so there is always room above what is TOO_OLD. Most requests are below the
+        bound that was found here some time ago, and need no clock."""
         if not 0 < len(key) <= KEY_SIZE_MAX:
             raise _bad_key("WRITE", len(key), len(key))
         time_max = self._now_us() + CLOCK_AHEAD_MAX_US
         self._time_max = time_max.to_bytes(8, "big")
         time = int.from_bytes(entry[:8], "big")
-        if stored is not None:
-            time_max = max(time_max, int.from_bytes(stored[:8], "big") + CLOCK_AHEAD_MAX_US)
+        for version in (stored, floor):
+            if version:
+                time_max = max(time_max, int.from_bytes(version[:8], "big") + CLOCK_AHEAD_MAX_US)
         if time <= time_max:
             return b""
         return error_frame(
             request_id,
             messages.TOO_FAR,
             f"the version's time is {(time - time_max) / 1e6 + CLOCK_AHEAD_MAX_S:.0f} s ahead of "
-            f"this node's clock",
+            f"the cluster's clock",
             messages.TimeDetail(time_max),
         )
 

@@ -32,7 +32,7 @@ def look_through(replicas: Replicas, partition: int, now_us: int) -> list[tuple[
     Only an owner in sync does so: a syncing one is about to get what the others have.
 
     Args:
-        now_us: this node's clock. Correctness does not depend on it, nor on the order in which the
+        now_us: cluster time (T1). Correctness does not depend on it, nor on the order in which the
             owners drop (N7): what is dropped raises the floor.
     """
     replica = replicas[partition]

@@ -26,12 +26,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from .cluster_time import Reached
 from .errors import ClusterError, RemoteProtocolError
 from .placement import PartitionMap, partition_count
 from .wire import messages
 from .wire.codec import RowEncoder, decode
 from .wire.fields import TOKEN_SIZE
-from .wire.messages import HASHES, NODES_MAX, REPLICAS_MAX, Member
+from .wire.messages import HASHES, NODES_MAX, REPLICAS_MAX, TIME_END_US, Member
 
 MEMORY = "memory"
 LMDB = "lmdb"
@@ -69,6 +70,8 @@ class SavedState:
     processes: tuple[Process, ...]
     held: tuple[int, ...] = ()
     """Nodes that are to stay away, as somebody has said to the manager."""
+    reached: Reached | None = None
+    """Cluster time when this was written (T1)."""
 
 
 def to_text(state: SavedState, encoder: RowEncoder | None = None) -> str:
@@ -85,6 +88,7 @@ def to_text(state: SavedState, encoder: RowEncoder | None = None) -> str:
         "members": [asdict(member) for member in state.members],
         "processes": [asdict(process) for process in state.processes],
         "held": state.held,
+        "reached": state.reached and state.reached._asdict(),
         "map": body.hex(),
     }
     return json.dumps({**form, "sha256": _checksum(form)})
@@ -120,7 +124,9 @@ def from_text(text: str) -> SavedState:
             PartitionMap(body.epoch, body.rows, [body.epoch] * len(body.rows)),
             tuple(Member(**member) for member in form["members"]),
             tuple(Process(**process) for process in form["processes"]),
-            tuple(form.get("held", ())),  # versions before have none
+            # Versions before have no "held", or no "reached".
+            tuple(form.get("held", ())),
+            Reached(**form["reached"]) if form.get("reached") else None,
         )
     except (KeyError, TypeError, StopIteration, AttributeError, RemoteProtocolError) as error:
         raise ValueError(f"{type(error).__name__}: {error}") from error
@@ -139,8 +145,17 @@ def _check(state: SavedState) -> None:
         and [member.node for member in state.members] == numbers
         and [process.node for process in state.processes] == numbers
         and all(node in numbers for node in state.held)
+        and (state.reached is None or _is_reached(state.reached))
     ):
         raise ValueError("its parts do not fit together")
+
+
+def _is_reached(reached: Reached) -> bool:
+    times: tuple[Any, ...] = reached.time_us, reached.steady_us
+    boot: Any = reached.boot
+    return isinstance(boot, str) and all(
+        isinstance(time, int) and 0 <= time < TIME_END_US for time in times
+    )
 
 
 def _is_count(number: Any) -> bool:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import logging
 import os
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,7 +35,7 @@ from .server import (
     on_control_message,
     on_message,
 )
-from .upkeep import Upkeep
+from .upkeep import NodeClock, Upkeep
 from .wire import messages
 from .wire.codec import decode, error_frame
 
@@ -103,6 +102,7 @@ class StorageNode:
             outbox=self._reactor,
             holds_answers=self._committer is not None,
         )
+        self._clock = NodeClock(options.manager)
         shape = self._register()
         if self._store:
             self._store.claim({"cluster": cluster_of(shape.epoch), "node": options.node})
@@ -114,7 +114,7 @@ class StorageNode:
             shape.nodes,
             shape.hash,
             self._engine,
-            lambda: time.time_ns() // 1000,
+            self._clock.now_us,
             memory_max * messages.MIB if memory_max else None,
             shape.epoch,
         )
@@ -127,7 +127,7 @@ class StorageNode:
         handlers |= on_message(self.on_ping)
         handlers |= on_message(self.on_get_statistics)
         self._upkeep = Upkeep(
-            self._replicas, self._lock, options.manager, options.token, self._flush
+            self._replicas, self._clock, self._lock, options.manager, options.token, self._flush
         )
 
     @property
@@ -168,14 +168,13 @@ class StorageNode:
 
     def on_ping(self, request: messages.Ping) -> messages.Pong:  # noqa: ARG002  # it is empty
         replicas = self._replicas
-        replicas.follow_clock()  # the manager pings several times a second
         return messages.Pong(
             messages.ROLE_NODE,
             self._options.node,
             self._options.incarnation,
             os.getpid(),
             replicas.epoch,
-            time.time_ns() // 1000,
+            self._clock.now_us(),
             replicas.count,
             replicas.size,
         )
@@ -213,6 +212,7 @@ class StorageNode:
             remembered_joins(self._store) if self._store else (),
         )
         try:
+            self._clock.measure(_REGISTER_TIMEOUT_S)  # before any data request (T1)
             reply = self._ask(request, _REGISTER_TIMEOUT_S)
         except NetworkError as error:
             raise ClusterError(f"cannot register: {error}") from error

@@ -17,7 +17,7 @@ import gtstore
 ROOT = Path(gtstore.__file__).parent
 
 LAYERS = (
-    ("gtstore.results", "gtstore.version", "gtstore.wire", "gtstore.bench"),
+    ("gtstore.results", "gtstore.cluster_time", "gtstore.version", "gtstore.wire", "gtstore.bench"),
     ("gtstore.errors",),
     ("gtstore.text_table", "gtstore.lifeline"),
     ("gtstore.wire.fields",),
@@ -43,7 +43,7 @@ LAYERS = (
     ("gtstore.copying", "gtstore.scan_operation", "gtstore.scanning", "gtstore.settling"),
     ("gtstore.json_lines", "gtstore.progress", "gtstore.inputs"),
     ("gtstore.mapping",),
-    ("gtstore.connection", "gtstore.allocator", "gtstore.lmdb_store"),
+    ("gtstore.connection", "gtstore.steady_clock", "gtstore.allocator", "gtstore.lmdb_store"),
     ("gtstore.session", "gtstore.server", "gtstore.tap", "gtstore.log_store"),
     ("gtstore.reactor",),
     # What the daemons share: how processes are started, and their command lines and logs.
@@ -71,6 +71,7 @@ LAYER_OF = {module: number for number, layer in enumerate(LAYERS) for module in 
 
 PURE = {
     "gtstore.results",
+    "gtstore.cluster_time",
     "gtstore.errors",
     "gtstore.text_table",
     "gtstore.bench.zipfian",
@@ -101,6 +102,14 @@ PURE = {
     "gtstore.scanning",
     "gtstore.settling",
 }
+
+WALL_CLOCKS = {"time", "time_ns", "CLOCK_REALTIME"}
+"""What the module time has that changes when a clock is set."""
+WALL_CLOCK_READERS = {
+    "gtstore.manager": 2,  # cluster time begins with it; and since when something is wrong
+    "gtstore.backup": 2,  # for people: when a backup was made
+}
+"""Modules that look at the wall clock, and in how many places."""
 
 IMPURE_LIBRARIES = {
     "asyncio",
@@ -221,6 +230,23 @@ def test_the_core_is_pure(module: str) -> None:
             assert name != "MemoryEngine", "the interface, not an engine"
         elif package == "gtstore":
             assert imported in PURE, f"{imported} is not pure"
+
+
+@each_module
+def test_who_looks_at_the_wall_clock(module: str) -> None:
+    """T1: cluster time once, when it begins; so nobody's time changes when a wall clock is set."""
+    imports = imports_of_file(module)
+    assert "datetime" not in {imported for imported, _ in imports}
+    assert {name for imported, name in imports if imported == "time"} <= {""}, "say time.NAME"
+    taken = [
+        node.attr
+        for node in ast.walk(ast.parse(FILES[module].read_text()))
+        if isinstance(node, ast.Attribute)
+        and isinstance(node.value, ast.Name)
+        and node.value.id == "time"
+        and ("time", "") in imports
+    ]
+    assert len([name for name in taken if name in WALL_CLOCKS]) == WALL_CLOCK_READERS.get(module, 0)
 
 
 @each_module

@@ -26,7 +26,7 @@ class MemoryStore:
         self.calls: list[str] = []
         self.seen = 0  # entries that scans have yielded
         self.before_compare: list[Callable[[], object]] = []
-        """What other clients do, one before each compare_and_put."""
+        """What other clients do, one before each comparison."""
 
     def get(self, key: bytes) -> bytes | None:
         self.calls.append("get")
@@ -51,21 +51,23 @@ class MemoryStore:
         key: bytes,
         value: str | bytes,
         *,
-        expected: None = None,
-        version: Version | None = None,
-        ttl: float | None = None,
+        expected: None,
     ) -> None:
         self.calls.append("compare_and_put")
+        self._compare(key, expected)
+        self._put(key, value)
+
+    def _remove(self, key: bytes, version: Version) -> None:
+        self.calls.append("remove")
+        self._compare(key, version)
+        del self.values[key]
+
+    def _compare(self, key: bytes, version: Version | None) -> None:
         if self.before_compare:
             self.before_compare.pop(0)()
-        assert expected is None
         there = self.versions[key] if key in self.values else None
         if there != version:
             raise VersionMismatch("other", version=there, is_absent=there is None)
-        self._put(key, value)
-        if ttl is not None:
-            assert ttl < 0.001
-            del self.values[key]  # it has expired
 
     def put_many(self, items: Mapping[bytes, str | bytes]) -> None:
         self.calls.append(f"put_many {len(items)}")
@@ -206,7 +208,7 @@ def test_a_mapping_of_bytes(store: MemoryStore) -> None:
 def test_pop(store: MemoryStore, users: StoreMapping[str]) -> None:
     users["ann"] = b"1"
     assert users.pop("ann") == b"1"
-    assert store.calls == ["put", "get_entry", "compare_and_put"]
+    assert store.calls == ["put", "get_entry", "remove"]
     assert users.pop("ann", None) is None
     with pytest.raises(KeyError):
         users.pop("ann")

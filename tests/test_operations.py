@@ -64,6 +64,7 @@ from gtstore.wire.messages import (
 )
 
 from .sim.network import (
+    CLUSTER,
     Client,
     Fault,
     Network,
@@ -535,6 +536,48 @@ def test_a_clock_that_was_set_since_init() -> None:
     network.script(MANAGER, ClusterInfo, Fault.REFUSE)
     with pytest.raises(OperationFailed, match="TOO_FAR"):
         client.put(b"1yek", b"v")
+
+
+def test_cluster_time_is_measured_again_but_not_at_once() -> None:
+    """T1: a node may disagree as often as it likes; once a second the manager is asked."""
+    network, client = cluster()
+    refusal = refuse(messages.TOO_FAR, messages.TimeDetail(1))
+    for times in (0, 0, 1):
+        for node in (1, 2):
+            network.script(node, Write, refusal)
+        client.put(KEY, b"v")
+        assert len(client.sent(ClusterInfo)) == times
+        network.now_us += SECOND_US // 2
+
+
+def test_another_clusters_time_is_not_taken() -> None:
+    """T1: whose it is, the next request will tell."""
+    network, client = cluster()
+    offset_us = client.routes.clock.offset_us
+    for cluster_id, time_us in ((OTHER_CLUSTER, 5), (CLUSTER, network.now_us + 9 * SECOND_US)):
+        answered = shape(epoch=epoch_of(cluster_id, 1), time=time_us)
+        network.script(MANAGER, ClusterInfo, answered)
+        assert client.routes.clock.offset_us == offset_us
+        client.run(operations.measure(client.routes, client.source))
+    assert abs(client.routes.clock.offset_us - offset_us - 9 * SECOND_US) < 1000
+
+
+@pytest.mark.parametrize("late", [ClusterInfo, GetMap])
+def test_no_time_to_live_is_short_by_the_length_of_init(late: Any) -> None:
+    """T1, C8: cluster time is measured around CLUSTER_INFO alone; and what is not known of it then,
+    because the answer was slow, is added."""
+    network = Network()
+    client = Client(network, skew_us=-5 * SECOND_US)
+    slow_us = 140_000
+
+    def wait() -> None:
+        network.now_us += slow_us
+
+    network.script(MANAGER, late, after(wait))
+    client.run(operations.initialize(client.routes, client.source))
+    expiry = operations.expiry_after(client.routes, client.source, SECOND_US)
+    excess_us = int.from_bytes(expiry, "big") - network.now_us - SECOND_US
+    assert 0 <= excess_us < (1000 if late is GetMap else slow_us + 1000)
 
 
 def too_old(seconds_ago: int, network: Network) -> Any:
@@ -1248,7 +1291,7 @@ def test_initialize_learns_shape_members_map_and_clock() -> None:
     assert [type(sent.message) for sent in client.sent()] == [ClusterInfo, GetMap, Write]
     routes = client.routes
     assert (routes.nodes, routes.replicas, sorted(routes.members)) == (3, 2, [1, 2, 3])
-    assert abs(routes.clock_offset_us - 5 * SECOND_US) < 1000
+    assert abs(routes.clock.offset_us - 5 * SECOND_US) < 1000
     again = Client(network)
     assert again.get(KEY) == b"v"
     assert [type(sent.message) for sent in again.sent()][:3] == [ClusterInfo, GetMap, Get]

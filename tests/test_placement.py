@@ -11,6 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from gtstore.cluster_time import ClusterTime
 from gtstore.errors import RemoteProtocolError
 from gtstore.placement import (
     HASH_FUNCTIONS,
@@ -422,7 +423,9 @@ def routes_for(partition_map: PartitionMap, hash_code: int = HASH_ADDITIVE) -> R
     members = tuple(Member(node, ALIVE, 1, 1, 10000 + node, "127.0.0.1") for node in (1, 2, 3))
     cluster = Cluster(partition_map.epoch, 3, 2, hash_code, len(partition_map.rows), 1_000, members)
     routes = Routes()
-    routes.replace(cluster, partition_map.rows, clock_offset_us=-7)
+    clock = ClusterTime()
+    clock.take(1_007, 1_007, cluster.time)
+    routes.replace(cluster, partition_map.rows, clock)
     return routes
 
 
@@ -443,7 +446,7 @@ def test_routes_start_over_with_what_the_manager_says() -> None:
     routes = routes_for(first_map(3, 2))
     assert (routes.cluster_id, routes.nodes, routes.replicas) == (CLUSTER_ID, 3, 2)
     assert (routes.hash, routes.hash_code) == (additive, HASH_ADDITIVE)
-    assert routes.clock_offset_us == -7
+    assert routes.clock.offset_us == -7
     assert {node: member.port for node, member in routes.members.items()} == {
         1: 10001,
         2: 10002,

@@ -626,17 +626,18 @@ def test_the_bound_follows_the_clock() -> None:
     assert write(replicas, late) == Ack()
 
 
-def test_the_bound_follows_the_clock_back() -> None:
-    """N9: a clock that was wrong for a moment, and is set right, leaves nothing behind."""
-    now = [NOW_US + 100 * AHEAD_US]
-    replicas = Replicas(
-        NODE, INCARNATION, CLUSTER, NODES, HASH_ADDITIVE, MemoryEngine(), lambda: now[0]
-    )
-    replicas.adopt(at(1), [row(1, owner(1), owner(2))])
-    assert write(replicas, entry(NOW_US)) == Ack()
-    now[0] = NOW_US
-    replicas.follow_clock()
-    assert code_of(write(replicas, entry(NOW_US + 50 * AHEAD_US), b"1yek")) == messages.TOO_FAR
+def test_above_a_floor_there_is_room() -> None:
+    """N9, N7: what is TOO_OLD has something above it that is not TOO_FAR, though the floor is that
+    of a clock which was an hour ahead; and 60 s of it, as anywhere."""
+    replicas = primary()
+    floor_us = NOW_US + 60 * AHEAD_US
+    replicas.raise_floor(replicas[PARTITION], floor_us.to_bytes(8, "big") + bytes(8))
+    assert code_of(write(replicas, entry(NOW_US))) == messages.TOO_OLD
+    reply = write(replicas, entry(floor_us + AHEAD_US + 1))
+    assert code_of(reply) == messages.TOO_FAR
+    assert detail_of(reply).time_max == floor_us + AHEAD_US
+    assert write(replicas, entry(floor_us + 1)) == Ack()
+    assert write(replicas, entry(floor_us + AHEAD_US), b"1yek") == Ack()
 
 
 # --- memory --------------------------------------------------------------------------------------

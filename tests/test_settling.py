@@ -210,7 +210,7 @@ def test_nothing_is_dropped_while_a_node_copies(monkeypatch: pytest.MonkeyPatch)
     network.kill(2)
     network.notice(2)
     behind = Client(network, seed=7).know()
-    behind.routes.clock_offset_us -= SECOND_US
+    behind.skew_us -= SECOND_US
     network.bring_back(2)
     call = network.copy(2, PARTITION)
     for _ in range(3):

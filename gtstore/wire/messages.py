@@ -62,6 +62,8 @@ LONG_FRAMES_MAX: Final = 16
 PROBE_INTERVAL_MS: Final = 250
 PROBE_MISSES_MAX: Final = 4
 CLOCK_AHEAD_MAX_S: Final = 60
+TIME_END_US: Final = 1 << 63
+"""No clock is ever that far."""
 RESPAWN_PAUSE_MAX_S: Final = 30
 START_TIMEOUT_S: Final = 60
 TOMBSTONE_RETENTION_S: Final = 600
@@ -155,7 +157,11 @@ LIMITS: Final = (
         f"{SCAN_SIZE:,} bytes (64 KiB)",
         f"a longer entry is left out, and to be gotten; no more than {KEYS_A_REPLY_MAX:,} keys",
     ),
-    Limit("version ahead of a node's clock", f"{CLOCK_AHEAD_MAX_S} s", "then the write is TOO_FAR"),
+    Limit(
+        "version ahead of cluster time, of the stored one and of the floor",
+        f"{CLOCK_AHEAD_MAX_S} s",
+        "then the write is TOO_FAR",
+    ),
     Limit("manager's port", str(MANAGER_PORT), "`--port`"),
     Limit(
         "nodes' ports", f"{NODE_PORT}, {NODE_PORT + 1}, ...", "`--node-port` gives the first one"
@@ -243,7 +249,7 @@ class Entry:
     client: Annotated[U64, "of the version: the random number of the client that wrote it"]
     counter: Annotated[U32, "which of that client's operations wrote it"]
     flags: Annotated[U8, "1 committed, 2 ordered, 4 tombstone, 8 expires; other bits are zero"]
-    expiry: Annotated[OptionalTime, "when it expires, by the clock of the primary"]
+    expiry: Annotated[OptionalTime, "when it expires, in cluster time (10.2); the primary judges"]
     value: Annotated[bytes, Rest("bytes"), "the value; empty for a tombstone"]
 
 
@@ -404,7 +410,7 @@ class Pong(Message):
     incarnation: Annotated[U32, "which start of the node this is"]
     pid: Annotated[U32, "the process that answers"]
     epoch: Annotated[Epoch, "of the map that it holds; 0 before a node has its first map"]
-    time: Annotated[Time, "its clock"]
+    time: Annotated[Time, "cluster time (10.2): a manager's own, or what a node knows of it"]
     entries: Annotated[U64, "keys that have a value on this node"]
     bytes: Annotated[U64, "the size of all keys and entries, tombstones included"]
 
@@ -424,7 +430,7 @@ class Cluster(Message):
     replicas: Annotated[U16, "how many copies of each key are meant to be there"]
     hash: Annotated[U8, "1 additive, 2 crc16"]
     partitions: Annotated[U32, "how many partitions there are"]
-    time: Annotated[Time, "the manager's clock, by which a client corrects its own"]
+    time: Annotated[Time, "cluster time (10.2), by which clients go"]
     members: Annotated[tuple[Member, ...], Array(_U16, Record(Member)), "all nodes, by number"]
 
 
@@ -921,7 +927,7 @@ ERRORS: Final = {
         ),
         ErrorCode(
             TOO_FAR, "TOO_FAR", TimeDetail, "with a right clock", False, "no",
-            "the version's time is too far ahead of the node's clock",
+            "the version's time is too far ahead of cluster time",
         ),
         ErrorCode(
             NO_SPACE, "NO_SPACE", None, "later", False, "no",

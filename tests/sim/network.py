@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from typing import Any, Generic, TypeAlias, TypeVar
 
 from gtstore import copying, operations, scanning
+from gtstore.cluster_time import ClusterTime
 from gtstore.disk import DiskEngine, remembered_joins
 from gtstore.engine import MemoryEngine
 from gtstore.errors import (
@@ -600,7 +601,8 @@ class Client:
     """A client: its identity and its copy of the map, which it may share with others.
 
     Args:
-        skew_us: how far its clock is ahead.
+        skew_us: how far its steady clock is ahead of cluster time. If that changes after the client
+            has measured cluster time, it is wrong from then on.
         routes: another client's, if they are threads of the same program.
     """
 
@@ -624,7 +626,10 @@ class Client:
     def know(self) -> Client:
         """Learn the cluster without a round trip."""
         network = self.network
-        self.routes.replace(network.cluster(), network.map.rows, -self.skew_us)
+        now_us, steady_us = network.now_us, self.source.steady_us()
+        clock = ClusterTime()
+        clock.take(steady_us, steady_us, now_us)
+        self.routes.replace(network.cluster(), network.map.rows, clock)
         return self
 
     def call(self, operation: Operation[Result], timeout_s: float | None = None) -> Call[Result]:

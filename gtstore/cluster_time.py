@@ -1,0 +1,128 @@
+"""Cluster time: the one clock by which versions are drawn and expiries are made and judged; rule T1
+of docs/REPLICATION.md.
+
+It is the manager's. Nobody reads a wall clock for it but the manager, once, when it starts: from
+then on everybody carries it on by a clock that nobody sets, the machine's steady clock. What a node
+or a client has to know is how far cluster time is ahead of its own steady clock. It asks the
+manager, and then knows it to within the time that the answer took.
+
+This module knows no clocks: readings of them come in as arguments, in microseconds.
+"""
+
+from __future__ import annotations
+
+from typing import Final, NamedTuple
+
+DRIFT_PPM: Final = 500
+"""By how many millionths the steady clocks of two machines may differ in speed: the kernel speeds
+up or slows down its clocks by no more to follow NTP."""
+MEASURE_AGAIN_S: Final = 30
+"""What was measured is good for so long: then two clocks may have drifted by 15 ms."""
+ASK_AGAIN_S: Final = 1
+"""Who is told that its clock is wrong asks the manager, but no more often than this."""
+
+
+class ClusterTime:
+    """What one process knows of cluster time. Any number of threads may read it, one at a time
+    measures.
+
+    Cluster time is never before ``earliest_us`` and never after ``latest_us``, and the earliest
+    never goes back, whatever is measured. ``offset_us``, added to a reading of the steady clock, is
+    the middle: a time for versions, which need no certainty.
+
+    Args:
+        drift_ppm: by how much the manager's steady clock may differ in speed; 0 if it is the same
+            one, as between a manager and its nodes, which are on one machine.
+    """
+
+    __slots__ = ("_asked_us", "_drift_ppm", "_floor_us", "_measured", "offset_us")
+
+    def __init__(self, drift_ppm: int = DRIFT_PPM) -> None:
+        self.offset_us = 0
+        self._drift_ppm = drift_ppm
+        self._measured: tuple[int, int, int] | None = None
+        """A reading of the steady clock, and between which two the offset was then. Replaced as a
+        whole, since others may be reading."""
+        self._asked_us: int | None = None
+        self._floor_us = 0
+
+    def take(self, asked_us: int, answered_us: int, time_us: int) -> None:
+        """Learn from one answer: some time between these two readings of the steady clock, which
+        may be the same, cluster time was that one. What was known before still holds, but for what
+        the clocks may have drifted; if both cannot be true, only the answer does."""
+        # Each reading was rounded down, and the clocks may have drifted since the manager's.
+        drift_us = self._drift_us(answered_us - asked_us)
+        low, high = time_us - answered_us - 1 - drift_us, time_us + 1 - asked_us + drift_us
+        if self._measured is not None:
+            old_low, old_high = self._bounds(answered_us)
+            if low <= old_high and old_low <= high:
+                low, high = max(low, old_low), min(high, old_high)
+            else:
+                self._floor_us = self.earliest_us(answered_us)
+        self._measured = answered_us, low, high
+        self._asked_us = answered_us
+        self.offset_us = (low + high) // 2
+
+    def is_due(self, steady_us: int, after_s: float) -> bool:
+        """Whether so long has passed since the manager was asked the last time, or it never was;
+        then count it as asked now, so that nobody else asks meanwhile, nor soon after a failure."""
+        if self._asked_us is not None and 0 <= steady_us - self._asked_us < after_s * 1_000_000:
+            return False
+        self._asked_us = steady_us
+        return True
+
+    def earliest_us(self, steady_us: int) -> int:
+        """What cluster time has surely reached. Who judges by it that an expiry is over is never
+        too early."""
+        assert self._measured is not None, "it was not measured yet"
+        if self._drift_ppm:
+            time_us = steady_us + self._bounds(steady_us)[0]
+        else:
+            time_us = steady_us + self._measured[1]  # a node asks often
+        return time_us if time_us > self._floor_us else self._floor_us
+
+    def latest_us(self, steady_us: int) -> int:
+        """What cluster time has surely not passed. Who adds a time to live to it never makes one
+        that is too short."""
+        return steady_us + self._bounds(steady_us)[1]
+
+    def _bounds(self, steady_us: int) -> tuple[int, int]:
+        """Between which two the offset is at this reading."""
+        assert self._measured is not None, "it was not measured yet"
+        measured_us, low, high = self._measured
+        drift_us = self._drift_us(steady_us - measured_us)
+        return low - drift_us, high + drift_us
+
+    def _drift_us(self, time_us: int) -> int:
+        """How far the clocks may drift apart in so long."""
+        return max(0, time_us) * self._drift_ppm // 1_000_000
+
+
+class Reached(NamedTuple):
+    """What a manager leaves for its successor: a cluster time, the steady clock's reading then, and
+    in which boot of which machine that was ("" if nobody can tell). Only in the same one do
+    readings of the steady clock compare."""
+
+    time_us: int
+    steady_us: int
+    boot: str
+
+
+def offset_at_start(
+    wall_us: int, steady_us: int, boot: str, reached: Reached | None, has_nodes: bool
+) -> int:
+    """How far cluster time is ahead of a manager's steady clock.
+
+    A new cluster's is what the wall clock says. It never goes back: not below what the last manager
+    has left, nor, as long as the machine was not booted again, below that and the time since. If
+    nodes of the cluster run (``has_nodes``), it goes on as they have it, without a jump: what has a
+    time to live keeps it. Otherwise this start is when it may catch up with the wall clock.
+    """
+    if reached is None:
+        return wall_us - steady_us
+    is_same_boot = boot == reached.boot != ""
+    gone_us = max(0, steady_us - reached.steady_us) if is_same_boot else 0
+    now_us = reached.time_us + gone_us
+    if has_nodes and is_same_boot:
+        return now_us - steady_us
+    return max(now_us, wall_us) - steady_us
