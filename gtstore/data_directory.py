@@ -3,6 +3,7 @@
 - ``manager/state.json``: the cluster's identity, shape, map and incarnations (state_file.py)
 - ``manager/lock``: held by the manager that uses the directory
 - ``node-1``, ``node-2`` ..: the nodes' entries (log_store.py)
+- ``node-1.damaged-1`` ..: what was found damaged, and set aside
 
 A directory belongs to one cluster for good: entries placed for another shape would not be found.
 """
@@ -12,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+from itertools import count
 from pathlib import Path
 
 from .connection import describe
@@ -67,3 +69,20 @@ class DataDirectory:
     def release(self) -> None:
         """Let others use it."""
         os.close(self._lock)
+
+
+def set_aside(path: Path) -> Path:
+    """Give a node's damaged directory another name, which is returned: somebody may want to look at
+    it, or have its data back. Raises ClusterError."""
+    names = (path.with_name(f"{path.name}.damaged-{number}") for number in count(1))
+    aside = next(name for name in names if not name.exists())
+    try:
+        path.rename(aside)
+        directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(directory)
+        finally:
+            os.close(directory)
+    except OSError as error:
+        raise ClusterError(f"{path} cannot be set aside: {describe(error)}") from error
+    return aside

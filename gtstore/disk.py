@@ -10,9 +10,13 @@ had not been done, so a GET never waits for the disk.
 
 What is committed is in a Store: names and values, both bytes, changed in atomic steps. The names:
 
-- partition (u32), generation (u32), key: an entry; where it stays it gets a checksum of all three
-  and of itself (``sealed``)
+- partition (u32), generation (u32), key: an entry
 - ``P``, partition (u32): its generation, and Remembered
+- other letters: what log_store.py keeps of the store itself
+
+Where a value stays it gets a checksum of its name and of itself (``sealed``), whatever it is. If
+that of a partition's record is wrong, it is as if there were none: the partition begins with a
+generation of which nothing is there, and nothing is remembered of it.
 
 To discard a partition's entries is to count its generation up: a step of its own as short as any
 other. One older generation stays readable until it is let go of (``FormerEntries``); what is left
@@ -30,10 +34,10 @@ from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from heapq import merge
 from itertools import chain, islice, takewhile
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 from .engine import Partition, Remembered
-from .errors import StoreDamaged
+from .errors import RecordDamaged, StoreDamaged
 from .wire.messages import Join
 
 Changes = Mapping[bytes, bytes | None]
@@ -44,6 +48,7 @@ _CHECKSUM: Final = struct.Struct(">I")
 _STATE_NAME: Final = struct.Struct(">sI")
 _STATE: Final = struct.Struct(">IQ16sQQQ")
 _NO_FLOOR: Final = bytes(16)
+_GENERATION_MAX: Final = 0xFFFF_FFFF
 _GARBAGE_AT_ONCE: Final = 1000
 _ABSENT: Final = b""  # no entry is that short
 
@@ -91,14 +96,18 @@ class DiskEngine:
         """Told of the batch that has to be on disk before the answer that is being made leaves."""
 
     def partition(self, number: int) -> Partition:
-        state = self._store.get(_STATE_NAME.pack(b"P", number))
-        generation, remembered = 0, None
+        state = _state_of(self._store, _STATE_NAME.pack(b"P", number))
+        remembered = None
         if state is not None:
-            generation, *fields = _STATE.unpack(state)
+            generation, *fields = state
             join_epoch, floor, stored, tombstones, size = fields
             floor = b"" if floor == _NO_FLOOR else floor
             remembered = Remembered(join_epoch, floor, stored, tombstones, size)
+        else:
+            generation = _unused_generation(self._store, number)
         entries = DiskEntries(self, self._store, number, generation)
+        if generation and state is None:
+            self.note(entries)
         self._partitions.append(entries)
         note = partial(self.note, entries)
         amend, former = entries.amend, entries.former
@@ -318,12 +327,31 @@ def remembered_joins(store: Store) -> tuple[Join, ...]:
     that was (N0)."""
     joins = []
     for name in store.names(b"P"):
-        state = store.get(name)
-        assert state is not None
-        join_epoch = _STATE.unpack(state)[1]
-        if join_epoch:
-            joins.append(Join(_STATE_NAME.unpack(name)[1], join_epoch))
+        state = _state_of(store, name)
+        if state is not None and state[1]:
+            joins.append(Join(_STATE_NAME.unpack(name)[1], state[1]))
     return tuple(joins)
+
+
+def _state_of(store: Store, name: bytes) -> tuple[Any, ...] | None:
+    """The fields of a partition's record; None if there is none, or it is damaged."""
+    try:
+        state = store.get(name)
+    except RecordDamaged:
+        return None
+    return None if state is None else _STATE.unpack(state)
+
+
+def _unused_generation(store: Store, number: int) -> int:
+    """One above all of which there are names, so that none of their entries is taken for one that
+    holds. Raises RecordDamaged if there is no higher one."""
+    generation = 0
+    prefix = _PREFIX.pack(number, 0)[:4]
+    while name := next(store.names(prefix, _PREFIX.pack(number, generation)), None):
+        generation = int.from_bytes(name[4:8].ljust(4, b"\0"), "big") + 1
+        if generation > _GENERATION_MAX:
+            raise RecordDamaged(name)
+    return generation
 
 
 def changed_names(
@@ -342,20 +370,21 @@ def changed_names(
 
 
 def sealed(changes: Changes) -> Iterator[tuple[bytes, bytes | None]]:
-    """Changes in the byte order of their names, the entries with their checksums."""
+    """Changes in the byte order of their names, the values with their checksums."""
     for name in sorted(changes):
-        entry = changes[name]
-        if entry is None or name[:1] == b"P":
-            yield name, entry
+        value = changes[name]
+        if value is None:
+            yield name, value
         else:
-            yield name, entry + _CHECKSUM.pack(zlib.crc32(entry, zlib.crc32(name)))
+            yield name, value + _CHECKSUM.pack(zlib.crc32(value, zlib.crc32(name)))
 
 
-def unsealed(name: bytes, value: bytes) -> bytes:
-    """An entry without its checksum. Raises StoreDamaged if that is wrong."""
-    if name[:1] == b"P":
-        return value
-    entry = value[:-4]
-    if value[-4:] != _CHECKSUM.pack(zlib.crc32(entry, zlib.crc32(name))):
+def unsealed(name: bytes, sealed_value: bytes) -> bytes:
+    """A value without its checksum. If that is wrong: raises StoreDamaged for an entry,
+    RecordDamaged for anything else."""
+    value = sealed_value[:-4]
+    if sealed_value[-4:] != _CHECKSUM.pack(zlib.crc32(value, zlib.crc32(name))):
+        if name[0] or len(name) < _PREFIX.size:  # no partition's number begins with a letter
+            raise RecordDamaged(name)
         raise StoreDamaged(_PREFIX.unpack_from(name)[0], name[_PREFIX.size :])
-    return entry
+    return value

@@ -20,6 +20,8 @@
       StoreError                       a node's disk; abstract, and never raised to a client
         StoreFull                      there is no room for what is to be stored
         StoreFailed                    it cannot be written to or read
+          StoreCorrupt                 what it needs to find anything is not what was written
+            RecordDamaged              one of its own records is not
         StoreDamaged                   what was read is not what was written
 
 What an error says to a person: what happened, to which address, after how long, whether the
@@ -221,6 +223,19 @@ class StoreFull(StoreError):
 
 class StoreFailed(StoreError):
     """The disk cannot be written to or read. What it holds is not known."""
+
+
+class StoreCorrupt(StoreFailed):
+    """What a node's files need in order to find anything in them is not what was written there: a
+    page of LMDB, a record of the log. Nothing that they say can be relied upon."""
+
+
+class RecordDamaged(StoreCorrupt):
+    """One of the records that a node keeps of itself and its partitions is not the one that was
+    stored."""
+
+    def __init__(self, name: bytes) -> None:
+        super().__init__(f"the record {name!r} is damaged")
 
 
 class StoreDamaged(StoreError):

@@ -7,29 +7,50 @@ in the other one of two log files. When it is there, the first file can be writt
 again: without new blocks a sync is cheaper. After a crash what LMDB does not have yet is read from
 the log (write_ahead_log.py).
 
-Entries get their checksums on the way into LMDB, whose pages have none.
+Values get their checksums on the way into LMDB, whose pages have none. What the store says of
+itself stands under names of one letter:
+
+- ``A``: whose it is, and its format, in JSON
+- ``L``: the number of the last record of the log that LMDB has, and the log's salt
+- ``W``: why the log did not end whole, when it was opened; until somebody removes it
 """
 
 from __future__ import annotations
 
 import errno
+import json
+import logging
 import os
 import struct
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from itertools import chain
 from pathlib import Path
 from typing import Any, Final, TypeAlias
 
-from . import write_ahead_log
+from . import format_2, write_ahead_log
 from .disk import Changes, changed_names, sealed, unsealed
-from .errors import ClusterError, StoreError, StoreFailed, StoreFull
+from .errors import (
+    ClusterError,
+    RecordDamaged,
+    StoreCorrupt,
+    StoreError,
+    StoreFailed,
+    StoreFull,
+)
 from .lmdb_store import LmdbStore
 from .wire.messages import KIB, MIB
 
+logger = logging.getLogger("gtstore.storage")
+
+NOT_WHOLE: Final = b"W"
+"""Whoever has drawn the conclusions of it removes it, in the same commit."""
+_ABOUT: Final = b"A"
 _FLUSHED: Final = b"L"
-"""The name under which LMDB has the number of the last record that it holds, and the salt."""
 _FLUSHED_FIELDS: Final = struct.Struct(f">Q{write_ahead_log.SALT_SIZE}s")
+_FORMAT: Final = 3
+"""1 had no log in front of LMDB; 2 no end marks in the log, and checksums for entries only."""
 _FLUSH_NAMES: Final = 20_000
 _FLUSH_SIZE: Final = 8 * MIB
 """So much in memory goes into LMDB: the more, the fewer pages are written for each name."""
@@ -62,7 +83,8 @@ class _Flush(threading.Thread):
         flushed = _FLUSHED_FIELDS.pack(self.number, self._salt)
         # One by one: much of this memory has not been used for long, so each look at it counts.
         groups = (self.layer[group] for group in sorted(self.layer))
-        changes = chain(chain.from_iterable(map(sealed, groups)), [(_FLUSHED, flushed)])
+        layers: Iterator[Changes] = chain(groups, [{_FLUSHED: flushed}])
+        changes = chain.from_iterable(map(sealed, layers))
         try:
             self._below.commit(changes)
         except StoreError as error:
@@ -74,65 +96,163 @@ class _Flush(threading.Thread):
 class LogStore:
     """A node's entries.
 
+    ``not_whole``: why something that was acknowledged may be missing, since the log does not end
+    where it should; "" if nothing is. It stays so, over restarts, until the name NOT_WHOLE is
+    removed.
+
     Args:
         path: their directory; it is made if it is not there.
 
-    Raises ClusterError if it cannot be opened, or its log is damaged.
+    Raises StoreCorrupt if what is there is damaged, ClusterError if it cannot be opened for any
+    other reason.
     """
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._below = LmdbStore(path)
         self._recent: _Layer = {}
         self._recent_names = 0
         self._recent_size = 0
         self._unseen: list[Changes] = []
         """Committed, and not shown yet."""
+        self._at_first: Changes = {}
+        """What the next commit is to have with it."""
+        self._strange: tuple[int, ...] = ()  # see write_ahead_log.Log
         self._flush: _Flush | None = None
         self._had_room = False
         self._unlooked = 0  # bytes written since it was last looked for room
-        self._files = []
+        self._files: list[int] = []
+        self._on_failure: Callable[[StoreFailed], object] = lambda _: None
+        try:
+            self._below = LmdbStore(path)
+        except StoreCorrupt:
+            raise
+        except StoreError as error:
+            raise ClusterError(f"cannot open the data in {path}: {error}") from error
         try:
             for file in (0, 1):
                 flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
-                self._files.append(os.open(path / f"log-{file}", flags, 0o600))
+                self._files.append(os.open(self._log(file), flags, 0o600))
             _sync_directory(path)
             self._recover()
-        except (OSError, StoreError) as error:
-            raise ClusterError(f"cannot open the data in {path}: {error}") from error
+        except BaseException as error:
+            self.close()
+            if isinstance(error, OSError | StoreError) and not isinstance(error, StoreCorrupt):
+                raise ClusterError(f"cannot open the data in {path}: {error}") from error
+            raise
+
+    def _log(self, file: int) -> Path:
+        return self._path / f"log-{file}"
 
     def _recover(self) -> None:
         """Take in what the log has, and go on behind it."""
-        flushed = self._below.get(_FLUSHED)
-        if flushed is None:
-            self._number, self._salt = 0, os.urandom(write_ahead_log.SALT_SIZE)
-            self._below.commit([(_FLUSHED, _FLUSHED_FIELDS.pack(0, self._salt))])
-            self._below.refresh()
-        else:
-            self._number, self._salt = _FLUSHED_FIELDS.unpack(flushed)
-        files = [(self._path / f"log-{file}").read_bytes() for file in (0, 1)]
-        records, after_gap = write_ahead_log.read(files, self._salt, self._number)
-        if after_gap:
+        about, flushed = self._below.get(_ABOUT), self._below.get(_FLUSHED)
+        self._about, form = _form_of(about, flushed)
+        if form > _FORMAT:
             raise ClusterError(
-                f"the log in {self._path} is damaged: record {self._number + len(records) + 1} is "
-                f"missing, and record {after_gap} is there (docs/OPERATIONS.md)"
+                f"the data in {self._path} has format {form}, and this version of GT Store knows "
+                f"none above {_FORMAT}: a newer version has written it"
             )
-        self._number += len(records)
-        self._file, self._at = records[-1][:2] if records else (0, 0)
-        self._unseen += [record.changes for record in records]
+        if form < _FORMAT:
+            self._begin(*self._former_log(flushed))
+        elif flushed is None:
+            if next(self._below.names(b""), None) or any(map(self._has_records, (0, 1))):
+                raise StoreCorrupt(f"{self._path / 'data.mdb'}: what it had is not there any more")
+            self._begin(0, {})
+        flushed = self._below.get(_FLUSHED)
+        assert flushed is not None
+        self._number, self._salt = _FLUSHED_FIELDS.unpack(unsealed(_FLUSHED, flushed))
+        files = [self._log(file).read_bytes() for file in (0, 1)]
+        try:
+            log = write_ahead_log.read(files, self._salt, self._number)
+        except StoreCorrupt as error:
+            raise StoreCorrupt(f"the log in {self._path} is damaged: {error}") from error
+        self._number += len(log.records)
+        self._file, self._at = log.records[-1][:2] if log.records else (0, 0)
+        self._unseen += [record.changes for record in log.records]
+        if log.missing:
+            self._at_first = {NOT_WHOLE: log.missing.encode()}
+            self._strange = log.strange
+            self._unseen.append(self._at_first)
         self._see()
-        if len({record.file for record in records}) > 1:
+        self.not_whole = (self.get(NOT_WHOLE) or b"").decode()
+        if self.not_whole:
+            logger.warning(
+                "the log in %s does not end whole: %s: what was acknowledged last may be missing",
+                self._path,
+                self.not_whole,
+            )
+        if len({record.file for record in log.records}) > 1:
             # No file is free: a flush was under way when the process ended.
             self.flush()
 
+    def _has_records(self, file: int) -> bool:
+        return self._log(file).stat().st_size > write_ahead_log.END_SIZE
+
+    def _begin(self, number: int, changes: Changes) -> None:
+        """With nothing in the log, and these changes in LMDB."""
+        salt = os.urandom(write_ahead_log.SALT_SIZE)
+        mark = write_ahead_log.end_mark(number, salt)
+
+        def begin_files() -> None:
+            for file in self._files:
+                os.ftruncate(file, 0)
+                _write_synced(file, mark, 0)
+
+        if not number:
+            begin_files()  # so there is none that is empty, once there is a number
+        self._below.commit(sealed({**changes, _FLUSHED: _FLUSHED_FIELDS.pack(number, salt)}))
+        self._below.refresh()
+        if number:
+            begin_files()
+
+    def _former_log(self, flushed: bytes | None) -> tuple[int, Changes]:
+        """Of a directory of a former format: the number of its last record, and the changes that
+        make it one of this format."""
+        if flushed and len(flushed) != _FLUSHED_FIELDS.size:
+            raise RecordDamaged(_FLUSHED)
+        number, salt = _FLUSHED_FIELDS.unpack(flushed) if flushed else (0, b"")
+        files = [self._log(file).read_bytes() for file in (0, 1)]
+        batches, is_whole = format_2.read(files, salt, number)
+        changes: dict[bytes, bytes | None] = {
+            name: self._below.get(name) for name in self._below.names(b"P")
+        }
+        for batch in batches:
+            changes |= batch
+        if self._about is not None:
+            self._about = {**self._about, "format": _FORMAT}
+            changes[_ABOUT] = json.dumps(self._about).encode()
+        if not is_whole:
+            changes[NOT_WHOLE] = b"it is of a version that could not tell, and was not stopped"
+        return number + len(batches), changes
+
     def claim(self, about: dict[str, Any]) -> None:
-        """See LmdbStore."""
-        self._below.claim(about)
+        """Say in it whose it is, or find that said already.
+
+        Raises ClusterError if it says something else, or cannot be written.
+        """
+        form = {"format": _FORMAT, **about}
+        if self._about is None:
+            try:
+                self._below.commit(sealed({_ABOUT: json.dumps(form).encode()}))
+                self._below.refresh()
+            except StoreError as error:
+                raise ClusterError(f"cannot write to {self._path}: {error}") from error
+            self._about = form
+        elif self._about != form:
+            raise ClusterError(f"the data in {self._path} is not this node's, but of {self._about}")
+
+    def on_failure(self, act: Callable[[StoreFailed], object]) -> None:
+        """Have every failure told to ``act``, in the thread that meets it, before it is raised."""
+        self._on_failure = self._below.on_failure = act
+
+    def _failed(self, failure: StoreFailed) -> StoreFailed:
+        self._on_failure(failure)
+        return failure
 
     # --- what is there ---------------------------------------------------------------------------
 
     def get(self, name: bytes) -> bytes | None:
-        """The value, or None. Raises StoreDamaged."""
+        """The value, or None. Raises StoreDamaged, RecordDamaged."""
         group = self._recent.get(name[:_GROUP_SIZE], _NO_GROUP)
         value: bytes | None = group.get(name, _ABSENT)
         if value is _ABSENT and self._flush:
@@ -140,7 +260,12 @@ class LogStore:
         if value is not _ABSENT:
             return value
         sealed_value = self._below.get(name)
-        return None if sealed_value is None else unsealed(name, sealed_value)
+        if sealed_value is None:
+            return None
+        try:
+            return unsealed(name, sealed_value)
+        except RecordDamaged as error:
+            raise self._failed(error) from None
 
     def names(self, prefix: bytes, first: bytes = b"") -> Iterator[bytes]:
         """The names that begin so, from ``first`` on, in byte order. Not to be used after a
@@ -167,16 +292,32 @@ class LogStore:
                 self._flush.join()
             if self._flush.error:
                 self._flush_again(self._flush)
+        if self._at_first:
+            changes = {**self._at_first, **changes}
         record = write_ahead_log.packed(self._number + 1, changes, self._salt)
+        file = self._files[self._file]
         try:
-            _write_synced(self._files[self._file], record, self._at)
+            _write_synced(file, record, self._at)
         except OSError as error:
-            kind = StoreFull if error.errno in _FULL else StoreFailed
-            raise kind(f"{self._path / f'log-{self._file}'}: {error}") from error
+            text = f"{self._log(self._file)}: {error}"
+            if error.errno not in _FULL:
+                raise self._failed(StoreFailed(text)) from error
+            # What was written of it is over the mark that says that the log ends here.
+            self._write_end(self._file, self._at)
+            raise StoreFull(text) from error
         self._number += 1
-        self._at += len(record)
+        self._at += len(record) - write_ahead_log.END_SIZE
         self._unlooked += len(record)
         self._unseen.append(changes)
+        if self._at_first:
+            self._at_first = {}
+            for strange in set(self._strange) - {self._file}:
+                self._write_end(strange, 0)
+
+    def _write_end(self, file: int, at: int) -> None:
+        """If that fails it only looks as if something were missing."""
+        with suppress(OSError):
+            _write_synced(self._files[file], write_ahead_log.end_mark(self._number, self._salt), at)
 
     def _flush_again(self, failed: _Flush) -> None:
         """What has failed before. Raises why it fails again."""
@@ -224,6 +365,7 @@ class LogStore:
         """Bring everything into LMDB. Raises StoreError; then nothing is lost."""
         if self._flush:
             self._end_flush(self._flush)
+        self._see()
         if self._recent:
             self._end_flush(self._start_flush())
 
@@ -252,9 +394,26 @@ class LogStore:
     def close(self) -> None:
         if self._flush:
             self._flush.join()
-        for file in self._files:
-            os.close(file)
+        while self._files:
+            os.close(self._files.pop())
         self._below.close()
+
+
+def _form_of(about: bytes | None, flushed: bytes | None) -> tuple[dict[str, Any] | None, int]:
+    """What a store says of itself, if it does so yet, and its format. Raises RecordDamaged."""
+    if about is None:
+        is_former = flushed is not None and len(flushed) == _FLUSHED_FIELDS.size
+        return None, 2 if is_former else _FORMAT
+    try:
+        said = json.loads(unsealed(_ABOUT, about))
+    except RecordDamaged:
+        try:
+            said = json.loads(about)
+        except ValueError:
+            said = None
+        if not isinstance(said, dict) or said.get("format") not in (1, 2):
+            raise
+    return said, said["format"]
 
 
 def _write_synced(file: int, data: bytes, at: int) -> None:

@@ -19,9 +19,10 @@ from pathlib import Path
 from . import copying, scanning
 from .committer import Committer
 from .connection import call_once
+from .data_directory import set_aside
 from .disk import DiskEngine, remembered_joins
 from .engine import MemoryEngine
-from .errors import ClusterError, NetworkError, StoreDamaged, StoreError
+from .errors import ClusterError, NetworkError, StoreCorrupt, StoreDamaged, StoreError
 from .log_store import LogStore
 from .placement import cluster_of
 from .reactor import Reactor
@@ -68,7 +69,7 @@ class StorageNode:
     def __init__(self, options: NodeOptions) -> None:
         self._options = options
         self._lock = TokenLock()
-        self._store = LogStore(options.data_dir) if options.data_dir else None
+        self._store = _open_store(options.data_dir) if options.data_dir else None
         self._engine = DiskEngine(self._store) if self._store else MemoryEngine()
         handlers: dict[int, Handler] = {}
         self._committer = (
@@ -249,6 +250,25 @@ class StorageNode:
     def _ask(self, request: messages.Message, timeout_s: float) -> messages.Message:
         host, port = self._options.manager
         return call_once("the manager", host, port, request, timeout_s)
+
+
+def _open_store(path: Path) -> LogStore:
+    """A node's entries; without any if what was there is damaged. Raises ClusterError."""
+    try:
+        return LogStore(path)
+    except StoreCorrupt as error:
+        aside = set_aside(path)
+        logger.error(
+            "the data in %s is damaged: %s: it is set aside as %s, and this node begins without it "
+            "(docs/OPERATIONS.md)",
+            path,
+            error,
+            aside,
+        )
+    try:
+        return LogStore(path)
+    except StoreCorrupt as error:
+        raise ClusterError(f"cannot begin anew in {path}: {error}") from error
 
 
 _NO_ROOM = "there is no room on this node's disk; reads go on"

@@ -9,7 +9,7 @@ import struct
 from collections.abc import Callable, Iterator
 
 from gtstore.disk import Changes
-from gtstore.errors import StoreDamaged, StoreError
+from gtstore.errors import RecordDamaged, StoreDamaged, StoreError
 
 
 class ForgetfulStore:
@@ -32,6 +32,8 @@ class ForgetfulStore:
 
     def get(self, name: bytes) -> bytes | None:
         if name in self.damaged:
+            if name[0]:
+                raise RecordDamaged(name)
             raise StoreDamaged(*struct.unpack_from(">I", name), name[8:])
         return self.shown.get(name)
 

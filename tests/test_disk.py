@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from gtstore.disk import DiskEngine, remembered_joins, sealed, unsealed
 from gtstore.engine import Partition, Remembered
-from gtstore.errors import StoreDamaged
+from gtstore.errors import RecordDamaged, StoreDamaged
 from gtstore.wire.messages import Join
 
 from .forgetful_store import ForgetfulStore
@@ -294,6 +294,68 @@ def test_a_damaged_entry_is_not_read(at: int) -> None:
         unsealed(name, wrong)
     with pytest.raises(StoreDamaged):
         unsealed(name[:-1] + b"z", stored)
+
+
+@pytest.mark.parametrize("name", [b"P\0\0\0\1", b"A", b"L", b"M\0\0\0\1", b"W", b"\0\0\0\1"])
+def test_a_damaged_record_is_not_read(name: bytes) -> None:
+    """Whatever it is, all of it counts."""
+    ((_, stored),) = sealed({name: b"state"})
+    assert stored is not None
+    assert unsealed(name, stored) == b"state"
+    for bit in range(len(stored) * 8):
+        wrong = bytes(
+            byte ^ (1 << bit % 8 if at == bit // 8 else 0) for at, byte in enumerate(stored)
+        )
+        with pytest.raises(RecordDamaged):
+            unsealed(name, wrong)
+    for value in (b"", stored[:3], stored[:-1], stored + b"\0"):
+        with pytest.raises(RecordDamaged):
+            unsealed(name, value)
+
+
+@pytest.mark.parametrize("is_missing", [False, True])
+def test_a_partition_whose_record_is_damaged_begins_anew(is_missing: bool) -> None:
+    """Its join is not remembered, and no entry of any generation that was there is found again, not
+    even after a crash before anything else is committed. The others are as they were."""
+    disk = Disk()
+    for partition, join_epoch in ((0, 5), (1, 6)):
+        disk.remembered[partition] = Remembered(join_epoch, b"", 1, 0, 2)
+    for value in (b"old", b"new"):
+        disk.entries.clear()
+        disk.entries[b"a"] = value
+        disk.partitions[1].entries[b"a"] = value
+        disk.commit()
+    disk.store.synced[b"\0\0\0\0\0\0\0\7" + b"z"] = b"of a generation that was never finished"
+    name = b"P\0\0\0\0"
+    if is_missing:
+        del disk.store.synced[name]
+    else:
+        disk.store.damaged.add(name)
+    for _ in range(2):
+        after = disk.crash()
+        assert after.partitions[0].remembered is None
+        assert (list(after.entries), after.entries.get(b"a")) == ([], None)
+        assert after.entries.generation == 8
+        assert remembered_joins(after.store) == (Join(1, 6),)
+        assert after.partitions[1].entries.get(b"a") == b"new"
+        assert after.partitions[2].entries.generation == 0
+    after.remembered[0] = Remembered(9, b"", 0, 0, 0)
+    after.store.damaged.clear()
+    after.commit()
+    after = after.crash()
+    assert after.partitions[0].remembered == Remembered(9, b"", 0, 0, 0)
+    assert (list(after.entries), after.entries.generation) == ([], 8)
+    assert after.collect() == 3
+
+
+def test_there_is_no_generation_left() -> None:
+    """Such a name was never written: nothing of the store can be relied upon."""
+    disk = Disk()
+    disk.store.synced[b"\0\0\0\0\xff\xff\xff\xff" + b"z"] = b"entry"
+    with pytest.raises(RecordDamaged):
+        disk.crash()
+    short = Disk(ForgetfulStore({b"\0\0\0\0\2": b"what is no entry"}))
+    assert short.entries.generation == 0x0200_0001
 
 
 steps = st.lists(

@@ -5,16 +5,17 @@ from __future__ import annotations
 import resource
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from gtstore import lmdb_store
-from gtstore.errors import ClusterError, StoreFailed, StoreFull
+from gtstore.errors import StoreCorrupt, StoreFailed, StoreFull
 from gtstore.wire.messages import MIB
 
 from .killed_process import last_before_kill
 
-pytest.importorskip("lmdb", reason="entries on disk need py-lmdb (the extra durable)")
+lmdb = pytest.importorskip("lmdb", reason="entries on disk need py-lmdb (the extra durable)")
 
 
 def test_what_was_committed_is_there(tmp_path: Path) -> None:
@@ -39,50 +40,54 @@ def test_what_was_committed_is_there(tmp_path: Path) -> None:
     assert (tmp_path / "node-1" / "data.mdb").stat().st_mode & 0o777 == 0o600
 
 
-def test_it_belongs_to_one_node(tmp_path: Path) -> None:
-    store = lmdb_store.LmdbStore(tmp_path)
-    about = {"cluster": 5, "node": 1}
-    store.claim(about)
-    store.claim(about)
-    with pytest.raises(ClusterError, match=r"not this node's, but of .*'node': 1"):
-        store.claim({"cluster": 5, "node": 2})
-    store.close()
-
-
-def test_a_newer_format_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lmdb_store, "_FORMAT", 3)
-    store = lmdb_store.LmdbStore(tmp_path)
-    store.claim({"node": 1})
-    monkeypatch.undo()
-    with pytest.raises(ClusterError, match=r"has format 3, .* knows none above 2: a newer version"):
-        store.claim({"node": 1})
-    store.close()
-
-
-def test_an_older_format_becomes_the_present_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """So that the version before does not take the directory for its own."""
-    monkeypatch.setattr(lmdb_store, "_FORMAT", 1)
-    store = lmdb_store.LmdbStore(tmp_path)
-    store.claim({"node": 1})
-    monkeypatch.undo()
-    store.claim({"node": 1})
-    store.close()
-    monkeypatch.setattr(lmdb_store, "_FORMAT", 1)
-    store = lmdb_store.LmdbStore(tmp_path)
-    with pytest.raises(ClusterError, match="has format 2"):
-        store.claim({"node": 1})
-    store.close()
-
-
-def test_what_is_no_store_is_refused(tmp_path: Path) -> None:
+def test_what_cannot_be_opened(tmp_path: Path) -> None:
+    """What is no store is told from what the system does not give."""
     (tmp_path / "data.mdb").write_bytes(b"something else" * 1000)
-    with pytest.raises(ClusterError, match="cannot open the data in"):
+    with pytest.raises(StoreCorrupt, match=r"data\.mdb"):
         lmdb_store.LmdbStore(tmp_path)
     (tmp_path / "file").write_text("")
-    with pytest.raises(ClusterError, match="cannot open the data in"):
+    with pytest.raises(StoreFailed) as caught:
         lmdb_store.LmdbStore(tmp_path / "file")
+    assert not isinstance(caught.value, StoreCorrupt)
+
+
+class Broken:
+    """An LMDB environment, transaction or cursor of which nothing works."""
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+
+    def __getattr__(self, name: str) -> Any:
+        raise self.error
+
+
+PUBLIC = [name for name in vars(lmdb_store.LmdbStore) if not name.startswith("_")]
+
+
+@pytest.mark.parametrize("kind", ["CorruptedError", "PageNotFoundError", "DiskError", "Error"])
+@pytest.mark.parametrize("name", PUBLIC)
+def test_every_error_is_translated(
+    tmp_path: Path, name: str, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever is called: nothing of LMDB's own comes out, and nobody can pass over it."""
+    store = lmdb_store.LmdbStore(tmp_path)
+    store.close()
+    broken: Any = Broken(getattr(lmdb, kind)("a page"))
+    store._environment = store._view = broken
+    monkeypatch.setattr(store, "_get", lambda _: broken.get)
+    monkeypatch.setattr(lmdb_store.os, "statvfs", lambda _: broken.f_bavail)
+    told: list[StoreFailed] = []
+    store.on_failure = told.append
+    calls = {
+        "get": lambda: store.get(b"a"),
+        "names": lambda: list(store.names(b"")),
+        "commit": lambda: store.commit([(b"a", b"1")]),
+    }
+    with pytest.raises(StoreFailed, match="a page") as caught:
+        calls.get(name, getattr(store, name))()
+    assert told[-1] is caught.value
+    is_damage = kind in ("CorruptedError", "PageNotFoundError") and name != "has_room"
+    assert isinstance(caught.value, StoreCorrupt) is is_damage or name == "has_room"
 
 
 def test_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import random
-from collections.abc import Iterator
+import shutil
+import threading
+from collections.abc import Iterator, Mapping
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -15,11 +18,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gtstore import lmdb_store, log_store
-from gtstore.disk import sealed
-from gtstore.errors import ClusterError, StoreDamaged, StoreError, StoreFailed, StoreFull
+from gtstore.disk import Changes, sealed, unsealed
+from gtstore.errors import (
+    ClusterError,
+    RecordDamaged,
+    StoreCorrupt,
+    StoreDamaged,
+    StoreError,
+    StoreFailed,
+    StoreFull,
+)
 from gtstore.log_store import LogStore
 
 from .killed_process import last_before_kill
+from .test_format_2 import former_log
 
 pytest.importorskip("lmdb", reason="entries on disk need py-lmdb (the extra durable)")
 
@@ -47,13 +59,19 @@ class Directory:
         self.store.close()
         self.store = LogStore(self.path)
 
-    def crash(self, at: Path) -> Directory:
-        """What is found if the process is killed now: the same files."""
+    def crash(self, at: Path, cut: Mapping[str, int] | None = None) -> Directory:
+        """What is found if the process is killed now: the same files, some of them cut."""
         at.mkdir()
         for file in self.path.iterdir():
             if file.name != "lock.mdb":
-                (at / file.name).write_bytes(file.read_bytes())
+                size = (cut or {}).get(file.name)
+                (at / file.name).write_bytes(file.read_bytes()[:size])
         return Directory(at)
+
+    def damage(self, name: bytes, sealed_value: bytes) -> None:
+        """In LMDB."""
+        self.store._below.commit([(name, sealed_value)])
+        self.store._below.refresh()
 
 
 @pytest.fixture
@@ -155,41 +173,200 @@ def test_a_damaged_entry_is_not_served(directory: Directory) -> None:
     directory.store.flush()
     ((_, damaged),) = sealed({ONE: b"1"})
     assert damaged
-    directory.store._below.commit([(ONE, damaged[:-1] + b"?")])
-    directory.store._below.refresh()
+    directory.damage(ONE, damaged[:-1] + b"?")
     with pytest.raises(StoreDamaged, match="key one, in partition 1, is damaged"):
         directory.store.get(ONE)
     assert (directory.store.get(TWO), directory.store.get(b"P\0\0\0\1")) == (b"2", b"state")
+
+
+@pytest.mark.parametrize("record", [b"P\0\0\0\1", b"W"])
+def test_a_damaged_record_is_not_served(directory: Directory, record: bytes) -> None:
+    """Every bit of what is not an entry counts, too; and that of its name. Who reads it is told,
+    and first of all whoever ends the node."""
+    directory.commit({record: b"state"})
+    directory.store.flush()
+    sealed_value = directory.store._below.get(record)
+    assert sealed_value
+    told: list[StoreFailed] = []
+    directory.store.on_failure(told.append)
+    for at in range(len(sealed_value) * 8):
+        flipped = bytearray(sealed_value)
+        flipped[at // 8] ^= 1 << at % 8
+        directory.damage(record, bytes(flipped))
+        with pytest.raises(RecordDamaged, match="is damaged"):
+            directory.store.get(record)
+    other = record[:-1] + bytes([record[-1] ^ 4])
+    directory.damage(other, sealed_value)
+    with pytest.raises(RecordDamaged) as caught:
+        directory.store.get(other)
+    assert told[-1] is caught.value
+    assert len(told) == len(sealed_value) * 8 + 1
+
+
+@pytest.mark.parametrize("record", [b"A", b"L"])
+def test_a_store_that_does_not_know_itself_is_not_opened(
+    directory: Directory, record: bytes
+) -> None:
+    directory.store.claim({"node": 1})
+    directory.commit({ONE: b"1"})
+    directory.store.flush()
+    sealed_value = directory.store._below.get(record)
+    assert sealed_value
+    directory.store.close()
+
+    def change(value: bytes) -> None:
+        below = lmdb_store.LmdbStore(directory.path)
+        below.commit([(record, value)])
+        below.close()
+
+    for at in range(len(sealed_value)):
+        change(sealed_value[:at] + bytes([sealed_value[at] ^ 1]) + sealed_value[at + 1 :])
+        with pytest.raises(RecordDamaged, match=f"'{record.decode()}' is damaged"):
+            LogStore(directory.path)
+    change(sealed_value)
+    directory.store = LogStore(directory.path)
+    assert directory.store.get(ONE) == b"1"
+
+
+def test_a_store_is_not_begun_anew_where_something_was(directory: Directory) -> None:
+    """The file of LMDB is empty, or does not have its first record, and there was more."""
+    directory.commit({ONE: b"1"})
+    directory.store.flush()
+    directory.store._below.commit([(b"L", None)])
+    directory.store.close()
+    with pytest.raises(StoreCorrupt, match="what it had is not there any more"):
+        LogStore(directory.path)
+    (directory.path / "data.mdb").write_bytes(b"")
+    with pytest.raises(StoreCorrupt, match="what it had is not there any more"):
+        LogStore(directory.path)
+    for file in (0, 1):  # as if the process had ended before it had begun
+        (directory.path / f"log-{file}").write_bytes(b"")
+    directory.store = LogStore(directory.path)
+    assert not directory.store.not_whole
+    assert directory.store.get(ONE) is None
 
 
 def test_a_damaged_log_is_not_passed_by(directory: Directory, tmp_path: Path) -> None:
     """What follows a damaged record was acknowledged, so the record was, too."""
     directory.commit({ONE: b"1"})
     first = directory.store._at
-    directory.commit({TWO: b"2"})
+    for _ in range(2):
+        directory.commit({TWO: b"2"})
     file = directory.path / "log-0"
     data = bytearray(file.read_bytes())
     data[first - 1] ^= 1
     file.write_bytes(data)
-    with pytest.raises(ClusterError, match=r"is damaged: record 1 is missing, and record 2 is"):
+    with pytest.raises(StoreCorrupt, match=r"is damaged: record 1 is missing, and record 3 is"):
         directory.crash(tmp_path / "crashed")
 
 
-def test_an_unfinished_record_is_written_again(directory: Directory, tmp_path: Path) -> None:
+def test_a_log_that_does_not_end_whole(
+    directory: Directory, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is said, also by later processes, though the next record is written over what is not
+    whole; until somebody says that all is well."""
     directory.commit({ONE: b"1"})
     first = directory.store._at
     directory.commit({TWO: b"2" * 100})
+    assert not directory.crash(tmp_path / "whole").store.not_whole
     file = directory.path / "log-0"
     file.write_bytes(file.read_bytes()[: first + 50])
     after = directory.crash(tmp_path / "crashed")
     assert (after.store.get(ONE), after.store.get(TWO)) == (b"1", None)
-    after.commit({OTHER: b"3"})
+    assert after.store.not_whole == "log-0 has no end mark behind record 1"
+    assert "does not end whole: log-0 has no end mark behind record 1" in caplog.text
+    for is_flushed in (False, True):
+        after.commit({OTHER: b"3"})
+        if is_flushed:
+            after.store.flush()
+        after.open_again()
+        assert [after.store.get(each) for each in (ONE, TWO, OTHER)] == [b"1", None, b"3"]
+        assert after.store.not_whole == "log-0 has no end mark behind record 1"
+    after.commit({log_store.NOT_WHOLE: None})
     after.open_again()
-    assert (after.store.get(ONE), after.store.get(TWO), after.store.get(OTHER)) == (
-        b"1",
-        None,
-        b"3",
-    )
+    assert not after.store.not_whole
+
+
+@pytest.mark.parametrize("is_flushed", [False, True])
+@pytest.mark.parametrize("lost", [(0,), (1,), (0, 1)])
+def test_a_log_that_is_not_there(
+    directory: Directory, lost: tuple[int, ...], is_flushed: bool
+) -> None:
+    """Nobody can say what it had. What conclusions are drawn in the first commit, with which the
+    mark is removed, are drawn for good."""
+    directory.commit({ONE: b"1"})
+    if is_flushed:
+        directory.store.flush()
+    for file in lost:
+        (directory.path / f"log-{file}").unlink()
+    directory.open_again()
+    assert directory.store.not_whole.endswith("begins with is no record of this log")
+    assert directory.store.get(ONE) == (b"1" if is_flushed or lost == (1,) else None)
+    directory.commit({OTHER: b"3", log_store.NOT_WHOLE: None})
+    directory.open_again()
+    assert not directory.store.not_whole
+    assert directory.store.get(OTHER) == b"3"
+
+
+def test_every_state_ends_whole_or_says_so(
+    directory: Directory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is on disk after each step of a store's life, cut here and there: all that was committed
+    is found, or it is said that it may not be. Uncut, it is found in any case."""
+    model: dict[bytes, bytes] = {}
+    states = 0
+
+    def commit(key: bytes, value: bytes) -> None:
+        directory.commit({key: value})
+        model[key] = value
+        look()
+
+    def look() -> None:
+        nonlocal states
+        states += 1
+        for file in (0, 1):
+            size = (directory.path / f"log-{file}").stat().st_size
+            for cut in {size, size - 1, size - 17, size // 2, 17, 1, 0}:
+                at = tmp_path / f"{states}-{file}-{cut}"
+                try:
+                    after = directory.crash(at, {f"log-{file}": cut})
+                except StoreCorrupt:
+                    assert cut != size
+                    continue
+                found = {key: after.store.get(key) for key in model}
+                assert found == model or after.store.not_whole
+                assert cut != size or not after.store.not_whole
+                after.store.close()
+                shutil.rmtree(at)
+
+    look()
+    commit(ONE, b"1")
+    commit(TWO, b"2")
+    run, gate = log_store._Flush.run, threading.Event()
+
+    def run_later(flush: log_store._Flush) -> None:
+        if flush._below is directory.store._below:
+            gate.wait()
+        run(flush)
+
+    monkeypatch.setattr(log_store._Flush, "run", run_later)
+    flush = directory.store._start_flush()
+    look()
+    commit(ONE, b"11")
+    commit(OTHER, b"3")
+    gate.set()
+    flush.join()
+    look()
+    directory.open_again()
+    look()
+    commit(ONE, b"111")
+    directory.store.flush()
+    look()
+    directory.open_again()
+    look()
+    commit(TWO, b"2222")
+    directory.store.flush()
+    commit(OTHER, b"33")
 
 
 @pytest.mark.parametrize(
@@ -217,6 +394,30 @@ def test_the_log_cannot_be_written(
     directory.open_again()
     found = [directory.store.get(each) for each in (ONE, TWO, OTHER)]
     assert found == [b"1", None, b"3"]
+    assert not directory.store.not_whole
+
+
+def test_where_there_was_no_room_the_log_still_ends(
+    directory: Directory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was written of the record is over the end mark, which is then written again."""
+    directory.commit({ONE: b"1"})
+    write = os.pwritev
+
+    def fail(file: int, data: tuple[bytes], at: int, flags: int) -> int:
+        if len(data[0]) < 100:
+            return write(file, data, at, flags)
+        write(file, (data[0][:30],), at, flags)
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    for number in range(2):
+        monkeypatch.setattr(os, "pwritev", fail)
+        with pytest.raises(StoreFull):
+            directory.store.commit({TWO: b"2" * 100})
+        monkeypatch.undo()
+        after = directory.crash(tmp_path / f"crashed-{number}")
+        assert (after.store.get(ONE), after.store.not_whole) == (b"1", "")
+        directory.store.flush()  # then it is at the start of a file
 
 
 def test_a_flush_that_fails_is_tried_again(
@@ -295,26 +496,98 @@ def test_room_is_looked_for_now_and_then(
 
 
 def test_it_belongs_to_one_node(directory: Directory) -> None:
-    directory.store.claim({"node": 1})
+    about = {"cluster": 5, "node": 1}
+    directory.store.claim(about)
+    directory.store.claim(about)
     directory.open_again()
-    with pytest.raises(ClusterError, match="not this node's"):
-        directory.store.claim({"node": 2})
+    directory.store.claim(about)
+    with pytest.raises(ClusterError, match=r"not this node's, but of .*'node': 1"):
+        directory.store.claim({"cluster": 5, "node": 2})
 
 
-def test_a_directory_without_a_log_is_taken_over(tmp_path: Path) -> None:
-    """As the version before left it."""
-    before = lmdb_store.LmdbStore(tmp_path)
-    before.commit(sealed({ONE: b"1"}))
-    before.close()
+def test_a_newer_format_is_refused(directory: Directory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(log_store, "_FORMAT", 4)
+    directory.store.claim({"node": 1})
+    monkeypatch.undo()
+    directory.store.close()
+    with pytest.raises(ClusterError, match=r"has format 4, .* none above 3: a newer version"):
+        LogStore(directory.path)
+    monkeypatch.setattr(log_store, "_FORMAT", 4)
+    directory.store = LogStore(directory.path)
+
+
+def former(path: Path, form: int, log: list[Changes], flushed: int, *, is_claimed: bool) -> None:
+    """A directory as a former version left it."""
+    store = lmdb_store.LmdbStore(path)
+    store.commit(sealed({ONE: b"1", TWO: b"2"}))
+    store.commit([(b"P\0\0\0\1", b"state"), (b"P\0\0\0\2", b"other")])
+    if is_claimed:
+        store.commit([(b"A", json.dumps({"format": form, "node": 1}).encode())])
+    salt = bytes(range(16))
+    if form == 2:
+        store.commit([(b"L", flushed.to_bytes(8, "big") + salt)])
+        (path / "log-0").write_bytes(former_log(1, log, salt))
+        (path / "log-1").write_bytes(b"")
+    store.close()
+
+
+LOG: list[Changes] = [{ONE: b"new", TWO: None}, {b"P\0\0\0\1": b"new state", OTHER: b"3"}]
+
+
+@pytest.mark.parametrize("is_claimed", [False, True])
+@pytest.mark.parametrize("flushed", [0, 2])
+def test_a_directory_of_format_2_is_rewritten(
+    tmp_path: Path, flushed: int, is_claimed: bool
+) -> None:
+    """With everything that was in its log. Whether that was everything it can tell only if it was
+    stopped in order."""
+    former(tmp_path, 2, LOG, flushed, is_claimed=is_claimed)
     directory = Directory(tmp_path)
-    assert directory.store.get(ONE) == b"1"
+    for _ in range(2):
+        names = (ONE, TWO, OTHER, b"P\0\0\0\1", b"P\0\0\0\2")
+        expected = [b"1", b"2", None, b"state", b"other"]
+        if not flushed:
+            expected = [b"new", None, b"3", b"new state", b"other"]
+        assert [directory.store.get(name) for name in names] == expected
+        assert bool(directory.store.not_whole) is not flushed
+        directory.store.claim({"node": 1})
+        for record in (b"A", b"L", b"P\0\0\0\1"):
+            value = directory.store._below.get(record)
+            assert value
+            assert unsealed(record, value)
+        with pytest.raises(ClusterError, match="not this node's"):
+            directory.store.claim({"node": 2})
+        directory.open_again()
+    directory.commit({ONE: b"newer"})
+    directory.open_again()
+    assert directory.store.get(ONE) == b"newer"
     directory.store.close()
 
 
-def test_what_cannot_be_opened(tmp_path: Path) -> None:
+def test_a_directory_without_a_log_is_rewritten(tmp_path: Path) -> None:
+    """Of format 1."""
+    former(tmp_path, 1, [], 0, is_claimed=True)
+    directory = Directory(tmp_path)
+    assert (directory.store.get(ONE), directory.store.get(b"P\0\0\0\1")) == (b"1", b"state")
+    assert not directory.store.not_whole
+    directory.store.close()
+
+
+def test_what_cannot_be_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the system does not give is no damage."""
     (tmp_path / "log-0").mkdir(parents=True)
     with pytest.raises(ClusterError, match=f"cannot open the data in {tmp_path}"):
         LogStore(tmp_path)
+    (tmp_path / "log-0").rmdir()
+
+    def fail(*_: Any) -> None:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    monkeypatch.setattr(os, "open", fail)
+    with pytest.raises(ClusterError, match="Too many open files"):
+        LogStore(tmp_path)
+    monkeypatch.undo()
+    LogStore(tmp_path).close()
 
 
 NAMES = [name(partition, key) for partition in (1, 2) for key in (b"a", b"b", b"c")]

@@ -357,8 +357,7 @@ def test_a_flipped_byte_in_the_only_copy(tmp_path: Path) -> None:
 
 
 def test_a_damaged_log(tmp_path: Path) -> None:
-    """The node does not start with it; the others have everything, and without the damaged data it
-    comes back by copying."""
+    """The node sets it aside, and comes back by copying from the others, which have everything."""
     values = {f"key{i}": b"value%d" % i for i in range(50)}
     with on_disk(tmp_path) as cluster, cluster.connect() as client:
         for key, value in values.items():
@@ -371,10 +370,12 @@ def test_a_damaged_log(tmp_path: Path) -> None:
     with on_disk(tmp_path) as cluster, cluster.connect() as client:
         wait_until(lambda: "node-2 is damaged: record 1 is missing" in cluster.log(), "its report")
         assert client.get_many(list(values)) == values
-        shutil.rmtree(node)
         wait_until(lambda: client.status()["nodes"][1]["state"] == "alive", "its return")
         cluster.wait_in_sync()
         assert client.get_many(list(values)) == values
+        aside = node.with_name("node-2.damaged-1")
+        assert (aside / "log-0").read_bytes() == log
+        assert f"it is set aside as {aside}" in cluster.log()
 
 
 @pytest.mark.skipif(shutil.which("strace") is None, reason="needs strace: apt install strace")
