@@ -16,7 +16,6 @@ import logging
 import os
 import select
 import socket
-import threading
 import time
 from _thread import get_ident
 from collections.abc import Callable, Mapping
@@ -26,8 +25,9 @@ from typing import Final
 from .disk import Changes, DiskEngine, Store
 from .engine import Remembered
 from .errors import StoreError, StoreFailed, StoreFull
-from .reactor import HELD_SIZE_MAX, INTERNAL_ERROR_EXIT, Lent, Reactor
+from .reactor import HELD_SIZE_MAX, Lent, Reactor
 from .server import Handler, TokenLock
+from .threads import END, Supervised
 
 logger = logging.getLogger("gtstore.committer")
 
@@ -98,8 +98,8 @@ class Committer(Reactor):
         self._synced: SimpleQueue[StoreError | None] = SimpleQueue()
         self._is_stopping = False
         engine.on_depend = self._depend
-        self._thread.name = "committer"
-        self._syncer = threading.Thread(target=self._sync_forever, name="syncer", daemon=True)
+        self._thread = Supervised("committer", self._run, END)
+        self._syncer = Supervised("syncer", self._sync_forever, END)
 
     def start(self) -> None:
         self._idle_until = time.monotonic() + _IDLE_S
@@ -190,6 +190,8 @@ class Committer(Reactor):
             self._store.commit(changes)
         except StoreError as error:
             return error
+        except MemoryError:
+            raise  # it is none of the disk's; but what is there is not known, so the node ends
         except Exception as error:
             return StoreFailed(repr(error))
         return None
@@ -207,9 +209,6 @@ class Committer(Reactor):
             # M6: what is on the disk is not known any more, so nothing may be answered.
             logger.critical("the disk failed: %s: this node ends", error)
             os._exit(DISK_FAILED_EXIT)
-        except Exception:
-            logger.critical("internal error in the committer: this node ends", exc_info=True)
-            os._exit(INTERNAL_ERROR_EXIT)
         self._to_sync.put(None)
 
     def _do_next(self) -> None:

@@ -22,9 +22,9 @@ import json
 import logging
 import os
 import struct
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any, Final, TypeAlias
@@ -40,6 +40,7 @@ from .errors import (
     StoreFull,
 )
 from .lmdb_store import LmdbStore
+from .threads import END, OVER, Supervised, supervised
 from .wire.messages import KIB, MIB
 
 logger = logging.getLogger("gtstore.storage")
@@ -68,16 +69,16 @@ _Layer: TypeAlias = dict[bytes, dict[bytes, bytes | None]]
 """Changes, grouped by the beginnings of their names."""
 
 
-class _Flush(threading.Thread):
+class _Flush(Supervised):
     """Brings a layer into LMDB. ``error``: why it could not."""
 
     def __init__(self, below: LmdbStore, layer: _Layer, number: int, salt: bytes) -> None:
-        super().__init__(name="flush", daemon=True)
+        super().__init__("flush", self.run, END)
         self._below = below
         self._salt = salt
         self.layer = layer
         self.number = number
-        self.error: StoreError | None = None
+        self.error: StoreError | MemoryError | None = None
 
     def run(self) -> None:
         flushed = _FLUSHED_FIELDS.pack(self.number, self._salt)
@@ -87,7 +88,7 @@ class _Flush(threading.Thread):
         changes = chain.from_iterable(map(sealed, layers))
         try:
             self._below.commit(changes)
-        except StoreError as error:
+        except (StoreError, MemoryError) as error:
             self.error = error
         except Exception as error:  # or it would look as if everything were there
             self.error = StoreFailed(f"what was committed cannot be brought into LMDB: {error!r}")
@@ -332,9 +333,12 @@ class LogStore:
         self._see()
         if self._flush and not self._flush.is_alive() and not self._flush.error:
             self._below.refresh()
-            # Takes its time, which nobody has to wait for.
-            threading.Thread(target=_clear, args=(self._flush.layer,), daemon=True).start()
-            self._flush = None
+            layer, self._flush = self._flush.layer, None
+            try:
+                # Takes its time, which nobody has to wait for.
+                supervised("clear", partial(_clear, layer), OVER)
+            except (RuntimeError, MemoryError):
+                _clear(layer)
         if not self._flush and self._is_much():
             self._start_flush()
 

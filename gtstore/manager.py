@@ -23,7 +23,7 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -55,6 +55,7 @@ from .server import FrameServer, Gathered, Handler, on_control_message, on_messa
 from .session import Session
 from .state_file import MEMORY, Process, SavedState, StateFile
 from .steady_clock import boot_id, steady_us
+from .threads import GO_ON, INTERNAL_ERROR_EXIT, NO_MEMORY_EXIT, supervised
 from .wire import messages
 from .wire.codec import RowEncoder, decode, encode, head_word, reply_frame
 from .wire.fields import TOKEN_SIZE
@@ -72,8 +73,9 @@ _SAVE_RETRY_S = 0.5
 """What cannot be saved is tried again so often."""
 _HOLDER_TIMEOUT_S = 0.5
 _MAP_BODIES_MAX = 16
-_NEW_CONNECTIONS_EACH = 4
-"""Every so many rounds of probes go over new connections: a node that accepts none is found out."""
+_NEW_CONNECTION_EACH = 8
+"""After so many probes the next one, and those that follow it, go over a new connection: a node
+that accepts none any more is found out."""
 
 _MAP_WORD = head_word(messages.Map.kind)
 
@@ -95,6 +97,17 @@ class _Unsaved(NamedTuple):
     reason: str
     is_held: bool
     """Whether changes of the map wait for that."""
+
+
+@dataclass
+class _Keeper:
+    """How far a node's keeper is: it waits for the end of a process; or that has come, and what is
+    to be done then."""
+
+    node: int
+    process: NodeProcess | None
+    incarnation: int
+    actions: Sequence[Action]
 
 
 @dataclass(frozen=True)
@@ -213,13 +226,13 @@ class Manager:
                 self._set_clock(None)
                 self._serve()
                 for node in range(1, self._options.nodes + 1):
-                    self._start_keeper(partial(self._keep, node, self._spawn(node, 1)), node)
+                    self._start_keeper(node, self._spawn(node, 1))
                 self._await_nodes()
         except BaseException:
             self.stop()
             raise
-        threading.Thread(target=self._publish_forever, name="publisher", daemon=True).start()
-        threading.Thread(target=self._probe_forever, name="prober", daemon=True).start()
+        supervised("publisher", self._publish_forever, GO_ON)
+        supervised("prober", self._probe_forever, GO_ON)
         ports = [self._registered[node].port for node in sorted(self._registered)]
         return (
             f"gtstore: manager ready on {format_address(self._options.host, self._server.port)}, "
@@ -263,7 +276,8 @@ class Manager:
                 # No node of it runs any more: the next manager begins anew all the same.
                 logger.warning("%s stays: %s", self._state_file.path, describe(error))
         self._server.drain()
-        self._probe_session.abort()
+        for session in (self._probe_session, self._push_session):
+            session.abort()
 
     def stop_node(self, node: int) -> None:
         """Stop a node, by force if it does not stop by itself, and leave it dead until
@@ -299,10 +313,7 @@ class Manager:
         actions = self._apply(partial(self._membership_with(node).release, node))
         if not actions:
             raise ClusterError(f"node {node} is not away: stop it first")
-        incarnation = self._known[node].incarnation
-        self._start_keeper(
-            lambda: self._keep(node, self._succeed(node, incarnation, actions)), node
-        )
+        self._start_keeper(node, None, self._known[node].incarnation, actions)
 
     def _membership_with(self, node: int) -> Membership:
         with self._changed:
@@ -390,19 +401,13 @@ class Manager:
         for known in saved.processes:
             node = known.node
             if node in running:
-                self._start_keeper(partial(self._keep, node, running[node]), node)
+                self._start_keeper(node, running[node])
             else:
-                self._start_keeper(self._keeper_of_dead(node, known.incarnation), node)
+                how = "its process ended while there was no manager"
+                event = partial(self._membership.exited, node, how, time.monotonic())
+                self._start_keeper(node, None, known.incarnation, self._apply(event))
         self._serve()
         self._publish(_PUBLISH_TIMEOUT_S)
-
-    def _keeper_of_dead(self, node: int, incarnation: int) -> Callable[[], None]:
-        """Tell of an end that nobody saw; return what the node's keeper does."""
-        assert self._membership is not None
-        how = "its process ended while there was no manager"
-        event = partial(self._membership.exited, node, how, time.monotonic())
-        actions = self._apply(event)
-        return lambda: self._keep(node, self._succeed(node, incarnation, actions))
 
     # --- a cluster whose entries are on disk -----------------------------------------------------
 
@@ -422,7 +427,7 @@ class Manager:
         self._serve()
         for known in saved.processes:
             process = self._spawn(known.node, known.incarnation + 1)
-            self._start_keeper(partial(self._keep, known.node, process), known.node)
+            self._start_keeper(known.node, process)
 
         def are_back() -> bool:
             assert self._returns is not None
@@ -535,23 +540,41 @@ class Manager:
             return None
         return str(self._directory.node_path(node))
 
-    def _start_keeper(self, keep: Callable[[], None], node: int) -> None:
-        threading.Thread(target=keep, name=f"keeper of node {node}", daemon=True).start()
+    def _start_keeper(
+        self,
+        node: int,
+        process: NodeProcess | None,
+        incarnation: int = 0,
+        actions: Sequence[Action] = (),
+    ) -> None:
+        """Keep a process; or its successor, if it has ended: then ``incarnation`` was the last one,
+        and ``actions`` are those that came of its end."""
+        keeper = _Keeper(node, process, process.incarnation if process else incarnation, actions)
+        supervised(f"keeper of node {node}", partial(self._keep, keeper), GO_ON)
 
-    def _keep(self, node: int, process: NodeProcess | None) -> None:
-        """A node's keeper: wait for the end of its process, tell of it, start the next one."""
-        while process is not None:
-            how = _describe_exit(process.wait())
+    def _keep(self, keeper: _Keeper) -> None:
+        """Wait for the end of a node's process, tell of it, start the next one. Whatever is raised
+        in between, it can be called again, and goes on there."""
+        node = keeper.node
+        while True:
+            if keeper.process is None:
+                keeper.process = self._succeed(node, keeper.incarnation, keeper.actions)
+                if keeper.process is None:
+                    return
+                keeper.incarnation = keeper.process.incarnation
+            how = _describe_exit(keeper.process.wait())
             with self._changed:
                 self._ended.add(node)
                 self._changed.notify_all()
                 membership = self._membership
             if membership is None or self._is_stopping.is_set():
                 return
-            actions = self._apply(partial(membership.exited, node, how, time.monotonic()))
-            process = self._succeed(node, process.incarnation, actions)
+            keeper.actions = self._apply(partial(membership.exited, node, how, time.monotonic()))
+            keeper.process = None
 
-    def _succeed(self, node: int, incarnation: int, actions: list[Action]) -> NodeProcess | None:
+    def _succeed(
+        self, node: int, incarnation: int, actions: Sequence[Action]
+    ) -> NodeProcess | None:
         """Start the successor of a dead process, if that is to be done; None if not."""
         pauses = [action.pause_s for action in actions if isinstance(action, Start)]
         if not pauses:
@@ -827,13 +850,12 @@ class Manager:
         ping = encode(messages.Ping(), 1)
         requests = [_request(node, ping) for node in nodes]
         self._rounds += 1
-        is_new = self._rounds % _NEW_CONNECTIONS_EACH == 0
-        session = Session(self._locate) if is_new else self._probe_session
+        for node in nodes:
+            if (self._rounds + node) % _NEW_CONNECTION_EACH == 0:
+                self._probe_session.forget(node)
         began = time.monotonic()
-        replies = session.run_many(requests, membership.patience_s, len(nodes))
+        replies = self._probe_session.run_many(requests, membership.patience_s, len(nodes))
         took_s = time.monotonic() - began
-        if is_new:
-            session.abort()
         is_behind = False
         round_: dict[int, Silence | None] = {}
         looks: dict[int, Look] = {}
@@ -1079,6 +1101,10 @@ def _describe_exit(code: int | None) -> str:
         return f"its process was killed by {signal.Signals(-code).name}"
     if code == DISK_FAILED_EXIT:
         return "its disk has failed (its own line above says how)"
+    if code == NO_MEMORY_EXIT:
+        return "its memory did not suffice (its own line above says where)"
+    if code == INTERNAL_ERROR_EXIT:
+        return "an internal error has ended it (its own lines above say which)"
     return f"its process ended with exit status {code}"
 
 

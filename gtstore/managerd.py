@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import logging
 import signal
 import sys
-import threading
+from functools import partial
 from pathlib import Path
 
 from . import lmdb_store
@@ -25,6 +26,7 @@ from .errors import ClusterError
 from .lifeline import hold_on
 from .manager import Manager, ManagerOptions
 from .state_file import ENGINES, LMDB, MEMORY
+from .threads import OVER, supervised
 from .wire.messages import (
     HASHES,
     MANAGER_PORT,
@@ -33,6 +35,8 @@ from .wire.messages import (
     PROBE_INTERVAL_MS,
     REPLICAS_MAX,
 )
+
+logger = logging.getLogger("gtstore.managerd")
 
 
 def parser() -> OneLineParser:
@@ -157,7 +161,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         print(ready_line, flush=True)
         if options.commands:
-            threading.Thread(target=obey, args=(manager,), daemon=True).start()
+            supervised("commands", partial(obey, manager), OVER)
         stop.wait()
     except OSError as error:
         print(f"gtstore: cannot print the ready line: {error.strerror}", file=sys.stderr)
@@ -191,6 +195,9 @@ def _answer(manager: Manager, line: str) -> dict[str, str]:
         command(node)
     except ClusterError as error:
         return {"error": str(error)}
+    except Exception as error:
+        logger.exception("the command cannot be carried out: %s", line.strip())
+        return {"error": f"internal error: {error!r}"}
     return {}
 
 

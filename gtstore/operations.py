@@ -1308,8 +1308,8 @@ def status(routes: Routes, source: Source) -> Operation[ClusterStatus]:
     serving = tuple(member.node for member in cluster.members if is_serving(member))
     request_id = source.next_number()
     frame = encode(messages.Ping(), request_id)
+    troubles = yield from _troubles(source)  # before those who may not answer
     replies = list((yield serving, request_id, frame))
-    troubles = yield from _troubles(source)
     for at, reply in enumerate(replies):
         if isinstance(reply, Lost) and isinstance(reply.error, ConnectionLost):
             # The connection may have been to the node's last process.

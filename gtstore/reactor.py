@@ -12,16 +12,15 @@ back to its thread, with what it has received.
 from __future__ import annotations
 
 import logging
-import os
 import select
 import socket
-import threading
 from _thread import LockType, allocate_lock
 from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Final
 
 from .server import Handler, TokenLock, unpack_words
+from .threads import END, Supervised
 from .wire.codec import COMMIT, EXECUTE, GET, WRITE, LongReply, head_word
 from .wire.messages import KIB
 from .wire.stream import HEADER_SIZE
@@ -29,7 +28,6 @@ from .wire.stream import HEADER_SIZE
 logger = logging.getLogger("gtstore.reactor")
 
 _USUAL: Final = frozenset((GET, WRITE, COMMIT, EXECUTE))
-INTERNAL_ERROR_EXIT: Final = 70  # EX_SOFTWARE of sysexits.h
 HELD_SIZE_MAX: Final = 4 * KIB
 """A thread with more than so many bytes of answers sends them itself."""
 _RECEIVE_SIZE: Final = 4 * KIB
@@ -76,7 +74,7 @@ class Reactor:
         self._poll = select.epoll()
         self._polled: dict[int, Lent] = {}  # by the socket's number
         self._ended: deque[Lent] = deque()
-        self._thread = threading.Thread(target=self._run, name="reactor", daemon=True)
+        self._thread = Supervised("reactor", self._run, END)
 
     def start(self) -> None:
         for kind in _USUAL & self._all_handlers.keys():
@@ -138,12 +136,8 @@ class Reactor:
     # --- the reactor's thread --------------------------------------------------------------------
 
     def _run(self) -> None:
-        try:
-            while True:
-                self._serve_ready(None)
-        except Exception:
-            logger.critical("internal error in the reactor: this node ends", exc_info=True)
-            os._exit(INTERNAL_ERROR_EXIT)
+        while True:
+            self._serve_ready(None)
 
     def _serve_ready(self, timeout_s: float | None) -> None:
         """Wait until something comes, and go on with all that has come."""

@@ -31,6 +31,7 @@ from .allocator import Trimmer
 from .connection import describe
 from .errors import ClusterError, RemoteProtocolError
 from .placement import format_address
+from .threads import GO_ON, OVER, supervised
 from .wire import messages
 from .wire.codec import (
     HEADER_WORDS,
@@ -61,6 +62,8 @@ _CROWD: Final = 12
 _SMALL_ANSWERS_MAX: Final = messages.IN_FLIGHT_SIZE_MAX // _SMALL_ANSWER_SIZE
 """No more than so many small answers wait for one send, so together they stay in the limit."""
 _NO_FILES_PAUSE_S: Final = 0.1
+_BEGIN_TIMEOUT_S: Final = 2.0
+"""How long it is waited for a connection's thread to begin: others wait to be accepted."""
 _LINGER_S: Final = 0.5
 
 
@@ -191,7 +194,7 @@ class Outbox(Protocol):
         ...
 
 
-class FrameServer(socketserver.ThreadingTCPServer):
+class FrameServer(socketserver.TCPServer):
     """Serves frames on one address.
 
     Args:
@@ -209,8 +212,6 @@ class FrameServer(socketserver.ThreadingTCPServer):
     """
 
     allow_reuse_address = True
-    daemon_threads = True
-    block_on_close = False
     request_queue_size = 1024
 
     def __init__(
@@ -259,7 +260,7 @@ class FrameServer(socketserver.ThreadingTCPServer):
     def start(self) -> None:
         """Serve in a thread of its own."""
         self.is_serving = True
-        threading.Thread(target=self.serve_forever, args=(0.2,), daemon=True).start()
+        supervised("server", partial(self.serve_forever, 0.2), GO_ON)
 
     def drain(self, timeout_s: float = 1.0) -> None:
         """Stop: accept no more, answer the requests that have arrived, close."""
@@ -291,11 +292,11 @@ class FrameServer(socketserver.ThreadingTCPServer):
             raise
 
     def verify_request(self, request: Any, client_address: Any) -> bool:  # noqa: ARG002
-        with self.lock:
-            is_free = len(self.open_sockets) < self.connections_max + messages.CONNECTIONS_RESERVED
-            if is_free:
-                self.open_sockets.add(request)
-                self._look_around()
+        try:
+            is_free = self._take_in(request)
+        except BaseException:
+            self.shutdown_request(request)
+            raise
         if not is_free:
             try:
                 request.send(_busy(0, self.connections_max), socket.MSG_DONTWAIT)
@@ -303,14 +304,35 @@ class FrameServer(socketserver.ThreadingTCPServer):
                 pass
         return is_free
 
+    def _take_in(self, sock: socket.socket) -> bool:
+        """A place for a new connection, if there is one."""
+        with self.lock:
+            is_free = len(self.open_sockets) < self.connections_max + messages.CONNECTIONS_RESERVED
+            if is_free:
+                self.open_sockets.add(sock)
+                self._look_around()
+        return is_free
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """Serve a connection in a thread of its own."""
+        work = partial(self._serve_connection, request, client_address)
+        try:
+            supervised(f"connection from {client_address}", work, OVER, _BEGIN_TIMEOUT_S)
+        except (RuntimeError, MemoryError) as error:
+            self.shutdown_request(request)
+            logger.warning("a connection is closed, no thread can serve it: %r", error)
+
+    def _serve_connection(self, request: Any, client_address: Any) -> None:
+        try:
+            self.finish_request(request, client_address)
+        finally:
+            self.shutdown_request(request)
+
     def shutdown_request(self, request: Any) -> None:
         with self.lock:
             self.open_sockets.discard(request)
             self._look_around()
         super().shutdown_request(request)
-
-    def handle_error(self, request: Any, client_address: Any) -> None:  # noqa: ARG002
-        logger.exception("internal error on the connection from %s", client_address)
 
     def count_in(self) -> bool:
         """Take one of the counted connections' places, if there is one."""

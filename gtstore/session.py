@@ -252,6 +252,12 @@ class Session:
                     pass  # a COMMIT may be lost (N5)
         self.abort()
 
+    def forget(self, node: int) -> None:
+        """Close the connection to a node, if there is one: the next request opens another one."""
+        connection = self._connections.pop(node, None)
+        if connection is not None:
+            connection.close()
+
     def abort(self) -> None:
         """Close all connections as they are."""
         for connection in self._connections.values():

@@ -17,11 +17,13 @@ import socket
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Final
 
 from .connection import describe
 from .errors import ClusterError, ProtocolError
 from .placement import format_address
+from .threads import GO_ON, OVER, supervised
 from .wire import messages
 from .wire.codec import decode, encode
 from .wire.explain import explain, summarize
@@ -83,12 +85,16 @@ class Tap:
             raise ClusterError(f"cannot listen on {where}: {describe(error)}") from error
         self.host = host
         self.port: int = self._listener.getsockname()[1]
-        threading.Thread(target=self._accept, daemon=True).start()
+        supervised(f"tap of {self.name}", self._accept, GO_ON)
 
     def _accept(self) -> None:
         while True:
             client, _ = self._listener.accept()
-            threading.Thread(target=self._serve, args=(client,), daemon=True).start()
+            try:
+                supervised("tapped connection", partial(self._serve, client), OVER)
+            except BaseException:
+                client.close()
+                raise
 
     def _serve(self, client: socket.socket) -> None:
         number = self.taps.next_number()
@@ -106,8 +112,7 @@ class Tap:
                 shared: tuple[dict[int, float], list[str]] = ({}, [])
                 there = _Way(self, number, client, server, *shared, is_request=True)
                 back = _Way(self, number, server, client, *shared, is_request=False)
-                thread = threading.Thread(target=there.carry, daemon=True)
-                thread.start()
+                thread = supervised("tapped requests", there.carry, OVER)
                 back.carry()
                 thread.join()
 

@@ -14,6 +14,7 @@ import secrets
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Final
 
 from . import copying, operations, settling
@@ -33,6 +34,7 @@ from .replica import Replicas
 from .server import TokenLock
 from .session import Session
 from .steady_clock import steady_ns, steady_us
+from .threads import GO_ON, OVER, supervised
 from .wire.messages import (
     ROLE_MANAGER,
     SETTLE_AFTER_S,
@@ -172,8 +174,8 @@ class Upkeep:
         self._next_number = itertools.cycle(range(1, 1 << 32)).__next__
 
     def start(self) -> None:
-        for work in (self._copy_forever, self._settle_forever):
-            threading.Thread(target=work, name=work.__name__.strip("_"), daemon=True).start()
+        supervised("copies", self._copy_forever, GO_ON)
+        supervised("settler", self._settle_forever, GO_ON)
 
     def on_new_map(self) -> None:
         """To be called when the map has changed where this node is syncing: there may be something
@@ -205,13 +207,13 @@ class Upkeep:
             for source in sources.keys() - at_work:
                 if source not in copiers:
                     copiers[source] = _Copier(Session(self._locate, calls_max=_COPIES_MAX))
+                work = partial(self._copy_from, copiers[source], sources[source], reported)
                 copiers[source].is_at_work = True
-                threading.Thread(
-                    target=self._copy_from,
-                    args=(copiers[source], sources[source], reported),
-                    name=f"copier from node {source}",
-                    daemon=True,
-                ).start()
+                try:
+                    supervised(f"copier from node {source}", work, OVER)
+                except (RuntimeError, MemoryError) as error:
+                    copiers[source].is_at_work = False
+                    logger.warning("node %d is copied from later: %s", source, error)
 
     def _copy_from(self, copier: _Copier, todo: list[int], reported: dict[int, int]) -> None:
         is_done = False
@@ -221,7 +223,8 @@ class Upkeep:
         except Exception as error:
             # Without this thread no copy is ever restored.
             logger.warning("copying failed; it goes on in %g s: %s", _REPORT_AGAIN_S, error)
-        copier.is_at_work = False
+        finally:
+            copier.is_at_work = False
         if is_done:
             self._has_new_map.set()  # what came meanwhile was left to this thread
 
@@ -284,7 +287,12 @@ class Upkeep:
             )
         if not is_known:
             logger.error("%s: it is to be copied from another node", error)
-            threading.Thread(target=self._leave, args=(join,), name="leaver", daemon=True).start()
+            try:
+                supervised("leaver", partial(self._leave, join), GO_ON)
+            except BaseException:
+                with self._lock:
+                    self._replicas.resume(partition)  # until it is found again
+                raise
         return True
 
     def _leave(self, join: Join) -> None:

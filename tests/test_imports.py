@@ -19,7 +19,7 @@ ROOT = Path(gtstore.__file__).parent
 LAYERS = (
     ("gtstore.results", "gtstore.cluster_time", "gtstore.version", "gtstore.wire", "gtstore.bench"),
     ("gtstore.errors",),
-    ("gtstore.text_table", "gtstore.lifeline"),
+    ("gtstore.text_table", "gtstore.lifeline", "gtstore.threads"),
     ("gtstore.wire.fields",),
     ("gtstore.wire.messages",),
     ("gtstore.wire.codec",),

@@ -26,6 +26,7 @@ from typing import Any, Final
 from ..client import Client, connect
 from ..command_line import DONE
 from ..errors import GTStoreError, OperationFailed, VersionMismatch
+from ..threads import END, supervised
 from .latencies import packed
 from .workloads import (
     GET,
@@ -214,7 +215,7 @@ def main() -> int:
             sys.stdin.buffer.read()
         os._exit(DONE)
 
-    threading.Thread(target=listen, daemon=True).start()
+    supervised("listener", listen, END)
     worker = Worker(plan, tell)
     try:
         worker.run(begin.wait)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -145,3 +146,15 @@ def test_all_nodes_are_stopped_for_a_moment(cluster: Cluster, store: Client) -> 
     cluster.wait_in_sync()
     assert cluster.log().count("killing it") == 1
     assert store.get("key") == b"value"
+
+
+@pytest.mark.gtstore(nodes=3, replicas=2, options=["--probe-interval-ms", "50"])
+def test_a_node_that_accepts_nobody_is_replaced(cluster: Cluster, store: Client) -> None:
+    """It serves the connections that it has, those of the manager too, and is not alive for that:
+    probes go over new ones now and then (M1)."""
+    store.put_many({f"key{i}": b"value" for i in range(50)})
+    resource.prlimit(cluster.node_pids[2], resource.RLIMIT_NOFILE, (3, 3))
+    wait_until(lambda: "node 2 is dead" in cluster.log(), "its end")
+    with cluster.connect(timeout=20) as other:
+        wait_until(lambda: other.status()["nodes"][1]["incarnation"] == 2, "its successor")
+        assert other.get("key1") == b"value"
