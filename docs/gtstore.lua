@@ -105,6 +105,7 @@ local MESSAGES = {
     {name = "time", filter = "gtstore.time", type = "time", size = 8},
     {name = "entries", filter = "gtstore.entries", type = "number", size = 8},
     {name = "bytes", filter = "gtstore.bytes", type = "number", size = 8},
+    {name = "full", filter = "gtstore.full", type = "number", size = 1},
   }},
   [0x02] = {name = "CLUSTER_INFO", fields = {
   }},

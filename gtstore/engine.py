@@ -97,7 +97,11 @@ class Partition(NamedTuple):
 
 
 class Engine(Protocol):
-    """Where all entries of a node are."""
+    """Where all entries of a node are.
+
+    ``is_full``: nothing more is to be stored, because there is no room for it."""
+
+    is_full: bool
 
     def partition(self, number: int) -> Partition: ...
 
@@ -108,6 +112,8 @@ class Engine(Protocol):
 
 class MemoryEngine:
     """Entries in memory: gone when the process ends, so there is nothing to wait for."""
+
+    is_full = False
 
     def partition(self, number: int) -> Partition:  # noqa: ARG002  # one dict is like the other
         entries: dict[bytes, bytes] = {}

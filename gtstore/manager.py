@@ -858,6 +858,7 @@ class Manager:
         took_s = time.monotonic() - began
         is_behind = False
         round_: dict[int, Silence | None] = {}
+        full: dict[int, int] = {}
         looks: dict[int, Look] = {}
         for node, reply in zip(nodes, replies, strict=True):
             if isinstance(reply, messages.Error) and reply.code == messages.BUSY:
@@ -865,11 +866,13 @@ class Manager:
             elif isinstance(reply, messages.Pong) and reply.node == node:
                 round_[node] = None
                 is_behind |= reply.epoch < self._published.map.epoch
+                full[node] = reply.full
             else:
                 looks[node] = look = self._processes[node].look()
                 round_[node] = Silence(str(reply), look.since(self._last_looks.get(node)))
         self._last_looks = looks
         self._apply(partial(membership.probed, round_, took_s))
+        self._apply(partial(membership.filled, full))
         if is_behind:
             self._apply(lambda: [Publish()])
 
@@ -883,7 +886,7 @@ class Manager:
     def on_ping(self, request: messages.Ping) -> messages.Pong:  # noqa: ARG002  # it is empty
         epoch = self._published.map.epoch
         now_us = self._cluster_time_us()
-        return messages.Pong(messages.ROLE_MANAGER, 0, 0, os.getpid(), epoch, now_us, 0, 0)
+        return messages.Pong(messages.ROLE_MANAGER, 0, 0, os.getpid(), epoch, now_us, 0, 0, 0)
 
     def on_cluster_info(self, request: messages.ClusterInfo) -> messages.Cluster:  # noqa: ARG002
         published = self._ready()

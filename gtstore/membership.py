@@ -20,6 +20,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from functools import partial
 from typing import Final, TypeAlias
 
 from .placement import (
@@ -35,6 +36,7 @@ from .placement import (
 from .wire.messages import (
     ALIVE,
     DEAD,
+    FULL_DISK,
     RESPAWN_PAUSE_MAX_S,
     START_TIMEOUT_S,
     SUSPECT,
@@ -255,6 +257,7 @@ class Membership:
         self._starting: dict[int, float] = {}  # started at that time, and not back yet
         self._awaited: dict[int, float] = {}  # dead, and until then their places are kept
         self.held = set(held)
+        self._full: dict[int, int] = {}  # nodes without room: messages.FULL_MEMORY or FULL_DISK
         self._away: set[int] = set()  # dead, and no start is on its way
 
     def tick(self, now: float) -> list[Action]:
@@ -322,6 +325,15 @@ class Membership:
         """A probe was answered, by that node and this incarnation."""
         self._forgive(node)
         return self._enter(node, ANSWERED)
+
+    def filled(self, full: Mapping[int, int]) -> list[Action]:
+        """What is full on these nodes, as they have answered: PONG's ``full``."""
+        before = dict(self._full)
+        for node, what in full.items():
+            self._full.pop(node, None)
+            if what:
+                self._full[node] = what
+        return self._repaired() if self._full != before else []
 
     def _forgive(self, node: int) -> None:
         self._misses[node] = Fraction(0)
@@ -474,6 +486,7 @@ class Membership:
             actions += self._enter(node, RETURNED)
             self.members[node] = member
             self._forgive(node)
+            self._full.pop(node, None)
             self._starting.pop(node, None)
             self._awaited.pop(node, None)
             self._alive_since[node] = now
@@ -568,13 +581,23 @@ class Membership:
         self.map = self.map.changed_by(change, partitions)
 
     def _repair(self) -> None:
-        """M7: one step towards k copies, in as many partitions as may join at once."""
+        """M7: one step towards k copies, in as many partitions as may join at once.
+
+        A node without room joins none. One whose disk is full cannot copy what it has begun, and
+        would refuse all writes there, so it leaves. (Where memory is full it stays: what it gives
+        away would be room for the next ones, which it would copy in vain.)
+        """
         nodes, living = len(self.members), self._living()
+        for node, full in self._full.items():
+            if full == FULL_DISK:
+                self._change(partial(_without_syncing, node))
         joins = Counter(_joins(self.map.rows))
         held = Counter(o.node for row in self.map.rows for o in row.owners if o.in_sync)
 
         def change(row: Row, epoch: int) -> Row:
             def may_join(node: int) -> bool:
+                if node in self._full:
+                    return False
                 most = min(self._joins_max, self._joins_first + held[node] // _HELD_A_JOIN)
                 return joins[node, row_source(row)] < most
 
@@ -635,6 +658,12 @@ class Membership:
         if event == EXITED:
             return []
         return [Report(f"node {node} is {'suspect' if state == SUSPECT else 'alive again'}")]
+
+
+def _without_syncing(node: int, row: Row, epoch: int) -> Row:
+    """Without this owner, if it still copies."""
+    is_syncing = any(owner.node == node and not owner.in_sync for owner in row.owners)
+    return row_without(row, node, epoch) if is_syncing else row
 
 
 def _joins(rows: Iterable[Row]) -> Iterator[tuple[int, int]]:

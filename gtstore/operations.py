@@ -85,6 +85,7 @@ from .wire.messages import (
     COMMITTED,
     ENTRY_HEAD_SIZE,
     EXPIRES,
+    FULL,
     HASHES,
     HEADER_SIZE,
     ORDERED,
@@ -123,6 +124,8 @@ _CLOCK_AHEAD_MAX_US: Final = CLOCK_AHEAD_MAX_S * 1_000_000
 _CLOCK_LEAP_MAX_US: Final = _CLOCK_AHEAD_MAX_US // 2
 _NUMBER_MAX: Final = 0xFFFF_FFFF
 _NO_VERSION: Final = (0, 0)
+_FOR_LONG: Final = (messages.NO_SPACE, messages.BUSY, messages.TOO_FAR, messages.TOO_OLD)
+"""Refusals of a write that would be the same the next time."""
 _LATE_MAX: Final = 200
 """So many COMMITs wait for the same backups before they are sent to them."""
 MEASURE_TIMEOUT_S: Final = 0.25
@@ -447,19 +450,21 @@ class _Mutation:
         """How its entry begins."""
         return ENTRY_HEAD.pack(self._time, self._identity.client, self._counter, self._flags)
 
-    def _begin_again(self, replies: Sequence[Reply]) -> Generator[Step, Sequence[Reply], None]:
+    def _begin_again(
+        self, route: Route, replies: Sequence[Reply]
+    ) -> Generator[Step, Sequence[Reply], None]:
         """Look for refusals that sending again does not mend. Where nobody holds the write, it may
         begin again under a version that is not too far ahead (N9) or too old (N7).
 
         Args:
             replies: the primary's, and perhaps those of the others.
 
-        Raises OperationFailed if that does not help, or there is no space: at once, not at the
+        Raises OperationFailed if that does not help, or there is no room: at once, not at the
         deadline; and OutcomeUnknown if the primary knows nothing any more of a write that it may
-        have done.
+        have done, or one that has no room cannot be undone.
         """
         for at, reply in enumerate(replies):
-            if not _is_error(reply, messages.NO_SPACE, messages.TOO_FAR, messages.TOO_OLD):
+            if not _is_error(reply, *_FOR_LONG):
                 continue
             assert not isinstance(reply, Lost)
             code = _error_code(reply)
@@ -471,19 +476,39 @@ class _Mutation:
                     acks=0,
                     required=len(replies),
                 )
+            refusal = refusal_of(reply)
             if self._touched:
+                if code == messages.NO_SPACE and not at:
+                    is_undone = yield from self._undo(route)
+                    error = (
+                        self._not_done(refusal) if is_undone else self._unfinished(route, refusal)
+                    )
+                    raise error from refusal
                 continue
             above = 0
             if code == messages.TOO_OLD:
                 above = int.from_bytes(reply[3][-_VERSION_SIZE:][:8], "big")
-            if code == messages.NO_SPACE or above >= TIME_END_US or self._is_clock_right:
-                refusal = refusal_of(reply)
-                raise OperationFailed(f"{self._what} did not happen: {refusal}") from refusal
+            no_place = code in (messages.NO_SPACE, messages.BUSY)
+            if no_place or above >= TIME_END_US or self._is_clock_right:
+                raise self._not_done(refusal) from refusal
             self._is_clock_right = True
             yield from _correct_clock(self._routes, self._source)
             self._identity = self._source.identity
             self._take_time(above)
             return
+
+    def _undo(self, route: Route) -> Generator[Step, Sequence[Reply], bool]:  # noqa: ARG002
+        """The primary has refused the write, and others may hold it: see to it that it never takes
+        effect. Say whether that is sure."""
+        yield from ()
+        return False
+
+    def _not_done(self, error: GTStoreError) -> OperationFailed:
+        return OperationFailed(f"{self._what} did not happen: {error}")
+
+    def _unfinished(self, route: Route, error: GTStoreError) -> GTStoreError:
+        """What to raise when it cannot go on."""
+        raise NotImplementedError
 
     def _take_time(self, above: int) -> None:
         """Take another version, of a time above that one."""
@@ -537,7 +562,7 @@ class _Write(_Mutation):
         try:
             while True:
                 answered = self._take_in(route, replies)
-                yield from self._begin_again(replies)
+                yield from self._begin_again(route, replies)
                 if self._acked and answered:
                     _owe_commit(self._source, route, self._key, self._entry())
                     return PutResult(route.nodes, Version(self._time, self._identity.client))
@@ -572,6 +597,22 @@ class _Write(_Mutation):
         if replies[0][0] == ACK:
             self._acked = True
         return answered
+
+    def _undo(self, route: Route) -> Generator[Step, Sequence[Reply], bool]:
+        """C3, NO_SPACE: what backups hold of a write that its primary has never held is superseded
+        (C6) by what the primary holds, under a version above all that this write had. If that is
+        complete in the same tenure, nobody has read the write, and nobody ever will: until then
+        only this primary was asked, and from then on all owners refuse it."""
+        if self._acked or self._unresolved:
+            return False
+        touch = _Change(self._routes, self._source, self._key, messages.TOUCH, b"", b"", 0)
+        touch.go_above(self._time)
+        try:
+            yield from touch.settle()
+        except (OperationFailed, OutcomeUnknown) as error:
+            logger.info("%s", error)
+            return False
+        return touch.tenure == route.tenure
 
     def _enter_tenure(self, route: Route) -> None:
         """C3: another primary, or the same one anew."""
@@ -624,7 +665,7 @@ class _Write(_Mutation):
             )
         if isinstance(error, Unavailable):
             return error
-        return OperationFailed(f"{self._what} did not happen: {error}")
+        return self._not_done(error)
 
 
 def _correct_clock(routes: Routes, source: Source) -> Generator[Step, Sequence[Reply], None]:
@@ -738,6 +779,8 @@ class _Change(_Mutation):
         self._executed = b""
         self._unresolved = False
         self._unanswered_epoch = 0
+        self.tenure: tuple[int, int] | None = None
+        """In which it was complete."""
 
     def go_above(self, time: int) -> None:
         """Begin with a version above that time."""
@@ -759,7 +802,7 @@ class _Change(_Mutation):
                 elif reply[0] != SUPERSEDED and may_be_done(reply):
                     self._touched = self._unresolved = True
                     self._unanswered_epoch = route.epoch
-                yield from self._begin_again([reply])
+                yield from self._begin_again(route, [reply])
                 if reply[0] in (EXECUTED, SUPERSEDED) and self._executed:
                     replies = yield from self._give_to_others(route)
                     if len(replies) == len(route.nodes) - 1 and _all_hold(replies):
@@ -799,6 +842,7 @@ class _Change(_Mutation):
         return (yield from _write_to_backups(self._source, route, self._key, self._executed))
 
     def _succeed(self, route: Route) -> Changed:
+        self.tenure = route.tenure
         _owe_commit(self._source, route, self._key, self._executed)
         time, client, _, flags = ENTRY_HEAD.unpack_from(self._executed)
         value_at = ENTRY_HEAD_SIZE + (8 if flags & EXPIRES else 0)
@@ -845,7 +889,7 @@ class _Change(_Mutation):
             return self._unknown(route, str(error))
         if isinstance(error, Unavailable):
             return error
-        return OperationFailed(f"{self._what} did not happen: {error}")
+        return self._not_done(error)
 
 
 def _failure(key: bytes, reason: int, entry: bytes) -> OperationFailed:
@@ -1364,6 +1408,7 @@ def _node_status(
         "state": STATES.get(member.state, str(member.state)),
         "entries": pong.entries if pong else 0,
         "bytes": pong.bytes if pong else 0,
+        "full": FULL.get(pong.full) if pong else None,
         "partitions": len(owned),
         "primaries": sum(row.owners[0].node == member.node for row in owned),
         "syncing": sum(

@@ -77,6 +77,9 @@ _NOBODY: Final = -1  # no epoch on the wire is negative
 _WRITE_USUAL_SIZE: Final = VALUE_SIZE_MAX  # a longer WRITE may have a value that is too long
 NEVER_SETTLED: Final = TOMBSTONE | EXPIRES
 """An entry with one of these flags is to be looked at again, though it is committed."""
+_FREE_SHARE: Final = 64
+"""Memory is not called full while one part of so many is free, whatever was too long for it."""
+_DISK_FULL: Final = "there is no room on this node's disk; reads go on"
 _COMMITTED_FLAGS: Final = tuple(bytes((flags | COMMITTED,)) for flags in range(256))
 
 unpack_request: Final = WRITE_BODY.unpack_from
@@ -190,6 +193,7 @@ class Replicas:
         self._time_max = bytes(8)
         self._memory_max = memory_max
         self._room = 0  # of it, that surely is free
+        self._missing = 0  # of it, since a write was refused
         self._engine = engine
         self._replicas = [Replica(engine.partition(p)) for p in range(partition_count(nodes))]
         self._partitions = len(self._replicas)
@@ -286,15 +290,18 @@ class Replicas:
             return pack_words(_ACK, request_id, 0)
         else:
             return pack_words(_SUPERSEDED, request_id, VERSION_SIZE) + stored[:VERSION_SIZE]
-        # Only the primary judges: what it has taken, its backups must take, or no reader could
-        # complete it.
+        # What is held already, or superseded, needs no room: so a pending entry can be completed.
+        if self._engine.is_full:
+            return error_frame(request_id, messages.NO_SPACE, _DISK_FULL)
+        # Of memory only the primary judges: what it has taken, its backups must take, or no reader
+        # could complete it.
         if (
             self._memory_max is not None
             and self._is_full(key, entry, stored)
             and epoch == replica.read_epoch
         ):
-            text = f"this node's memory is full ({self._memory_max} bytes, --max-memory-mb)"
-            return error_frame(request_id, messages.NO_SPACE, text)
+            self._missing = min(len(key) + len(entry), self._memory_max // _FREE_SHARE)
+            return error_frame(request_id, messages.NO_SPACE, self.limit)
         if growth:
             replica.size += growth
         if stored is None:
@@ -615,9 +622,29 @@ class Replicas:
         """Bytes of all keys and entries, tombstones included."""
         return sum(replica.size for replica in self._replicas)
 
+    @property
+    def limit(self) -> str:
+        """Why there is no room in memory, in words."""
+        return f"this node's memory is full ({self._memory_max} bytes, --max-memory-mb)"
+
+    @property
+    def full(self) -> int:
+        """Why it takes no more writes: messages.FULL_MEMORY or FULL_DISK, or 0 if it does. Memory
+        is full from the first write that was refused on, as long as there is no room for it."""
+        if self._engine.is_full:
+            return messages.FULL_DISK
+        if self._missing and self._free() >= self._missing:
+            self._missing = 0
+        return messages.FULL_MEMORY if self._missing else 0
+
+    def _free(self) -> int:
+        """Bytes of memory; less than none, if others' writes had to be taken."""
+        assert self._memory_max is not None
+        overhead = ENTRY_OVERHEAD_SIZE * sum(replica.stored for replica in self._replicas)
+        return self._memory_max - self.size - overhead
+
     def _is_full(self, key: bytes, entry: bytes, stored: bytes | None) -> bool:
         """Whether a write takes the node over its memory. A delete never does."""
-        assert self._memory_max is not None
         growth = (
             len(entry) - len(stored)
             if stored is not None
@@ -627,8 +654,7 @@ class Replicas:
             return False
         if growth > self._room:
             # Adding up takes its time, so it is done once for many writes.
-            overhead = ENTRY_OVERHEAD_SIZE * sum(replica.stored for replica in self._replicas)
-            self._room = self._memory_max - self.size - overhead
+            self._room = self._free()
         self._room -= growth
         return self._room < 0
 

@@ -51,8 +51,9 @@ class Location(NamedTuple):
 
 class NodeStatus(TypedDict):
     """A node in a ClusterStatus: alive, suspect, dead or left; the entries and bytes that it says
-    it has (0 if it does not answer); of how many partitions it is an owner, the primary, or one
-    that still copies."""
+    it has (0 if it does not answer); "memory" or "disk" if that is full, so that it refuses writes
+    and joins no further partitions, else None; of how many partitions it is an owner, the primary,
+    or one that still copies."""
 
     id: int
     address: str
@@ -61,6 +62,7 @@ class NodeStatus(TypedDict):
     state: str
     entries: int
     bytes: int
+    full: str | None
     partitions: int
     primaries: int
     syncing: int

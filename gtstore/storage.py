@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import logging
 import os
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,7 +39,7 @@ from .server import (
 )
 from .upkeep import NodeClock, Upkeep
 from .wire import messages
-from .wire.codec import decode, error_frame
+from .wire.codec import decode
 
 logger = logging.getLogger("gtstore.storage")
 
@@ -127,6 +128,7 @@ class StorageNode:
             handlers |= on_disk(handlers, self._engine)
         handlers |= on_message(self.on_ping)
         handlers |= on_message(self.on_get_statistics)
+        self._full_since = 0.0
         self._upkeep = Upkeep(
             self._replicas, self._clock, self._lock, options.manager, options.token, self._flush
         )
@@ -178,7 +180,21 @@ class StorageNode:
             self._clock.now_us(),
             replicas.count,
             replicas.size,
+            self._look_for_room(),
         )
+
+    def _look_for_room(self) -> int:
+        """PONG's ``full``. Says in the log when memory is full, and when it is not any more; of the
+        disk the committer does."""
+        full = self._replicas.full
+        if full == messages.FULL_MEMORY and not self._full_since:
+            self._full_since = time.monotonic()
+            logger.error("writes are refused: %s; reads and deletes go on", self._replicas.limit)
+        elif full != messages.FULL_MEMORY and self._full_since:
+            full_s = time.monotonic() - self._full_since
+            self._full_since = 0.0
+            logger.info("there is room in memory again, after %.1f s", full_s)
+        return full
 
     def on_get_statistics(self, request: messages.GetStatistics) -> messages.Statistics:  # noqa: ARG002
         replicas = self._replicas
@@ -271,12 +287,9 @@ def _open_store(path: Path) -> LogStore:
         raise ClusterError(f"cannot begin anew in {path}: {error}") from error
 
 
-_NO_ROOM = "there is no room on this node's disk; reads go on"
-
-
 def on_disk(handlers: Mapping[int, Handler], engine: DiskEngine) -> dict[int, Handler]:
     """The same handlers where entries are on disk: what they answer leaves when everything is there
-    that was stored before (N2), and writes are refused while there is no room.
+    that was stored before (N2).
 
     However a handler ends: a long answer, for example, is raised (LongReply). GET and SCAN are
     shown what is there already, and wait only where they say so themselves. COMMIT has no answer.
@@ -291,21 +304,9 @@ def on_disk(handlers: Mapping[int, Handler], engine: DiskEngine) -> dict[int, Ha
 
         return handler
 
-    def writing(handle: Handler) -> Handler:
-        handle = dependent(handle)
-
-        def handler(request_id: int, body: bytes) -> bytes:
-            if engine.is_full:
-                return error_frame(request_id, messages.NO_SPACE, _NO_ROOM)
-            return handle(request_id, body)
-
-        return handler
-
     wrap = {
         messages.Get.kind: lambda handle: handle,
         messages.Scan.kind: lambda handle: handle,
         messages.Commit.kind: lambda handle: handle,
-        messages.Write.kind: writing,
-        messages.Execute.kind: writing,
     }
     return {kind: wrap.get(kind, dependent)(handle) for kind, handle in handlers.items()}

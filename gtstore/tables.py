@@ -50,6 +50,11 @@ def of_status(status: ClusterStatus) -> View:
     for trouble in status["troubles"]:
         since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(trouble["since"]))
         lines.append(printable(f"{trouble['what']} since {since}: {trouble['reason']}"))
+    lines += [
+        f"node {node['id']} refuses writes: its {node['full']} is full"
+        for node in status["nodes"]
+        if node["full"]
+    ]
     rows = [
         (
             node["id"], node["state"], node["address"], node["pid"], node["incarnation"],

@@ -12,7 +12,7 @@ from gtstore.wire import messages
 from gtstore.wire.codec import Frame, decode, encode, error_detail
 from gtstore.wire.stream import FrameBuffer
 
-PONG = messages.Pong(2, 1, 1, 1, 1, 1, 1, 1)
+PONG = messages.Pong(2, 1, 1, 1, 1, 1, 1, 1, 0)
 
 Script: TypeAlias = Callable[[socket.socket], None]
 """What a Peer does with an accepted connection."""

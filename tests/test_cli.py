@@ -179,8 +179,8 @@ def test_json_status(cluster: Cluster, manager: str, capsys: pytest.CaptureFixtu
     assert [node["id"] for node in status["nodes"]] == [1, 2, 3, 4, 5]
     assert {tuple(node) for node in status["nodes"]} == {
         (
-            "id", "address", "pid", "incarnation", "state", "entries", "bytes", "partitions",
-            "primaries", "syncing",
+            "id", "address", "pid", "incarnation", "state", "entries", "bytes", "full",
+            "partitions", "primaries", "syncing",
         )
     }  # fmt: skip
 
@@ -190,7 +190,7 @@ def test_status_of_a_manager_that_lies() -> None:
     node = dict.fromkeys(
         ("id", "pid", "incarnation", "entries", "bytes", "partitions", "primaries", "syncing"), 1
     )
-    node |= {"state": "alive", "address": "host\n\x1b[2Jnode 2 is dead:1"}
+    node |= {"full": None, "state": "alive", "address": "host\n\x1b[2Jnode 2 is dead:1"}
     shape: Any = {
         "epoch": 1,
         "replicas": 1,

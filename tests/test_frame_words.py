@@ -76,7 +76,7 @@ def test_forms_that_are_none(cls: type[Any], form: Any, said: str) -> None:
         ("key_nodes key=a=b", messages.KeyNodes(b"a=b")),
         ("next_primary 1 key1", messages.NextPrimary(1, b"key1")),
         ("get epoch=0 partition=0x10 key=k", messages.Get(0, 16, b"k")),
-        ("pong manager 0 0 1 0 1 0 0", messages.Pong(1, 0, 0, 1, 0, 1, 0, 0)),
+        ("pong manager 0 0 1 0 1 0 0 0", messages.Pong(1, 0, 0, 1, 0, 1, 0, 0, 0)),
         ("error 13 text detail=null", messages.Error(13, "text", b"")),
         ("map 1 []", messages.Map(1, ())),
         ("map 1 [", "rows is JSON"),

@@ -88,7 +88,7 @@ class FakeNode(FakePeer):
     def __init__(self) -> None:
         super().__init__()
         self.entries: dict[bytes, bytes] = {}
-        pong = Pong(messages.ROLE_NODE, 1, 1, 1, 1, 1, 1, 1)
+        pong = Pong(messages.ROLE_NODE, 1, 1, 1, 1, 1, 1, 1, 0)
         self.answers = {
             Get.kind: self._get,
             Write.kind: self._write,

@@ -34,6 +34,8 @@ from gtstore.placement import PartitionMap
 from gtstore.wire.messages import (
     ALIVE,
     DEAD,
+    FULL_DISK,
+    FULL_MEMORY,
     LEFT,
     START_TIMEOUT_S,
     STATES,
@@ -624,6 +626,54 @@ def test_a_node_joins_some_partitions_after_the_others() -> None:
         sync(membership, 1, partition)
     assert [len(row.owners) for row in membership.map.rows] == [2] * 192
     assert not joined()
+
+
+def rows_of(membership: Membership, node: int) -> list[Row]:
+    return [row for row in membership.map.rows if any(o.node == node for o in row.owners)]
+
+
+@pytest.mark.parametrize("full", [FULL_MEMORY, FULL_DISK])
+def test_a_node_without_room_joins_nothing(full: int) -> None:
+    """M7: until it has room again. One whose disk is full leaves where it has not copied all yet:
+    it would refuse the writes of others there."""
+    membership = cluster(3, 2, joins_max=5)
+    home = len(rows_of(membership, 3))
+    membership.exited(3, "killed", NOW)
+    membership.returned(member(3, 2), NOW)
+    begun = rows_of(membership, 3)
+    assert begun
+    actions = membership.filled({3: full})
+    assert rows_of(membership, 3) == (begun if full == FULL_MEMORY else [])
+    assert (Publish() in actions) == (full == FULL_DISK)
+    assert membership.filled({3: full}) == []
+    epoch = membership.map.epoch
+    copied = [Join(row.partition, row.owners[-1].join_epoch) for row in begun]
+    membership.synced(3, copied)
+    assert len(rows_of(membership, 3)) == (len(begun) if full == FULL_MEMORY else 0)
+    assert Publish() in membership.filled({3: 0})
+    assert membership.map.epoch > epoch
+    for _ in range(home):
+        joins = [
+            Join(row.partition, owner.join_epoch)
+            for row in membership.map.rows
+            for owner in row.owners
+            if not owner.in_sync
+        ]
+        membership.synced(3, joins)
+    assert len(rows_of(membership, 3)) == home
+    # A new process has told nothing yet.
+    membership.filled({3: full})
+    membership.exited(3, "killed", NOW)
+    membership.returned(member(3, 3), NOW)
+    assert rows_of(membership, 3)
+
+
+def test_an_owner_in_sync_stays_without_room() -> None:
+    """M6: it refuses writes and says so; its copies are as good as ever."""
+    membership = cluster(3, 2)
+    before = membership.map
+    assert membership.filled({1: FULL_DISK, 2: 0}) == []
+    assert membership.map is before
 
 
 def test_reports_of_other_joins_change_nothing() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import struct
 from typing import Any
 
@@ -689,6 +690,48 @@ def test_memory_is_never_more_than_the_limit() -> None:
     """``--max-memory-mb``: what a new entry takes counts before it is stored."""
     replicas = primary(memory_max=len(KEY) + len(entry()) + ENTRY_OVERHEAD_SIZE - 1)
     assert code_of(write(replicas, entry())) == messages.NO_SPACE
+
+
+def test_a_node_says_that_its_memory_is_full() -> None:
+    """``full``: from a refusal on, until there would be room for it, or for much."""
+    size = 100_000
+    replicas = primary(memory_max=size)
+    assert replicas.full == 0
+    assert code_of(write(replicas, entry(value=bytes(size)))) == messages.NO_SPACE
+    assert replicas.full == 0  # it is the value that is long
+    others = [b"%c%c%c%c" % letters for letters in itertools.permutations(b"1key")][:9]
+    assert KEY not in others
+    for key in others:
+        assert write(replicas, entry(value=bytes(10_900)), key) == Ack()
+    assert replicas.full == 0
+    assert code_of(write(replicas, entry(value=bytes(10_900)))) == messages.NO_SPACE
+    assert replicas.full == messages.FULL_MEMORY
+    assert write(replicas, entry(flags=TOMBSTONE, counter=9)) == Ack()
+    assert replicas.full == messages.FULL_MEMORY
+    assert write(replicas, entry(NOW_US + 1, flags=TOMBSTONE), others[3]) == Ack()
+    assert replicas.full == 0
+
+
+def test_a_full_disk_takes_what_it_has() -> None:
+    """N3, before room: what is held is acknowledged, so that it can be completed, and what is lower
+    is superseded; nothing else is stored, also by a backup."""
+    replicas = primary()
+    engine = replicas._engine
+    data = entry(NOW_US, client=5)
+    assert write(replicas, data) == Ack()
+    engine.is_full = True
+    assert replicas.full == messages.FULL_DISK
+    assert write(replicas, data) == Ack()
+    assert write(replicas, entry(NOW_US - 1, client=6)) == Superseded(data[:16])
+    for newer in (entry(NOW_US + 1), entry(NOW_US + 1, flags=TOMBSTONE)):
+        reply = write(replicas, newer)
+        assert code_of(reply) == messages.NO_SPACE
+        assert isinstance(reply, Error)
+        assert reply.message == "there is no room on this node's disk; reads go on"
+    replicas.adopt(at(2), [row(2, owner(2), owner(1))])
+    assert code_of(write(replicas, entry(NOW_US + 1), epoch=at(2))) == messages.NO_SPACE
+    engine.is_full = False
+    assert write(replicas, entry(NOW_US + 1), epoch=at(2)) == Ack()
 
 
 # --- what is malformed ---------------------------------------------------------------------------

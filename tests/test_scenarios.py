@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from gtstore import operations
+from gtstore.cluster_time import ClusterTime
 from gtstore.errors import (
     ConnectError,
     ConnectionLost,
@@ -78,7 +79,9 @@ class Play:
         others = messages.Owner(3, 1, epoch, 1)
         rows = [messages.Row(p, epoch, epoch, (others,)) for p in range(192)]
         rows[PARTITION] = row_of(scenario["row"])
-        self.routes.replace(cluster, rows, 0)
+        clock = ClusterTime()
+        clock.take(NOW_US, NOW_US, NOW_US)
+        self.routes.replace(cluster, rows, clock)
 
     def run(self, operation: Operation[Any]) -> Any:
         """Return the result, or the error."""
@@ -101,7 +104,10 @@ class Play:
                     continue
                 self.compare(peers, request, expected)
                 step = operation.send(
-                    [self.reply(*pair) for pair in zip(peers, expected["answers"], strict=True)]
+                    [
+                        self.reply(peer, answer, request)
+                        for peer, answer in zip(peers, expected["answers"], strict=True)
+                    ]
                 )
         except StopIteration as stop:
             return stop.value
@@ -128,7 +134,7 @@ class Play:
             assert bool(entry.flags & messages.ORDERED) == expected["ordered"]
             assert entry.counter == 1, "the operation's identity stays the same"
 
-    def reply(self, peer: int, answer: Any) -> Reply:
+    def reply(self, peer: int, answer: Any, request: Any) -> Reply:
         if answer == "lost":
             return Lost(0, peer, True, ConnectionLost(f"node {peer}", "reset"))
         if answer == "refused":
@@ -141,6 +147,9 @@ class Play:
                 time = self.versions[-1][0] if self.versions else NOW_US
                 version = Entry(time + given, 8, 1, 0, None, b"")
                 return frame_of(encode(messages.Superseded(encode_record(version)[:16])))
+            case "EXECUTED":
+                flags = bytes((given["flags"],))
+                return frame_of(encode(messages.Executed(request.entry[:20] + flags)))
             case "ENTRY":
                 return frame_of(encode(messages.EntryReply(encode_record(entry_of(given)))))
             case "STALE_EPOCH":

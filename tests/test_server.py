@@ -29,7 +29,7 @@ from gtstore.wire.messages import Ack, Commit, Get, MapUpdate, NotFound, Ping, P
 
 from .peers import Talk
 
-PONG = Pong(2, 1, 1, 1, 1, 1, 1, 1)
+PONG = Pong(2, 1, 1, 1, 1, 1, 1, 1, 0)
 GET = Get(0, 0, b"key")
 LARGE = messages.EntryReply(bytes(300_000))
 LONG = encode(messages.EntryReply(bytes(10_000_000)), 9)
@@ -160,7 +160,7 @@ def test_half_closed_connections_are_answered(serve: Serve) -> None:
         (encode(Get(0, 0, b"bug"), 5), "INTERNAL", True),
         (encode(Get(0, 0, b"close"), 5), "NOT_ALLOWED", True),
         (encode(messages.KeyNodes(b"key"), 5), "UNKNOWN_KIND", False),
-        (encode(Pong(1, 1, 1, 1, 1, 1, 1, 1), 5), "UNKNOWN_KIND", False),
+        (encode(Pong(1, 1, 1, 1, 1, 1, 1, 1, 0), 5), "UNKNOWN_KIND", False),
         (b"\xc7\x01\x77\0\0\0\0\5\0\0\0\0", "UNKNOWN_KIND", False),
         (b"\xc7\x01\x01\x80\0\0\0\5\0\0\0\0", "UNKNOWN_FLAGS", False),
         (b"\xc7\x01\x01\0\0\0\0\5\0\0\0\1x", "MALFORMED", False),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from .sim.run import SMALL, DurableRun, run_many
+from .sim.run import SMALL, DurableRun, TightRun, run_many
 
 RUNS = 1000
 
@@ -30,3 +30,13 @@ def test_at_random_with_disks(monkeypatch: pytest.MonkeyPatch) -> None:
     assert outcomes["returned"] > RUNS // 2
     assert outcomes["reopened"] > RUNS // 4
     assert outcomes["present"] > RUNS // 4
+
+
+def test_at_random_with_full_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """C3: what a full primary refuses never takes effect, whoever has it already, once the client
+    says that it did not happen."""
+    for module, name, value in SMALL:
+        monkeypatch.setattr(module, name, value)
+    outcomes = run_many(range(RUNS), TightRun)
+    assert outcomes["complete"] > 4 * RUNS
+    assert outcomes["failed"] > RUNS // 5

@@ -23,6 +23,7 @@ def node(number: int, state: str = "alive") -> NodeStatus:
         state=state,
         entries=10,
         bytes=1000,
+        full="disk" if state == "full" else None,
         partitions=64,
         primaries=32,
         syncing=0,
@@ -84,8 +85,9 @@ def test_view() -> None:
 
 def test_status_as_text() -> None:
     """As programs have always read it."""
-    view = tables.of_status(status("alive", "dead", begun_anew=3))
+    view = tables.of_status(status("alive", "full", begun_anew=3))
     lines = list(tables.plain(view))
+    assert lines.pop(2) == "node 2 refuses writes: its disk is full"
     assert lines[0] == "epoch 7, 2 replicas, hash additive, under-replicated partitions: 0"
     assert lines[1] == "3 partitions have lost all their copies, and began anew, empty"
     assert lines[2:] == list(aligned(view.titles, view.rows))

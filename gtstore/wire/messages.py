@@ -190,6 +190,10 @@ ROLE_MANAGER: Final = 1
 ROLE_NODE: Final = 2
 ROLES: Final = {ROLE_MANAGER: "manager", ROLE_NODE: "node"}
 
+FULL_MEMORY: Final = 1
+FULL_DISK: Final = 2
+FULL: Final = {FULL_MEMORY: "memory", FULL_DISK: "disk"}
+
 COMMITTED: Final = 1
 ORDERED: Final = 2
 TOMBSTONE: Final = 4
@@ -402,8 +406,8 @@ class Ping(Message):
 
 @message(0x81, "manager or node", CLIENT)
 class Pong(Message):
-    """The answer to PING. A manager gives 0 for the node, the incarnation, the entries and the
-    bytes."""
+    """The answer to PING. A manager gives 0 for the node, the incarnation, the entries, the bytes
+    and what is full."""
 
     role: Annotated[U8, "1 manager, 2 node"]
     node: Annotated[U16, "the node's number"]
@@ -413,6 +417,7 @@ class Pong(Message):
     time: Annotated[Time, "cluster time (10.2): a manager's own, or what a node knows of it"]
     entries: Annotated[U64, "keys that have a value on this node"]
     bytes: Annotated[U64, "the size of all keys and entries, tombstones included"]
+    full: Annotated[U8, "why it takes no more writes: 1 its memory is full, 2 its disk; 0 it does"]
 
 
 @message(0x02, CLIENT, MANAGER, replies=("CLUSTER", "NOT_READY"))

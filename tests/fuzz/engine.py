@@ -77,7 +77,7 @@ def valid_frames(epoch: int, time_us: int) -> list[bytes]:
     requests += [
         messages.Register(token, 1, 1, 1, 1, ()),
         messages.MapUpdate(token, epoch, ()),
-        messages.Pong(2, 1, 1, 1, epoch, time_us, 1, 1),
+        messages.Pong(2, 1, 1, 1, epoch, time_us, 1, 1, 0),
     ]
     return [encode(request, i) for i, request in enumerate(requests, 1)]
 

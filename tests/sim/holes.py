@@ -29,6 +29,7 @@ H12   label_of_another_partition              N1a: one epoch for each partition
 H13   stored_after_the_copy (test_holes.py)   N1b: check and store are one step under the lock
 H14   live_primary_is_removed                 M2: a primary that lives is never removed
 H16   identity_that_was_given_up              State: no version is used twice, whoever draws it
+H17   write_that_a_full_primary_refused      C3: what backups have of it is touched first
 C5    read_of_a_pending_entry                 C5: help first, then return the value
 N5    late_commit_of_an_older_version         N5: only the version that COMMIT names is committed
 N6    copy_before_the_new_list                N6: the source first goes by the copier's list
@@ -88,6 +89,7 @@ OTHER_KEY: Final = b"key4"
 SECOND_US: Final = 1_000_000
 
 LOST: Final = "a write that was acknowledged is lost"
+UNDEAD: Final = "a write that was reported as not done was done"
 TWICE: Final = "a write was done twice"
 STALE: Final = "an old value was read"
 WRONG_NO: Final = "a comparison that was reported as failed counts"
@@ -566,6 +568,17 @@ def live_primary_is_removed() -> None:
     users.expect(users.get(before).finish().result == b"new", STALE)
 
 
+def write_that_a_full_primary_refused() -> None:
+    """H17: P is full and refuses put a, which B has stored. The client says that it did not happen.
+    P dies."""
+    users = Users()
+    users.network.nodes[1].limit_memory(1)
+    put = users.put(b"a").finish()
+    assert put.outcome == "failed"
+    users.kill(1)
+    users.expect(users.get().finish().result is None, UNDEAD)
+
+
 def read_of_a_pending_entry() -> None:
     """C5: P has put a pending; a reader sees it; P dies; another reader comes."""
     users = Users()
@@ -834,6 +847,14 @@ def one_epoch_for_all(patch: Patch) -> None:
     patch.setattr(Routes, "find", find_newest)
 
 
+def believe_that_it_is_undone(patch: Patch) -> None:
+    def undo(write: Any, route: Route) -> Generator[Step, Sequence[Reply], bool]:  # noqa: ARG001
+        yield from ()
+        return True
+
+    patch.setattr(operations._Write, "_undo", undo)
+
+
 def forget_times_that_are_far(monkeypatch: pytest.MonkeyPatch) -> None:
     """The next version of an identity may be one that it has had: its time is not kept where it was
     drawn far ahead of the clock."""
@@ -936,6 +957,7 @@ HOLES: Final = (
     Hole("H12", label_of_another_partition, one_epoch_for_all, LOST),
     Hole("H14", live_primary_is_removed, remove_live_primaries, STALE),
     Hole("H16", identity_that_was_given_up, forget_times_that_are_far, LOST),
+    Hole("H17", write_that_a_full_primary_refused, believe_that_it_is_undone, UNDEAD),
     Hole("C5", read_of_a_pending_entry, believe_pending_entries, STALE),
     Hole("N5", late_commit_of_an_older_version, commit_whatever_is_there, STALE),
     Hole("N6", copy_before_the_new_list, copy_without_adopting, LOST),

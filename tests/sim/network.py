@@ -181,6 +181,11 @@ class Node:
     def clock_us(self) -> int:
         return self.network.now_us + self.network.skews_us.get(self.number, 0)
 
+    def limit_memory(self, size: int | None) -> None:
+        """As --max-memory-mb does, but from now on."""
+        self.replicas._memory_max = size
+        self.replicas._room = 0
+
     def adopt(self) -> None:
         """Go by the manager's map."""
         newest = self.network.map
@@ -203,6 +208,7 @@ class Node:
             self.clock_us(),
             replicas.count,
             replicas.size,
+            replicas.full,
         )
 
 

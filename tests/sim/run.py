@@ -447,6 +447,28 @@ class Run:
         return found
 
 
+class TightRun(Run):
+    """A run of nodes whose memory is full now and then: as primaries they refuse writes that others
+    have stored already."""
+
+    def choose(self, peer: int, request: Any) -> Fault:
+        # TCP does nothing twice: a write that was refused might be stored at the second time, and
+        # by then may have been undone.
+        fault = super().choose(peer, request)
+        return Fault.NONE if fault is Fault.AGAIN else fault
+
+    def event(self) -> None:
+        if self.random.random() < 0.05:
+            node = self.random.choice(list(self.network.nodes.values()))
+            node.limit_memory(self.random.choice((1, None)))
+        super().event()
+
+    def heal(self) -> None:
+        super().heal()
+        for node in self.network.nodes.values():
+            node.limit_memory(None)
+
+
 class DurableRun(Run):
     """A run of nodes with disks: any of them may die, also all at once, and at any moment between a
     request and its answer. What was acknowledged is there when they are back."""

@@ -50,7 +50,7 @@ EXAMPLES: Final[Mapping[int, tuple[int, messages.Message]]] = {
     message.kind: (request_id, message)
     for request_id, message in (
         (1, messages.Ping()),
-        (1, messages.Pong(messages.ROLE_NODE, 1, 1, 4001, _EPOCH, _TIME, 1, 31)),
+        (1, messages.Pong(messages.ROLE_NODE, 1, 1, 4001, _EPOCH, _TIME, 1, 31, 0)),
         (2, messages.ClusterInfo()),
         (2, messages.Cluster(_EPOCH, 3, 2, messages.HASH_ADDITIVE, 192, _TIME, _MEMBERS)),
         (3, messages.GetMap(_EPOCH)),
