@@ -235,7 +235,7 @@ class RecordDamaged(StoreCorrupt):
     stored."""
 
     def __init__(self, name: bytes) -> None:
-        super().__init__(f"the record {name!r} is damaged")
+        self._say(f"the record {name!r} is damaged", name)
 
 
 class StoreDamaged(StoreError):
