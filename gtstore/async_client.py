@@ -25,7 +25,7 @@ from collections.abc import (
 from functools import partial
 from itertools import islice
 from types import TracebackType
-from typing import Any, Final, TypeAlias, TypeVar, overload
+from typing import Any, Final, NoReturn, TypeAlias, TypeVar, overload
 
 from . import operations
 from .async_session import AsyncSession, Exchange
@@ -47,10 +47,11 @@ from .inputs import (
     as_ttl_us,
     as_value,
     by_key,
+    no_copy,
     with_expiry,
 )
 from .operations import ACKED, Begun, Operation, Source
-from .placement import Routes
+from .placement import Routes, format_address
 from .results import ClusterStatus, Location, PutResult, ScannedEntry, StoredEntry, Version
 from .scan_operation import Scanner
 from .session import locate
@@ -82,7 +83,8 @@ class AsyncClient:
     at most once, as after OutcomeUnknown.
 
     It belongs to the event loop in which it is used first, wherever it was made; used in another
-    one it raises GTStoreError. It is not for several threads, and not for a forked child.
+    one it raises GTStoreError. It is not for several threads, and not for a forked child; it cannot
+    be pickled or copied.
 
     Args:
         manager: ``HOST:PORT`` of the cluster's manager.
@@ -90,10 +92,11 @@ class AsyncClient:
     """
 
     def __init__(self, manager: str = "127.0.0.1:9001", timeout: float = CLIENT_TIMEOUT_S) -> None:
+        self._manager = parse_address(manager)
         self._routes = Routes()
         self._source = Source(lambda: secrets.randbits(64), steady_ns, random.random)
         self._session = AsyncSession(
-            partial(locate, self._routes, parse_address(manager)), self._source, as_timeout(timeout)
+            partial(locate, self._routes, self._manager), self._source, as_timeout(timeout)
         )
         self._users = 0  # that have connected it, or are about to
         self._first = asyncio.Lock()  # whoever holds it asks for the map that nobody has yet
@@ -381,6 +384,9 @@ class AsyncClient:
         traceback: TracebackType | None,
     ) -> None:
         await self.close()
+
+    def __reduce__(self) -> NoReturn:
+        raise no_copy("AsyncClient", "gtstore.connect_async", format_address(*self._manager))
 
     # --- calls -----------------------------------------------------------------------------------
 

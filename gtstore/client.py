@@ -11,18 +11,16 @@ from __future__ import annotations
 import os
 import random
 import secrets
-import threading
 import time
-import weakref
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from functools import partial
 from types import TracebackType
-from typing import Any, TypeVar, overload
+from typing import Any, NoReturn, TypeVar, overload
 
 from . import batches, operations
 from .cluster_time import MEASURE_AGAIN_S
 from .connection import parse_address
-from .errors import GTStoreError
+from .errors import DeadlineExceeded, GTStoreError, OperationFailed
 from .inputs import (
     UNSET,
     Item,
@@ -32,49 +30,39 @@ from .inputs import (
     as_items,
     as_key,
     as_keys,
+    as_max_connections,
     as_number,
     as_prefix,
     as_timeout,
     as_ttl_us,
     as_value,
     by_key,
+    no_copy,
     with_expiry,
 )
+from .lanes import Lane, Lanes
+from .living import Living
 from .mapping import StoreMapping
 from .operations import ACKED, Operation, Source
-from .placement import Routes
+from .placement import Routes, format_address
 from .results import ClusterStatus, Location, PutResult, ScannedEntry, StoredEntry, Version
 from .scan_operation import Scanner
 from .session import DIRECT_TIMEOUT_MIN_S, Session, Unfinished, as_frame, locate
 from .steady_clock import steady_ns
 from .wire import messages
-from .wire.messages import CLIENT_TIMEOUT_S, EXPIRES, VALUE_SIZE_MAX
+from .wire.messages import CLIENT_CONNECTIONS_MAX, CLIENT_TIMEOUT_S, EXPIRES, VALUE_SIZE_MAX
 
 Result = TypeVar("Result")
 Default = TypeVar("Default")
 Key = TypeVar("Key", bound=str | bytes)
 
 
-class _Lane:
-    """What one call at a time uses: an identity with its clock, and a connection to each peer."""
-
-    __slots__ = ("__weakref__", "session", "source")
-
-    def __init__(self, locate: Callable[[int], tuple[str, str, int]]) -> None:
-        self.source = Source(lambda: secrets.randbits(64), steady_ns, random.random)
-        self.session = Session(locate, self.source.owed)
-
-    def close(self) -> None:
-        self.source.owe_now()
-        self.session.close()
-
-
 class Client:
     """A connection to a GT Store cluster; ``gtstore.connect`` makes one.
 
-    It may be used by many threads at once, and after a fork, by parent and child: each call in
-    progress has connections of its own, and a child makes new ones. Close it, or use it in a
-    ``with`` statement.
+    It may be used by many threads at once, by signal handlers and finalizers, and after a fork, by
+    parent and child: each call in progress has connections of its own, and a child makes new ones.
+    It cannot be pickled or copied. Close it, or use it in a ``with`` statement.
 
     Keys are 1 to 500 bytes, values up to 16 MiB; a str counts as its UTF-8 bytes. Whatever a method
     raises is a GTStoreError (gtstore.errors draws the tree):
@@ -88,21 +76,28 @@ class Client:
     Args:
         manager: ``HOST:PORT`` of the cluster's manager.
         timeout: seconds that each call may take in all.
+        max_connections: to each node, at most; so many calls run at once. One more waits until
+            another one has ended, within its own time.
     """
 
-    def __init__(self, manager: str = "127.0.0.1:9001", timeout: float = CLIENT_TIMEOUT_S) -> None:
+    def __init__(
+        self,
+        manager: str = "127.0.0.1:9001",
+        timeout: float = CLIENT_TIMEOUT_S,
+        *,
+        max_connections: int = CLIENT_CONNECTIONS_MAX,
+    ) -> None:
         self._timeout_s = as_timeout(timeout)
-        manager_address = parse_address(manager)
+        self._manager = parse_address(manager)
         self._is_direct = self._timeout_s >= DIRECT_TIMEOUT_MIN_S
         self._routes = Routes()
-        self._locate = partial(locate, self._routes, manager_address)
-        self._is_closed = False
-        # Lanes that no call uses. append and pop are atomic, so the hot path takes no lock.
-        self._idle: list[_Lane] = []
-        self._lanes_lock = threading.Lock()
-        self._lanes: weakref.WeakSet[_Lane] = (
-            weakref.WeakSet()
-        )  # all of them; guarded by _lanes_lock
+        self._lanes = Lanes(
+            partial(_new_lane, partial(locate, self._routes, self._manager)),
+            as_max_connections(max_connections),
+        )
+        # The hot path takes and gives back lanes in place.
+        self._idle = self._lanes.idle
+        self._wanted = self._lanes.wanted
         _clients.add(self)
         try:
             self._run(lambda lane: operations.initialize(self._routes, lane.source))
@@ -125,10 +120,14 @@ class Client:
         if value.__class__ is not bytes or len(value) > VALUE_SIZE_MAX:
             value = as_value(value)
         started = time.monotonic()
+        is_direct = self._is_direct
         try:
             lane = self._idle.pop()
         except IndexError:
-            lane = self._new_lane()
+            lane = self._take_lane_to_write(started)
+            is_direct = self._has_much_time(started)
+        if started >= lane.look_at:
+            self._lanes.look(lane, started)
         try:
             session, source = lane.session, lane.source
             if ttl is None:
@@ -137,7 +136,7 @@ class Client:
                 value = self._expiry(lane, ttl) + value
                 begun = operations.begin_put(self._routes, source, key, value, EXPIRES)
             replies: list[Any] = []
-            if self._is_direct:
+            if is_direct:
                 try:
                     replies = session.exchange(begun[0].nodes, begun[1], begun[2], begun[5])
                     if replies.count(ACKED) == len(replies):
@@ -148,8 +147,8 @@ class Client:
             return session.go_on(operation, replies, started, self._timeout_s)
         finally:
             self._idle.append(lane)
-            if self._is_closed:
-                self.close()
+            if self._wanted:
+                self._lanes.serve()
 
     @overload
     def get(self, key: str | bytes) -> bytes | None: ...
@@ -159,15 +158,19 @@ class Client:
         """Return the latest value of a key, or ``default`` if it has none."""
         key = as_key(key)
         started = time.monotonic()
+        is_direct = self._is_direct
         try:
             lane = self._idle.pop()
         except IndexError:
-            lane = self._new_lane()
+            lane = self._take_lane(started)
+            is_direct = self._has_much_time(started)
+        if started >= lane.look_at:
+            self._lanes.look(lane, started)
         try:
             session, source = lane.session, lane.source
             begun = operations.begin_get(self._routes, source, key)
             replies: list[Any] = []
-            if self._is_direct:
+            if is_direct:
                 try:
                     reply = session.ask(begun[0].nodes[0], begun[1], begun[2])
                     value = operations.plain_value(begun, reply)
@@ -181,8 +184,8 @@ class Client:
             return default if entry is None else entry.value
         finally:
             self._idle.append(lane)
-            if self._is_closed:
-                self.close()
+            if self._wanted:
+                self._lanes.serve()
 
     def get_entry(self, key: str | bytes) -> StoredEntry | None:
         """Return a key's value, its version and the node that answered, or None if it has none."""
@@ -192,7 +195,7 @@ class Client:
     def delete(self, key: str | bytes) -> PutResult:
         """Remove a key's value, if it has one."""
         key = as_key(key)
-        return self._run(lambda lane: operations.delete(self._routes, lane.source, key))
+        return self._run_write(lambda lane: operations.delete(self._routes, lane.source, key))
 
     def append(self, key: str | bytes, value: str | bytes) -> int:
         """Add to the end of a key's value, and return the new length in bytes. A key that has no
@@ -245,7 +248,7 @@ class Client:
     ) -> operations.Changed:
         key = as_key(key)
 
-        def make(lane: _Lane) -> Operation[operations.Changed]:
+        def make(lane: Lane) -> Operation[operations.Changed]:
             expiry = b"" if ttl is None else self._expiry(lane, ttl)
             return operations.execute(
                 self._routes,
@@ -257,9 +260,9 @@ class Client:
                 EXPIRES if expiry else 0,
             )
 
-        return self._run(make)
+        return self._run_write(make)
 
-    def _expiry(self, lane: _Lane, ttl: float) -> bytes:
+    def _expiry(self, lane: Lane, ttl: float) -> bytes:
         """When what is put now expires, as it stands in an entry. Now and then the manager is asked
         for the time before, but not for long."""
         ttl_us = as_ttl_us(ttl)
@@ -277,7 +280,7 @@ class Client:
         """
         operation, operand, expected = as_comparison(b"", UNSET, version)
         operand = operations.LONG_EXPIRED + operand
-        self._run(
+        self._run_write(
             lambda lane: operations.execute(
                 self._routes, lane.source, key, operation, operand, expected, EXPIRES
             )
@@ -296,14 +299,15 @@ class Client:
         started = time.monotonic()
         checked = as_items(items)
 
-        def put(lane: _Lane) -> list[PutResult | GTStoreError]:
+        def put(lane: Lane) -> list[PutResult | GTStoreError]:
             expiry = b"" if ttl is None else self._expiry(lane, ttl)
             return self._put_many(lane, with_expiry(checked, expiry), started)
 
-        return self._run_batch(list(items), put)
+        lane = self._take_lane_to_write(started)
+        return self._run_batch(lane, list(items), put)
 
     def _put_many(
-        self, lane: _Lane, items: list[Item], started: float
+        self, lane: Lane, items: list[Item], started: float
     ) -> list[PutResult | GTStoreError]:
         return batches.put_many(
             lane.session, self._routes, lane.source, items, self._timeout_s, started
@@ -322,7 +326,7 @@ class Client:
         started = time.monotonic()
         given, checked = as_keys(keys)
 
-        def get(lane: _Lane) -> list[Any]:
+        def get(lane: Lane) -> list[Any]:
             return batches.get_many(
                 lane.session,
                 self._routes,
@@ -333,7 +337,7 @@ class Client:
                 started,
             )
 
-        return self._run_batch(given, get)
+        return self._run_batch(self._take_lane(started), given, get)
 
     def put_entries(self, entries: Iterable[ScannedEntry]) -> dict[bytes, PutResult]:
         """Store what a scan has found, perhaps in another cluster, each value with its own expiry;
@@ -344,7 +348,9 @@ class Client:
         started = time.monotonic()
         items = as_entries(entries)
         return self._run_batch(
-            [key for key, _, _ in items], lambda lane: self._put_many(lane, items, started)
+            self._take_lane_to_write(started),
+            [key for key, _, _ in items],
+            lambda lane: self._put_many(lane, items, started),
         )
 
     # --- all keys --------------------------------------------------------------------------------
@@ -379,12 +385,13 @@ class Client:
         scanner = Scanner(self._routes, prefix, with_values)
         while True:
             # A lane for each step, not for the whole: the caller may never come back.
-            lane = self._take_lane()
+            started = time.monotonic()
+            lane = self._take_lane(started)
             try:
                 steps = scanner.steps(lane.source)
                 if not steps:
                     return
-                outcomes = lane.session.run_many(steps, self._timeout_s, len(steps))
+                outcomes = lane.session.run_many(steps, self._timeout_s, len(steps), started)
             finally:
                 self._give_back(lane)
             for outcome in outcomes:
@@ -418,12 +425,7 @@ class Client:
 
     def close(self) -> None:
         """Close all connections. Calls in progress in other threads end with their own results."""
-        self._is_closed = True
-        try:
-            while True:
-                self._idle.pop().close()
-        except IndexError:
-            pass  # the calls in progress close theirs
+        self._lanes.close()
 
     def __enter__(self) -> Client:
         return self
@@ -436,79 +438,98 @@ class Client:
     ) -> None:
         self.close()
 
+    def __reduce__(self) -> NoReturn:
+        raise no_copy("Client", "gtstore.connect", format_address(*self._manager))
+
     # --- lanes -----------------------------------------------------------------------------------
 
-    def _run(self, make: Callable[[_Lane], Operation[Result]]) -> Result:
-        lane = self._take_lane()
+    def _run(self, make: Callable[[Lane], Operation[Result]]) -> Result:
+        started = time.monotonic()
+        return self._run_on(self._take_lane(started), make, started)
+
+    def _run_write(self, make: Callable[[Lane], Operation[Result]]) -> Result:
+        started = time.monotonic()
+        return self._run_on(self._take_lane_to_write(started), make, started)
+
+    def _run_on(
+        self, lane: Lane, make: Callable[[Lane], Operation[Result]], started: float
+    ) -> Result:
         try:
-            return lane.session.run(make(lane), self._timeout_s)
+            return lane.session.go_on(make(lane), [], started, self._timeout_s)
         finally:
             self._give_back(lane)
 
-    def _run_batch(self, keys: list[Any], run: Callable[[_Lane], Sequence[Any]]) -> dict[Any, Any]:
+    def _run_batch(
+        self, lane: Lane, keys: list[Any], run: Callable[[Lane], Sequence[Any]]
+    ) -> dict[Any, Any]:
         """The results by their keys; ``run`` returns the outcomes in the keys' order."""
-        lane = self._take_lane()
         try:
             outcomes = run(lane)
         finally:
             self._give_back(lane)
         return by_key(keys, outcomes)
 
-    def _take_lane(self) -> _Lane:
-        """A lane for one call. put and get do the same in place: there, two Python calls count."""
-        try:
-            return self._idle.pop()
-        except IndexError:
-            return self._new_lane()
-
-    def _new_lane(self) -> _Lane:
-        if self._is_closed:
-            raise GTStoreError("this client was closed")
-        lane = _Lane(self._locate)
-        with self._lanes_lock:
-            self._lanes.add(lane)
+    def _take_lane(self, started: float) -> Lane:
+        """A lane for the call that began then. put and get take an idle one in place: there, two
+        Python calls count."""
+        lane = self._lanes.take(started, self._timeout_s)
+        if started >= lane.look_at:
+            self._lanes.look(lane, started)
         return lane
 
-    def _give_back(self, lane: _Lane) -> None:
+    def _take_lane_to_write(self, started: float) -> Lane:
+        """The same for a write: that there was none in time means that it did not happen."""
+        try:
+            return self._take_lane(started)
+        except DeadlineExceeded as error:
+            raise OperationFailed(f"the write did not happen: {error}") from error
+
+    def _has_much_time(self, started: float) -> bool:
+        """Whether a call that may have waited for its lane can still go the direct way."""
+        return time.monotonic() <= started + self._timeout_s - DIRECT_TIMEOUT_MIN_S
+
+    def _give_back(self, lane: Lane) -> None:
         self._idle.append(lane)
-        if self._is_closed:
-            self.close()
+        if self._wanted:
+            self._lanes.serve()
 
     def _after_fork(self) -> None:
-        """In a forked child: leave the parent's connections alone, and draw new identities.
-
-        The sockets are closed here without a word, also those of calls that other threads of the
-        parent had in progress: the nodes see nothing of it, since the parent still holds them.
-        """
-        self._lanes_lock = threading.Lock()
         self._routes.asked_about.clear()
-        for lane in list(self._lanes):
-            lane.session.abort()
-        self._idle = []
-        self._lanes = weakref.WeakSet()
+        self._lanes.after_fork()
 
 
-_clients: weakref.WeakSet[Client] = weakref.WeakSet()
+def _new_lane(locate: Callable[[int], tuple[str, str, int]]) -> Lane:
+    source = Source(lambda: secrets.randbits(64), steady_ns, random.random)
+    return Lane(source, Session(locate, source.owed))
+
+
+_clients: Living[Client] = Living()
 
 
 def _after_fork_in_child() -> None:
-    for client in list(_clients):
+    for client in _clients:
         client._after_fork()
 
 
 os.register_at_fork(after_in_child=_after_fork_in_child)
 
 
-def connect(manager: str = "127.0.0.1:9001", timeout: float = CLIENT_TIMEOUT_S) -> Client:
+def connect(
+    manager: str = "127.0.0.1:9001",
+    timeout: float = CLIENT_TIMEOUT_S,
+    *,
+    max_connections: int = CLIENT_CONNECTIONS_MAX,
+) -> Client:
     """Connect to the cluster whose manager listens at ``HOST:PORT``.
 
     Args:
         manager: the manager's address.
         timeout: seconds that each call may take in all.
+        max_connections: to each node, at most: so many calls run at once, further ones wait.
 
     Raises:
         InvalidInput: the address or the timeout is none.
         ConnectError: no manager answers there.
         DeadlineExceeded: it did not answer in time.
     """
-    return Client(manager, timeout)
+    return Client(manager, timeout, max_connections=max_connections)

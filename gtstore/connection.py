@@ -94,7 +94,8 @@ class Connection:
 
     __slots__ = (
         "address", "awaiting", "buffer", "descriptor", "feed", "is_connecting", "is_doubtful",
-        "node", "outgoing", "peer", "queued_size", "recv", "sent_size", "sock", "unread", "watched",
+        "node", "outgoing", "peer", "queued_size", "recv", "seen_size", "sent_size", "sock",
+        "unread", "watched",
     )  # fmt: skip
 
     sock: socket.socket
@@ -113,6 +114,7 @@ class Connection:
         self.outgoing: deque[Any] = deque()
         self.queued_size = 0  # bytes that were ever put into outgoing
         self.sent_size = 0  # bytes of them that the kernel took
+        self.seen_size = -1  # queued_size when somebody last looked whether it is used
         self.watched = 0  # the selector's events
         self.unread = b""  # what was received and not looked at yet
 

@@ -16,6 +16,7 @@ from .wire import messages
 from .wire.messages import EXPIRES, KEY_SIZE_MAX, TTL_MAX_S, VALUE_SIZE_MAX
 
 _TIMEOUT_MAX_S: Final = 1_000_000.0
+_CONNECTIONS_MAX: Final = 10_000
 
 
 class Unset:
@@ -33,6 +34,22 @@ def as_timeout(timeout: Any) -> float:
         return float(timeout)
     raise InvalidInput(
         f"timeout={timeout!r}: it is a number of seconds, from 0 to {_TIMEOUT_MAX_S:g}"
+    )
+
+
+def as_max_connections(count: Any) -> int:
+    if isinstance(count, int) and 0 < count <= _CONNECTIONS_MAX:
+        return count
+    raise InvalidInput(
+        f"max_connections={count!r}: it is a whole number from 1 to {_CONNECTIONS_MAX:,}"
+    )
+
+
+def no_copy(name: str, connect: str, address: str) -> TypeError:
+    """What to raise when a client is pickled or copied."""
+    return TypeError(
+        f"{name} objects cannot be pickled or copied: their connections belong to this process. "
+        f"Make one in each process, as with {connect}({address!r})"
     )
 
 

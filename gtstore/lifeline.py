@@ -17,6 +17,8 @@ import signal
 import stat
 import weakref
 
+from .living import Living
+
 # --- the program ---------------------------------------------------------------------------------
 
 
@@ -56,7 +58,7 @@ def _close(numbers: list[int]) -> None:
         os.close(numbers.pop())
 
 
-_lifelines: weakref.WeakSet[Lifeline] = weakref.WeakSet()
+_lifelines: Living[Lifeline] = Living()
 
 
 def _forget_all() -> None:

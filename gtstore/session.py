@@ -258,6 +258,15 @@ class Session:
         if connection is not None:
             connection.close()
 
+    def close_unused(self) -> None:
+        """Close the connection to the manager if nothing was asked there since the last time. All
+        clients have one, and few need it for long."""
+        connection = self._connections.get(MANAGER)
+        if connection is not None:
+            if connection.seen_size == connection.queued_size:
+                self.forget(MANAGER)
+            connection.seen_size = connection.queued_size
+
     def abort(self) -> None:
         """Close all connections as they are."""
         for connection in self._connections.values():

@@ -17,7 +17,14 @@ import gtstore
 ROOT = Path(gtstore.__file__).parent
 
 LAYERS = (
-    ("gtstore.results", "gtstore.cluster_time", "gtstore.version", "gtstore.wire", "gtstore.bench"),
+    (
+        "gtstore.results",
+        "gtstore.cluster_time",
+        "gtstore.version",
+        "gtstore.living",
+        "gtstore.wire",
+        "gtstore.bench",
+    ),
     ("gtstore.errors",),
     ("gtstore.text_table", "gtstore.lifeline", "gtstore.threads"),
     ("gtstore.wire.fields",),
@@ -48,7 +55,8 @@ LAYERS = (
     ("gtstore.session", "gtstore.server", "gtstore.tap", "gtstore.log_store"),
     ("gtstore.reactor",),
     # What the daemons share: how processes are started, and their command lines and logs.
-    ("gtstore.upkeep", "gtstore.committer", "gtstore.batches", "gtstore.async_session"),
+    ("gtstore.upkeep", "gtstore.committer"),
+    ("gtstore.lanes", "gtstore.batches", "gtstore.async_session"),
     ("gtstore.nursery", "gtstore.command_line", "gtstore.state_file", "gtstore.data_directory"),
     ("gtstore.manager", "gtstore.storage", "gtstore.client", "gtstore.async_client"),
     ("gtstore.backup", "gtstore.transfer", "gtstore.tables"),

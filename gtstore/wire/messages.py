@@ -75,6 +75,8 @@ KEYS_A_REPLY_MAX: Final = 1000
 MANAGER_PORT: Final = 9001
 NODE_PORT: Final = 10001
 CLIENT_TIMEOUT_S: Final = 5.0
+CLIENT_CONNECTIONS_MAX: Final = 64
+CLIENT_IDLE_S: Final = 60.0
 TTL_MAX_S: Final = 100 * 365 * 24 * 60 * 60
 
 
@@ -167,6 +169,17 @@ LIMITS: Final = (
         "nodes' ports", f"{NODE_PORT}, {NODE_PORT + 1}, ...", "`--node-port` gives the first one"
     ),
     Limit("a client's deadline", f"{CLIENT_TIMEOUT_S:g} s", "for the whole call"),
+    Limit(
+        "a client's connections to each node",
+        f"{CLIENT_CONNECTIONS_MAX} (`max_connections=`)",
+        "in the Python client for threads, one for each call in progress; further calls wait for "
+        "their turn, within their deadlines",
+    ),
+    Limit(
+        "an idle connection of a client",
+        f"{CLIENT_IDLE_S:g} s",
+        "then the Python clients close it; none is used that was idle for twice as long",
+    ),
     Limit(
         "a put's time to live",
         f"more than 0, up to {TTL_MAX_S:,} s (100 years)",

@@ -94,7 +94,7 @@ def test_a_scan_that_is_left(cluster: Cluster) -> None:
             assert len(list(itertools.islice(store.scan(), 10))) == 10
         half = store.scan()
         next(half)
-        assert len(store._lanes) == 1
+        assert len(list(store._lanes._living)) == 1
     with pytest.raises(gtstore.GTStoreError, match="closed"):
         list(half)
 

@@ -25,7 +25,7 @@ def connecting() -> None:
     assert_type(gtstore.__version__, str)
     assert_type(gtstore.connect(), Client)
     assert_type(Client("127.0.0.1:9001", timeout=1), Client)
-    with gtstore.connect("127.0.0.1:9001", timeout=5.0) as store:
+    with gtstore.connect("127.0.0.1:9001", timeout=5.0, max_connections=8) as store:
         assert_type(store, Client)
         assert_type(store.close(), None)
 

@@ -15,7 +15,7 @@ def connecting() -> None:
     gtstore.conect()  # type: ignore[attr-defined]
     gtstore.connect(9001)  # type: ignore[arg-type]
     gtstore.connect("127.0.0.1:9001", timeout="5")  # type: ignore[arg-type]
-    gtstore.connect("127.0.0.1", 9001, 5.0)  # type: ignore[call-arg]
+    gtstore.connect("127.0.0.1", 9001, 5)  # type: ignore[call-arg]
 
 
 def one_key(store: Client) -> None:
