@@ -6,6 +6,7 @@ REPLICAS ?= 3
 ROUNDS ?= 10
 SECONDS ?= 60
 RUNS ?= 20000
+COMMIT ?= HEAD
 REDIS_SERVER ?= redis-server
 MEMCACHED ?= memcached
 
@@ -39,7 +40,7 @@ endef
 export CHECK_WHEEL
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-long test-again sim fuzz chaos screenshots demo bench bench-durable format clean
+.PHONY: help run test test-long test-again sim fuzz chaos screenshots demo bench bench-durable against format clean
 
 help: ## show these lines
 	@awk -F ': .*## ' '/^[a-z-]+:.*## / {printf "make %-13s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -104,6 +105,9 @@ bench: $(VENV)/installed-bench ## measure against Redis, memcached and bare sock
 
 bench-durable: $(VENV)/installed-bench ## puts that are on disk: measure against Redis and a bare log (REDIS_SERVER)
 	$(BIN)/python bench/durable.py --redis-server $(REDIS_SERVER)
+
+against: $(VENV)/installed-dev ## is this tree as fast as COMMIT was? Both in turn, five minutes (ROUNDS: 15)
+	$(BIN)/python bench/against.py $(COMMIT) $(if $(filter-out file,$(origin ROUNDS)),--rounds $(ROUNDS))
 
 format: $(VENV)/installed-dev ## format the code, and mend what ruff can mend
 	$(BIN)/ruff format .

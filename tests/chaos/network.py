@@ -21,8 +21,8 @@ from typing import Final
 from .shim.skew import PROXY_HOST, let_connections_be
 
 SERVER_HOST = "127.0.0.1"
-QUIET_SIZE: Final = 200_000
-"""After so many bytes one way, on average, something happens."""
+QUIET_S: Final = 5.0
+"""After such a time one way of a connection, on average, something happens to what comes next."""
 KINDS: Final = {"stall one way": 2, "single bytes": 5, "reset": 1}
 STALL_S: Final = (0.05, 2.0)
 SINGLE_BYTES_MAX: Final = 300
@@ -77,6 +77,8 @@ async def _serve_until_told(pipe: Connection, ports: Sequence[int], seed: int) -
             links.add(link)
             try:
                 await link.run(reader, port)
+            except asyncio.CancelledError:
+                pass  # at the end of all
             finally:
                 links.discard(link)
 
@@ -127,20 +129,23 @@ class _Link:
 
     async def _pass_on(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """One way, until its end."""
-        quiet = self._drawn_quiet()
+        now = asyncio.get_running_loop().time
+        quiet_until = now() + self._drawn_quiet_s()
         while data := await reader.read(_BLOCK_SIZE):
-            while len(data) > quiet:
-                writer.write(data[:quiet])
-                data = await self._trouble(data[quiet:], writer)
-                quiet = self._drawn_quiet()
-            quiet -= len(data)
+            if now() > quiet_until:
+                at = self._chance.randrange(len(data))
+                writer.write(data[:at])
+                data = await self._trouble(data[at:], writer)
+                quiet_until = now() + self._drawn_quiet_s()
             writer.write(data)
             await writer.drain()
+            if writer.is_closing():
+                raise ConnectionResetError  # the other way was reset
         if writer.can_write_eof():
             writer.write_eof()
 
-    def _drawn_quiet(self) -> int:
-        return int(self._chance.expovariate(1 / QUIET_SIZE))
+    def _drawn_quiet_s(self) -> float:
+        return self._chance.expovariate(1 / QUIET_S)
 
     async def _trouble(self, data: bytes, writer: asyncio.StreamWriter) -> bytes:
         """Let something happen before these bytes; return those that are left."""

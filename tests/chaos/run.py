@@ -199,7 +199,7 @@ def _work(
                 client.close()
 
 
-_KILLED = re.compile(r"node (\d+) is silent \(.*killing it")
+_KILLED = re.compile(r"node (\d+) is silent .*: killing it")
 _ENDED = re.compile(
     r"node (\d+) is dead: (?!its process was killed by SIGKILL|its process ended($| while))"
 )

@@ -84,9 +84,7 @@ def test_short_forms() -> None:
 
 def test_odd_lines() -> None:
     """A line of the log about an end that no fault of the run explains is an error of the run."""
-    killing = (
-        "x WARNING manager: node 1 is silent (no answer within 0.25 s, 4 probes): killing it\n"
-    )
+    killing = "x WARNING manager: node 1 is silent for 4 probes (no answer): killing it; stopped\n"
     by_signal = "x WARNING manager: node 1 is dead: its process was killed by SIGKILL\n"
     by_status = "x WARNING manager: node 2 is dead: its process ended with exit status 70"
     assert odd_lines(killing + by_signal, {1: 1}) == []

@@ -1,0 +1,260 @@
+"""Is this tree as fast as another commit was? Both in one run, in turn.
+
+Each side is a process of its own, with a cluster and a client of its checkout (bench/side.py); the
+Python, its packages and the machine are the same. They take turns: in each round both sides do the
+same number of operations, one side a half of them before and a half of them after the other's, and
+which side that is changes from round to round. What counts is the ratio of the sides in a round, as
+what disturbs the machine disturbs both, and the median of the rounds' ratios. A piece of work
+passes if that is at least 0.97, either of the operations a second, or of the operations a second of
+CPU time that client and nodes use. What does not pass is measured for up to twice as many rounds
+more: then noise goes, and what is slow stays.
+
+- k=1, k=3: put and get by one synchronous client; put_many and get_many of 100 keys; 100 tasks of
+  one AsyncClient, half puts, half gets. Values of 100 bytes, 7 nodes; everything on one CPU
+- durable: puts with --data-dir on 3 nodes, k=3: by one synchronous client, and by 16 tasks. Nodes
+  are bound to the CPUs in turn, the client to none
+
+    python bench/against.py COMMIT [--rounds 15] [--seconds 0.4] [--only k=1,k=3,durable]
+                                   [--dir DIR]
+
+Exit code 1: something does not pass.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from durable import file_system
+from machine import about, cpus, print_table, ratios
+
+RATIO_MIN = 0.97
+REPEATS_MAX = 2
+ROUNDS_A_START = 3
+"""Then both sides begin anew: how fast a process is also depends on where its memory is."""
+WARM_UP = 1000
+DURABLE_WARM_UP = 100
+UNIT = 100
+"""Counts are a multiple of a batch's size."""
+CONFIDENCE = 0.95
+HERE = Path(__file__).parent
+TREE = HERE.parent
+
+
+class Section(NamedTuple):
+    nodes: int
+    replicas: int
+    works: tuple[str, ...]
+    is_durable: bool = False
+
+
+SECTIONS = {
+    "k=1": Section(7, 1, ("put", "get")),
+    "k=3": Section(7, 3, ("put", "get", "put_many", "get_many", "tasks")),
+    "durable": Section(3, 3, ("put", "writers"), is_durable=True),
+}
+
+
+class Turns:
+    """What one side did, round by round: operations a second, and a second of CPU time."""
+
+    def __init__(self) -> None:
+        self.rates: list[float] = []
+        self.cpu_rates: list[float] = []
+
+
+class Compared(NamedTuple):
+    """The two sides at one piece of work."""
+
+    theirs: Turns
+    ours: Turns
+
+    @property
+    def rate_ratios(self) -> list[float]:
+        return ratios(self.ours.rates, self.theirs.rates)
+
+    @property
+    def cpu_ratios(self) -> list[float]:
+        return ratios(self.ours.cpu_rates, self.theirs.cpu_rates)
+
+    @property
+    def passes(self) -> bool:
+        return max(map(statistics.median, (self.rate_ratios, self.cpu_ratios))) >= RATIO_MIN
+
+
+class Side:
+    """The process of one checkout."""
+
+    def __init__(self, checkout: Path, section: Section, place: Path) -> None:
+        cpu = -1 if section.is_durable else cpus()[-1]
+        self._process = subprocess.Popen(
+            [
+                sys.executable, HERE / "side.py",
+                str(section.nodes), str(section.replicas), str(cpu),
+                *([str(place)] if section.is_durable else ()),
+            ],
+            env={**os.environ, "PYTHONPATH": str(checkout)},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )  # fmt: skip
+        self._checkout = checkout
+
+    def __enter__(self) -> Side:
+        found = Path(self._answer()["from"])
+        assert found.samefile(self._checkout), f"it runs {found}, not {self._checkout}"
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.close()
+        self._process.wait()
+        self._process.stdout.close()
+
+    def do(self, work: str, count: int) -> tuple[float, float]:
+        """Do so many operations; how long it took, and the CPU time that was used."""
+        assert self._process.stdin is not None
+        print(json.dumps([work, count]), file=self._process.stdin, flush=True)
+        took = self._answer()
+        return took["seconds"], took["cpu_s"]
+
+    def _answer(self) -> dict[str, Any]:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            sys.exit(f"the side of {self._checkout} failed: see above")
+        answer: dict[str, Any] = json.loads(line)
+        return answer
+
+
+@contextmanager
+def checkout_of(commit: str, place: Path) -> Iterator[Path]:
+    """A commit's files, in a worktree that is there meanwhile."""
+    git = ["git", "-C", str(TREE), "worktree"]
+    subprocess.run([*git, "add", "--quiet", "--detach", str(place), commit], check=True)
+    try:
+        yield place
+    finally:
+        subprocess.run([*git, "remove", "--force", str(place)], check=True)
+
+
+def measure(
+    section: Section, checkout: Path, place: Path, options: argparse.Namespace
+) -> dict[str, Compared]:
+    found = {work: Compared(Turns(), Turns()) for work in section.works}
+    for _ in range(1 + REPEATS_MAX):
+        todo = [work for work, each in found.items() if not (each.ours.rates and each.passes)]
+        for begin in range(0, options.rounds if todo else 0, ROUNDS_A_START):
+            with ExitStack() as stack:
+                there = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=place)))
+                sides = [
+                    stack.enter_context(Side(tree, section, there / name))
+                    for name, tree in (("theirs", checkout), ("ours", TREE))
+                ]
+                counts = {work: count_for(sides, work, section, options.seconds) for work in todo}
+                for round_ in range(begin, min(begin + ROUNDS_A_START, options.rounds)):
+                    for work, count in counts.items():
+                        compare(sides, work, count, found[work], round_ % 2)
+    return found
+
+
+def compare(sides: Sequence[Side], work: str, count: int, into: Compared, first: int) -> None:
+    """One round: the ``first`` side, twice the other one, and the first one again."""
+    took = [[0.0, 0.0], [0.0, 0.0]]
+    for which in (first, 1 - first, 1 - first, first):
+        for unit, amount in enumerate(sides[which].do(work, count)):
+            took[which][unit] += amount
+    for (seconds, cpu_s), turns in zip(took, into, strict=True):
+        turns.rates.append(2 * count / seconds)
+        turns.cpu_rates.append(2 * count / cpu_s)
+
+
+def count_for(sides: Sequence[Side], work: str, section: Section, seconds: float) -> int:
+    """How many operations take half of that time, when both sides are warm."""
+    warm_up = DURABLE_WARM_UP if section.is_durable else WARM_UP
+    for side in sides:
+        side.do(work, warm_up)
+    took_s, _ = sides[0].do(work, warm_up)
+    return max(1, round(warm_up / took_s * seconds / 2 / UNIT)) * UNIT
+
+
+def interval(values: Sequence[float]) -> tuple[float, float]:
+    """A confidence interval of the median, whatever the distribution: so many of the lowest and of
+    the highest values are left out that the median is rarely beyond what remains."""
+    count = len(values)
+    beyond = 0.0  # how likely it is that the median is beyond one end
+    left_out = -1
+    while beyond + math.comb(count, left_out + 1) / 2**count <= (1 - CONFIDENCE) / 2:
+        left_out += 1
+        beyond += math.comb(count, left_out) / 2**count
+    ordered = sorted(values)
+    at = max(left_out, 0)
+    return ordered[at], ordered[count - 1 - at]
+
+
+def shown(values: Sequence[float]) -> str:
+    low, high = interval(values)
+    return f"{statistics.median(values):.3f} ({low:.3f} to {high:.3f})"
+
+
+def line_of(name: str, compared: Compared) -> list[str]:
+    return [
+        name,
+        f"{statistics.median(compared.ours.rates):,.0f}",
+        shown(compared.rate_ratios),
+        f"{1e6 / statistics.median(compared.ours.cpu_rates):,.1f}",
+        shown(compared.cpu_ratios),
+        f"{'yes' if compared.passes else '**NO**'}, {len(compared.ours.rates)} rounds",
+    ]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    add = parser.add_argument
+    add("commit", help="the other one")
+    add("--rounds", type=int, default=15, help="(%(default)s)")
+    add("--seconds", type=float, default=0.4, help="of a side in a round (%(default)s)")
+    add("--only", default=",".join(SECTIONS), help="(%(default)s)")
+    add("--dir", type=Path, default=TREE / "build", help="for the checkout and durable data")
+    options = parser.parse_args()
+    options.dir.mkdir(exist_ok=True)
+    print(
+        f"This tree against {options.commit}, {options.rounds} rounds; {about()}. In memory "
+        f"everything is on CPU {cpus()[-1]}; durable nodes are on CPUs "
+        f"{' '.join(map(str, cpus()))} in turn, the client on any, the files on "
+        f"{file_system(options.dir)[0]}\n",
+        flush=True,
+    )
+    found: dict[str, Compared] = {}
+    with (
+        tempfile.TemporaryDirectory(prefix="against-", dir=options.dir) as place,
+        checkout_of(options.commit, Path(place) / "checkout") as checkout,
+    ):
+        for name in options.only.split(","):
+            measured = measure(SECTIONS[name], checkout, Path(place), options)
+            found |= {f"{name}, {work}": compared for work, compared in measured.items()}
+    heads = [
+        "", "operations/s", "ratio (95 % confidence)",
+        "CPU us an operation", "ratio (95 % confidence)", f"at least {RATIO_MIN:g}",
+    ]  # fmt: skip
+    print_table(heads, [line_of(name, compared) for name, compared in found.items()])
+    print(
+        "Ratios are those of operations a second, and of operations a second of CPU time, of this "
+        "tree to the other commit: more than 1 is faster."
+    )
+    return 0 if all(compared.passes for compared in found.values()) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
