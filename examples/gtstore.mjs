@@ -144,7 +144,14 @@ export class Client {
       call.touched ||= answers.some(({ name, maybe }) => name === "ACK" || maybe);
       if (acked && answers.every(isHeld)) return this.commit(row, key, entry);
       const refusal = answers.find(({ code }) => [TOO_FAR, NO_SPACE, TOO_OLD].includes(code));
-      if (refusal && !call.touched) giveUp(call, refusal.text);
+      if (refusal && !call.touched) {
+        if (refusal.code === NO_SPACE || call.isTimeNew) giveUp(call, refusal.text);
+        call.isTimeNew = true; // once in a call [10.3]
+        const { time: now, since } = await this.shape(call.deadline);
+        if (now !== undefined) Object.assign(this, { time: now, since });
+        time = this.newTime(refusal.code === TOO_OLD ? refusal.rest.readBigUInt64BE() + 1n : 0n);
+        continue;
+      }
       if (primary.code === TOO_OLD) giveUp(call, primary.text);
       await this.learn(answers, row, key, call);
       const next = this.rowOf(key); // only now: another call may have brought a newer one
@@ -201,18 +208,22 @@ export class Client {
     }
     if (this.rowOf(key) === row) await pause(call, news.find(({ text }) => text)?.text);
   }
+  async shape(deadline) { // CLUSTER, and about when the manager read its clock
+    const asked = performance.now();
+    const shape = await this.to(MANAGER).ask(CLUSTER_INFO, [], deadline);
+    return { ...shape, since: (asked + performance.now()) / 2 };
+  }
   async init(call) { // [10.2]
     for (;;) {
-      const shape = await this.to(MANAGER).ask(CLUSTER_INFO, [], call.deadline);
+      const shape = await this.shape(call.deadline);
       const map = await this.to(MANAGER).ask(GET_MAP, [bytes(8, 0)], call.deadline);
       const { isLost, maybe, code, text } = "text" in shape ? shape : map;
       const isOfOne = text === undefined && clusterOf(shape.epoch) === clusterOf(map.epoch);
       if (isOfOne && shape.partitions === map.rows.length) {
         if (!HASHES[shape.hash]) giveUp(call, `hash ${shape.hash} is not known here`);
         for (const member of shape.members) this.members.set(member.node, member);
-        Object.assign(this, { rows: map.rows, hash: HASHES[shape.hash], time: shape.time });
-        this.since = performance.now();
-        return this;
+        Object.assign(this, { rows: map.rows, hash: HASHES[shape.hash] });
+        return Object.assign(this, { time: shape.time, since: shape.since });
       }
       const isNobody = isLost && !maybe && !this.rows; // a new client does not wait for a manager
       if (isNobody || (code && code !== NOT_READY)) giveUp(call, text);
@@ -222,7 +233,7 @@ export class Client {
 
   newCall() { return { deadline: performance.now() + this.timeoutMs, pauses: 0, touched: false }; }
   rowOf(key) { return this.rows[this.hash(key) % this.rows.length]; } // [10.1]
-  newTime(above = 0n) { // the manager's clock, carried on by one that nobody sets [10.2]
+  newTime(above = 0n) { // cluster time: the manager's, carried on by a clock that nobody sets [10.2]
     const ms = performance.now() - this.since + this.shiftMs;
     const clock = this.time + BigInt(Math.floor(1000 * ms));
     return clock > above ? clock : above;

@@ -21,7 +21,7 @@ What it does NOT promise:
   in the store can stop it. So a resource that must not be harmed has to help: it takes the fence,
   keeps the highest one that it has seen, and refuses lower ones. The fence is the version under
   which the lock was acquired, and those of later holders are always higher.
-- That the ttl is exact. The clock of a storage node judges it, the holder looks at its own.
+- That the ttl is exact: it may be longer, though not shorter. The holder looks at its own clock.
 - Fairness. Whoever asks at the right moment gets it; others may wait for long.
 - That the lock outlives its data. If all nodes that hold the key die together and have no disks, it
   is free.

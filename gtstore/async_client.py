@@ -55,7 +55,7 @@ from .placement import Routes, format_address
 from .results import ClusterStatus, Location, PutResult, ScannedEntry, StoredEntry, Version
 from .scan_operation import Scanner
 from .session import locate
-from .steady_clock import steady_ns
+from .steady_clock import steady_ns, steady_us, wall_us
 from .wire import messages
 from .wire.messages import CLIENT_TIMEOUT_S, EXPIRES
 
@@ -212,13 +212,19 @@ class AsyncClient:
         for the time before, but not for long."""
         ttl_us = as_ttl_us(ttl)
         routes, source = self._routes, self._source
-        if routes.clock.is_due(source.steady_us(), MEASURE_AGAIN_S):
+        now_us = source.steady_us()
+        if routes.clock.has_jumped(now_us, wall_us()) or routes.clock.is_due(
+            now_us, MEASURE_AGAIN_S
+        ):
             timeout_s = min(operations.MEASURE_TIMEOUT_S, self._session.timeout_s / 2)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(timeout_s):
                     measuring = operations.measure(routes, source)
                     await self._session.run(measuring, time.monotonic())
         return operations.expiry_after(routes, source, ttl_us)
+
+    def _wall_lead_us(self) -> int:
+        return self._routes.clock.wall_lead_us(steady_us(), wall_us())
 
     # --- many keys -------------------------------------------------------------------------------
 
@@ -237,8 +243,8 @@ class AsyncClient:
 
     async def put_entries(self, entries: Iterable[ScannedEntry]) -> dict[bytes, PutResult]:
         """Store what a scan has found, each value with its own expiry; see Client.put_entries."""
-        items = as_entries(entries)
         began_at = await self._begin_write()
+        items = as_entries(entries, self._wall_lead_us())
         return by_key([key for key, _, _ in items], await self._put_many(items, began_at))
 
     async def _put_many(self, items: list[Item], began_at: float) -> list[Any]:
@@ -343,7 +349,7 @@ class AsyncClient:
 
     async def _scan(self, prefix: bytes, with_values: bool) -> AsyncGenerator[ScannedEntry]:
         await self._begin()
-        scanner = Scanner(self._routes, prefix, with_values)
+        scanner = Scanner(self._routes, prefix, with_values, self._wall_lead_us())
         while steps := scanner.steps(self._source):
             began_at = await self._begin()
             outcomes = await _outcomes([self._session.run(step, began_at) for step in steps])
@@ -412,6 +418,7 @@ class AsyncClient:
                     await self._session.run(
                         operations.initialize(self._routes, self._source), began_at
                     )
+                    self._routes.clock.has_jumped(steady_us(), wall_us())
         return began_at
 
     async def _begin_write(self) -> float:

@@ -48,7 +48,7 @@ from .placement import Routes, format_address
 from .results import ClusterStatus, Location, PutResult, ScannedEntry, StoredEntry, Version
 from .scan_operation import Scanner
 from .session import DIRECT_TIMEOUT_MIN_S, Session, Unfinished, as_frame, locate
-from .steady_clock import steady_ns
+from .steady_clock import steady_ns, steady_us, wall_us
 from .wire import messages
 from .wire.messages import CLIENT_CONNECTIONS_MAX, CLIENT_TIMEOUT_S, EXPIRES, VALUE_SIZE_MAX
 
@@ -101,6 +101,7 @@ class Client:
         _clients.add(self)
         try:
             self._run(lambda lane: operations.initialize(self._routes, lane.source))
+            self._routes.clock.has_jumped(steady_us(), wall_us())
         except BaseException:
             self.close()
             raise
@@ -112,9 +113,9 @@ class Client:
 
         Args:
             ttl: its time to live, in seconds from now, at most 100 years; then the key has no value
-                any more. None: it stays. Wall clocks, and whether they are set, have no part in
-                it: it is never shorter, and longer by hundredths of a second at most, if the
-                manager answers.
+                any more. None: it stays. That a clock is set, anywhere, does not change it. It may
+                be longer by what this client does not know of the cluster's time: hundredths of a
+                second, unless the network is slow; but it is not shorter.
         """
         key = as_key(key)
         if value.__class__ is not bytes or len(value) > VALUE_SIZE_MAX:
@@ -267,10 +268,16 @@ class Client:
         for the time before, but not for long."""
         ttl_us = as_ttl_us(ttl)
         routes, source = self._routes, lane.source
-        if routes.clock.is_due(source.steady_us(), MEASURE_AGAIN_S):
+        now_us = source.steady_us()
+        if routes.clock.has_jumped(now_us, wall_us()) or routes.clock.is_due(
+            now_us, MEASURE_AGAIN_S
+        ):
             timeout_s = min(operations.MEASURE_TIMEOUT_S, self._timeout_s / 2)
             lane.session.run(operations.measure(routes, source), timeout_s)
         return operations.expiry_after(routes, source, ttl_us)
+
+    def _wall_lead_us(self) -> int:
+        return self._routes.clock.wall_lead_us(steady_us(), wall_us())
 
     def _remove(self, key: bytes, version: Version) -> None:
         """Remove a value if its version is still that one, for as_mapping. Raises VersionMismatch.
@@ -346,7 +353,7 @@ class Client:
         Raises BatchFailed as put_many does.
         """
         started = time.monotonic()
-        items = as_entries(entries)
+        items = as_entries(entries, self._wall_lead_us())
         return self._run_batch(
             self._take_lane_to_write(started),
             [key for key, _, _ in items],
@@ -382,7 +389,7 @@ class Client:
         return self._scan(as_prefix(prefix), with_values=True)
 
     def _scan(self, prefix: bytes, with_values: bool) -> Generator[ScannedEntry]:
-        scanner = Scanner(self._routes, prefix, with_values)
+        scanner = Scanner(self._routes, prefix, with_values, self._wall_lead_us())
         while True:
             # A lane for each step, not for the whole: the caller may never come back.
             started = time.monotonic()

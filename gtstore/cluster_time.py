@@ -2,9 +2,9 @@
 of docs/REPLICATION.md.
 
 It is the manager's. Nobody reads a wall clock for it but the manager, once, when it starts: from
-then on everybody carries it on by a clock that nobody sets, the machine's steady clock. What a node
-or a client has to know is how far cluster time is ahead of its own steady clock. It asks the
-manager, and then knows it to within the time that the answer took.
+then on everybody carries it on by a clock that nobody sets, the machine's steady clock. All that
+has to be known is how far cluster time is ahead of that. Nodes are on the manager's machine, and
+are told. A client asks, and then knows it to within the time that the answer took.
 
 This module knows no clocks: readings of them come in as arguments, in microseconds.
 """
@@ -18,40 +18,38 @@ DRIFT_PPM: Final = 500
 up or slows down its clocks by no more to follow NTP."""
 MEASURE_AGAIN_S: Final = 30
 """What was measured is good for so long: then two clocks may have drifted by 15 ms."""
+JUMP_MIN_US: Final = 500_000
+"""NTP moves a machine's clocks together, but for steps; smaller ones than this are of no matter."""
 ASK_AGAIN_S: Final = 1
 """Who is told that its clock is wrong asks the manager, but no more often than this."""
 
 
 class ClusterTime:
-    """What one process knows of cluster time. Any number of threads may read it, one at a time
+    """What one client knows of cluster time. Any number of threads may read it, one at a time
     measures.
 
     Cluster time is never before ``earliest_us`` and never after ``latest_us``, and the earliest
     never goes back, whatever is measured. ``offset_us``, added to a reading of the steady clock, is
     the middle: a time for versions, which need no certainty.
-
-    Args:
-        drift_ppm: by how much the manager's steady clock may differ in speed; 0 if it is the same
-            one, as between a manager and its nodes, which are on one machine.
     """
 
-    __slots__ = ("_asked_us", "_drift_ppm", "_floor_us", "_measured", "offset_us")
+    __slots__ = ("_asked_us", "_floor_us", "_measured", "_wall_us", "offset_us")
 
-    def __init__(self, drift_ppm: int = DRIFT_PPM) -> None:
+    def __init__(self) -> None:
         self.offset_us = 0
-        self._drift_ppm = drift_ppm
         self._measured: tuple[int, int, int] | None = None
         """A reading of the steady clock, and between which two the offset was then. Replaced as a
         whole, since others may be reading."""
         self._asked_us: int | None = None
         self._floor_us = 0
+        self._wall_us: int | None = None
 
     def take(self, asked_us: int, answered_us: int, time_us: int) -> None:
         """Learn from one answer: some time between these two readings of the steady clock, which
         may be the same, cluster time was that one. What was known before still holds, but for what
         the clocks may have drifted; if both cannot be true, only the answer does."""
         # Each reading was rounded down, and the clocks may have drifted since the manager's.
-        drift_us = self._drift_us(answered_us - asked_us)
+        drift_us = _drift_us(answered_us - asked_us)
         low, high = time_us - answered_us - 1 - drift_us, time_us + 1 - asked_us + drift_us
         if self._measured is not None:
             old_low, old_high = self._bounds(answered_us)
@@ -71,31 +69,46 @@ class ClusterTime:
         self._asked_us = steady_us
         return True
 
+    def has_jumped(self, steady_us: int, wall_us: int) -> bool:
+        """Whether the wall clock and the steady one were moved against each other since the last
+        look: either the wall clock was set, or the machine is a virtual one that was paused, of
+        which its steady clock knows nothing. Then the manager is to be asked."""
+        before_us, self._wall_us = self._wall_us, wall_us - steady_us
+        return before_us is not None and abs(self._wall_us - before_us) > JUMP_MIN_US
+
     def earliest_us(self, steady_us: int) -> int:
-        """What cluster time has surely reached. Who judges by it that an expiry is over is never
-        too early."""
-        assert self._measured is not None, "it was not measured yet"
-        if self._drift_ppm:
-            time_us = steady_us + self._bounds(steady_us)[0]
-        else:
-            time_us = steady_us + self._measured[1]  # a node asks often
-        return time_us if time_us > self._floor_us else self._floor_us
+        """What cluster time has surely reached."""
+        return max(self._floor_us, steady_us + self._bounds(steady_us)[0])
 
     def latest_us(self, steady_us: int) -> int:
-        """What cluster time has surely not passed. Who adds a time to live to it never makes one
-        that is too short."""
-        return steady_us + self._bounds(steady_us)[1]
+        """What cluster time has surely not passed."""
+        return max(self._floor_us, steady_us + self._bounds(steady_us)[1])
+
+    def expiry_us(self, steady_us: int, ttl_us: int) -> int:
+        """When to end what lives so long from now on. It lives longer by what is not known of
+        cluster time, so that it never lives shorter; but at most twice as long: whoever asks for
+        less than can be known wants it to be gone at once."""
+        earliest_us = self.earliest_us(steady_us)
+        unknown_us = self.latest_us(steady_us) - earliest_us
+        return earliest_us + ttl_us + min(ttl_us, unknown_us)
+
+    def wall_lead_us(self, steady_us: int, wall_us: int) -> int:
+        """How far a wall clock is ahead of cluster time, in whole seconds: 0 where they agree. For
+        expiries that leave the cluster, or come into it: people, files and other clusters have no
+        other clock in common."""
+        return round((wall_us - steady_us - self.offset_us) / 1_000_000) * 1_000_000
 
     def _bounds(self, steady_us: int) -> tuple[int, int]:
         """Between which two the offset is at this reading."""
         assert self._measured is not None, "it was not measured yet"
         measured_us, low, high = self._measured
-        drift_us = self._drift_us(steady_us - measured_us)
+        drift_us = _drift_us(steady_us - measured_us)
         return low - drift_us, high + drift_us
 
-    def _drift_us(self, time_us: int) -> int:
-        """How far the clocks may drift apart in so long."""
-        return max(0, time_us) * self._drift_ppm // 1_000_000
+
+def _drift_us(time_us: int) -> int:
+    """How far two machines' steady clocks may drift apart in so long."""
+    return -(-max(0, time_us) * DRIFT_PPM // 1_000_000)  # rounded up
 
 
 class Reached(NamedTuple):

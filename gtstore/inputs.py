@@ -15,6 +15,7 @@ from .results import ScannedEntry, Version
 from .wire import messages
 from .wire.messages import EXPIRES, KEY_SIZE_MAX, TTL_MAX_S, VALUE_SIZE_MAX
 
+_EXPIRY_MAX_US: Final = (1 << 64) - 1
 _TIMEOUT_MAX_S: Final = 1_000_000.0
 _CONNECTIONS_MAX: Final = 10_000
 
@@ -159,22 +160,28 @@ def as_keys(keys: Iterable[Any]) -> tuple[list[Any], list[bytes]]:
     return given, checked
 
 
-def as_entries(entries: Iterable[ScannedEntry]) -> list[Item]:
-    """What put_entries puts: of a key that is there twice the last value."""
+def as_entries(entries: Iterable[ScannedEntry], wall_lead_us: int = 0) -> list[Item]:
+    """What put_entries puts: of a key that is there twice the last value.
+
+    Args:
+        wall_lead_us: how far the clock by which they expire is ahead of cluster time.
+    """
     checked = {}
     for entry in entries:
         value, expiry_us = as_value(entry.value), entry.expiry_us
         if expiry_us is None:
             checked[as_key(entry.key)] = value, 0
         else:
-            checked[as_key(entry.key)] = _as_expiry(expiry_us) + value, EXPIRES
+            expiry = _as_expiry(expiry_us, wall_lead_us)
+            checked[as_key(entry.key)] = expiry + value, EXPIRES
     return [(key, value, flags) for key, (value, flags) in checked.items()]
 
 
-def _as_expiry(expiry_us: int) -> bytes:
+def _as_expiry(expiry_us: int, wall_lead_us: int) -> bytes:
     """When a value expires, as it stands in an entry."""
     try:
-        return expiry_us.to_bytes(8, "big")
+        at_us = int.from_bytes(expiry_us.to_bytes(8, "big"), "big") - wall_lead_us
+        return min(max(0, at_us), _EXPIRY_MAX_US).to_bytes(8, "big")
     except (AttributeError, OverflowError) as error:
         raise InvalidInput(f"{expiry_us!r} are no microseconds since 1970") from error
 

@@ -54,7 +54,7 @@ from .placement import (
 from .server import FrameServer, Gathered, Handler, on_control_message, on_message
 from .session import Session
 from .state_file import MEMORY, Process, SavedState, StateFile
-from .steady_clock import boot_id, steady_us
+from .steady_clock import boot_id, steady_us, wall_us
 from .threads import GO_ON, INTERNAL_ERROR_EXIT, NO_MEMORY_EXIT, supervised
 from .wire import messages
 from .wire.codec import RowEncoder, decode, encode, head_word, reply_frame
@@ -244,7 +244,7 @@ class Manager:
     def _set_clock(self, reached: Reached | None, has_nodes: bool = False) -> None:
         """T1: cluster time begins, or goes on. The only look at the wall clock."""
         self._clock_offset_us = offset_at_start(
-            time.time_ns() // 1000, steady_us(), boot_id(), reached, has_nodes
+            wall_us(), steady_us(), boot_id(), reached, has_nodes
         )
 
     def _cluster_time_us(self) -> int:
@@ -518,6 +518,7 @@ class Manager:
                     "log_level": options.log_level,
                     "log_format": options.log_format,
                     "data_dir": self._data_path(node),
+                    "clock_offset_us": self._clock_offset_us,
                     "lifeline": options.lifeline,
                 },
                 incarnation,
@@ -793,7 +794,7 @@ class Manager:
                 reason += f"; nor can it be removed: {describe(second_error)}"
                 is_held = True
         return _Unsaved(
-            time.time_ns() // 1000,
+            wall_us(),
             f"{reason}; "
             + (
                 "changes of the map wait for it, and dead nodes are not started again"

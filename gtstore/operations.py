@@ -391,10 +391,10 @@ LONG_EXPIRED: Final = bytes(8)
 def expiry_after(routes: Routes, source: Source, ttl_us: int) -> bytes:
     """When a value expires that is put now and lives so long, as it stands in an entry (C8).
 
-    It never lives shorter: what is not known of cluster time is added (T1). What was learned from
-    versions is not: it is other clients' lead, in which the primary, which will judge, has no part.
+    What was learned from versions has no part in it: that is other clients' lead, of which the
+    primary, which will judge, knows nothing.
     """
-    return (routes.clock.latest_us(source.steady_us()) + ttl_us).to_bytes(8, "big")
+    return routes.clock.expiry_us(source.steady_us(), ttl_us).to_bytes(8, "big")
 
 
 def _write_frame(

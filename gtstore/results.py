@@ -32,7 +32,8 @@ class StoredEntry(NamedTuple):
 
 class ScannedEntry(NamedTuple):
     """What a scan has found: a key, its value (empty if only keys were asked for), its version, and
-    when the value expires, in microseconds since 1970, or None."""
+    when the value expires, or None: in microseconds since 1970 by this machine's clock, to the
+    second if that is not the cluster's."""
 
     key: bytes
     value: bytes

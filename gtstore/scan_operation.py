@@ -59,12 +59,17 @@ class Scanner:
     Args:
         prefix: only keys that begin with it; empty: all.
         with_values: False leaves the values on the nodes.
+        wall_lead_us: how far the caller's wall clock is ahead of cluster time: its expiries are by
+            that.
     """
 
-    def __init__(self, routes: Routes, prefix: bytes, with_values: bool) -> None:
+    def __init__(
+        self, routes: Routes, prefix: bytes, with_values: bool, wall_lead_us: int = 0
+    ) -> None:
         self._routes = routes
         self._prefix = prefix
         self._with_values = with_values
+        self._wall_lead_us = wall_lead_us
         self._cluster_id = routes.cluster_id
         self._waiting: Iterator[int] = iter(range(routes.partitions))
         self._cursors: list[_Cursor] = []
@@ -96,7 +101,7 @@ class Scanner:
                     entry = gotten[0] if gotten else b""
                     size += len(entry) + _GET_COST
                 if entry and not entry[FLAGS_AT] & TOMBSTONE:
-                    found.append(_scanned_entry(key, entry, self._with_values))
+                    found.append(self._scanned_entry(key, entry))
                 if size > SCAN_SIZE and at + 1 < len(told):
                     # The rest will be asked for again.
                     is_last, reply_after = False, key
@@ -143,14 +148,14 @@ class Scanner:
             raise malformed("SCANNED that does not go on")
         return bool(body[0]), reply_after, told
 
-
-def _scanned_entry(key: bytes, entry: bytes, with_value: bool) -> ScannedEntry:
-    time, client, _, flags = ENTRY_HEAD.unpack_from(entry)
-    value_at, expiry_us = ENTRY_HEAD_SIZE, None
-    if flags & EXPIRES:
-        value_at += 8
-        if len(entry) < value_at:
-            raise malformed("an entry that is too short for its expiry")
-        expiry_us = int.from_bytes(entry[ENTRY_HEAD_SIZE:value_at], "big")
-    value = entry[value_at:] if with_value else b""
-    return ScannedEntry(key, value, Version(time, client), expiry_us)
+    def _scanned_entry(self, key: bytes, entry: bytes) -> ScannedEntry:
+        time, client, _, flags = ENTRY_HEAD.unpack_from(entry)
+        value_at, expiry_us = ENTRY_HEAD_SIZE, None
+        if flags & EXPIRES:
+            value_at += 8
+            if len(entry) < value_at:
+                raise malformed("an entry that is too short for its expiry")
+            at_us = int.from_bytes(entry[ENTRY_HEAD_SIZE:value_at], "big")
+            expiry_us = max(0, at_us + self._wall_lead_us)
+        value = entry[value_at:] if self._with_values else b""
+        return ScannedEntry(key, value, Version(time, client), expiry_us)

@@ -1,4 +1,5 @@
-"""The clock that nobody sets: it goes on while the machine sleeps, and knows no wall clock.
+"""The clock that nobody sets: it goes on while the machine sleeps, and knows no wall clock. Beside
+it, for those few who may look at it, the one that somebody may set.
 
 Readings of one boot of a machine compare, whichever process takes them. Cluster time is carried on
 by it (cluster_time.py).
@@ -26,6 +27,11 @@ steady_ns: Final[Callable[[], int]] = (
 def steady_us() -> int:
     """The same in microseconds."""
     return steady_ns() // 1000
+
+
+def wall_us() -> int:
+    """The wall clock: microseconds since 1970, as far as it is right."""
+    return time.time_ns() // 1000
 
 
 @cache

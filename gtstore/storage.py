@@ -37,7 +37,8 @@ from .server import (
     on_control_message,
     on_message,
 )
-from .upkeep import NodeClock, Upkeep
+from .steady_clock import steady_ns
+from .upkeep import Upkeep
 from .wire import messages
 from .wire.codec import decode
 
@@ -61,6 +62,9 @@ class NodeOptions:
     max_memory_mb: int | None
     frame_timeout_ms: int = messages.FRAME_TIMEOUT_MS
     data_dir: Path | None = None
+    clock_offset_us: int = 0
+    """How far cluster time is ahead of the machine's steady clock, which is the manager's too: so
+    the node has it exactly, for as long as it lives, also without the manager (T1)."""
 
 
 class StorageNode:
@@ -69,6 +73,7 @@ class StorageNode:
 
     def __init__(self, options: NodeOptions) -> None:
         self._options = options
+        self._clock_offset_us = options.clock_offset_us
         self._lock = TokenLock()
         self._store = _open_store(options.data_dir) if options.data_dir else None
         self._engine = DiskEngine(self._store) if self._store else MemoryEngine()
@@ -104,7 +109,6 @@ class StorageNode:
             outbox=self._reactor,
             holds_answers=self._committer is not None,
         )
-        self._clock = NodeClock(options.manager)
         shape = self._register()
         if self._store:
             self._store.claim({"cluster": cluster_of(shape.epoch), "node": options.node})
@@ -116,7 +120,7 @@ class StorageNode:
             shape.nodes,
             shape.hash,
             self._engine,
-            self._clock.now_us,
+            self._now_us,
             memory_max * messages.MIB if memory_max else None,
             shape.epoch,
         )
@@ -130,7 +134,7 @@ class StorageNode:
         handlers |= on_message(self.on_get_statistics)
         self._full_since = 0.0
         self._upkeep = Upkeep(
-            self._replicas, self._clock, self._lock, options.manager, options.token, self._flush
+            self._replicas, self._now_us, self._lock, options.manager, options.token, self._flush
         )
 
     @property
@@ -160,6 +164,10 @@ class StorageNode:
         if self._committer:
             self._committer.flush()
 
+    def _now_us(self) -> int:
+        """Cluster time."""
+        return steady_ns() // 1000 + self._clock_offset_us
+
     # --- requests --------------------------------------------------------------------------------
 
     def _recover(self, error: Exception) -> bool:
@@ -177,7 +185,7 @@ class StorageNode:
             self._options.incarnation,
             os.getpid(),
             replicas.epoch,
-            self._clock.now_us(),
+            self._now_us(),
             replicas.count,
             replicas.size,
             self._look_for_room(),
@@ -229,7 +237,6 @@ class StorageNode:
             remembered_joins(self._store) if self._store else (),
         )
         try:
-            self._clock.measure(_REGISTER_TIMEOUT_S)  # before any data request (T1)
             reply = self._ask(request, _REGISTER_TIMEOUT_S)
         except NetworkError as error:
             raise ClusterError(f"cannot register: {error}") from error

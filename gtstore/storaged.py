@@ -52,6 +52,11 @@ def parser() -> OneLineParser:
     result.add_argument("--port", type=integer(0, 65535))
     result.add_argument("--manager", type=argument(parse_address))
     result.add_argument("--data-dir", metavar="DIR", help="keep the entries there, in LMDB")
+    result.add_argument(
+        "--clock-offset-us",
+        type=int,
+        help="how far cluster time is ahead of this machine's steady clock",
+    )
     result.add_argument("--cpu", type=integer(0, 1 << 16), help="run on this CPU only")
     add_daemon_options(result)
     return result
@@ -64,9 +69,12 @@ def main(arguments: list[str] | None = None) -> int:
     if options.nursery:
         nursery.serve(run_node)
         return DONE
-    for name in ("node", "incarnation", "port", "manager"):
+    for name in ("node", "incarnation", "port", "manager", "clock_offset_us"):
         if getattr(options, name) is None:
-            arguments_parser.error(f"--{name} is missing; a manager starts nodes: gtstore.managerd")
+            option = name.replace("_", "-")
+            arguments_parser.error(
+                f"--{option} is missing; a manager starts nodes: gtstore.managerd"
+            )
     token = os.environ.pop(TOKEN_VARIABLE, "")
     if len(token) != 32 or not all(digit in "0123456789abcdef" for digit in token):
         arguments_parser.error(f"{TOKEN_VARIABLE} does not hold 32 hexadecimal digits")
@@ -102,6 +110,7 @@ def run_node(arguments: dict[str, Any]) -> int:
                 options.max_memory_mb,
                 options.frame_timeout_ms,
                 Path(options.data_dir) if options.data_dir else None,
+                options.clock_offset_us,
             )
         )
     except ClusterError as error:

@@ -18,11 +18,9 @@ from functools import partial
 from typing import Final
 
 from . import copying, operations, settling
-from .cluster_time import MEASURE_AGAIN_S, ClusterTime
-from .connection import Connection, Deadline, call_once
+from .connection import call_once
 from .errors import (
     ConnectError,
-    ConnectionLost,
     GTStoreError,
     NetworkError,
     RemoteProtocolError,
@@ -33,10 +31,9 @@ from .placement import Routes, format_address
 from .replica import Replicas
 from .server import TokenLock
 from .session import Session
-from .steady_clock import steady_ns, steady_us
+from .steady_clock import steady_ns
 from .threads import GO_ON, OVER, supervised
 from .wire.messages import (
-    ROLE_MANAGER,
     SETTLE_AFTER_S,
     UNAVAILABLE,
     AliveDetail,
@@ -45,8 +42,6 @@ from .wire.messages import (
     Leave,
     Message,
     Noted,
-    Ping,
-    Pong,
 )
 
 logger = logging.getLogger("gtstore.upkeep")
@@ -70,8 +65,6 @@ _SETTLE_PAUSE_S: Final = 0.02
 some thousand entries, because every client waits for them: on two processors the work of a second
 at once could be felt as 60 ms."""
 _SETTLE_TIMEOUT_S: Final = 5.0
-_MEASURES_A_TIME: Final = 3
-_MEASURE_TIMEOUT_S: Final = 1.0
 
 
 class _Copier:
@@ -100,50 +93,11 @@ def _tell_what_was_copied(copiers: dict[int, _Copier]) -> None:
         del copiers[source]
 
 
-class NodeClock:
-    """Cluster time, as a node has it (T1): the manager's, carried on by the steady clock, which is
-    the same for both.
-
-    Args:
-        manager: host and port of the manager.
-    """
-
-    def __init__(self, manager: tuple[str, int]) -> None:
-        self._manager = manager
-        self._time = ClusterTime(drift_ppm=0)
-
-    def now_us(self) -> int:
-        """What cluster time has surely reached; it never goes back."""
-        return self._time.earliest_us(steady_ns() // 1000)
-
-    def measure(self, timeout_s: float = _MEASURE_TIMEOUT_S) -> None:
-        """Ask the manager; the quickest of some answers tells it best. Raises NetworkError."""
-        deadline = Deadline(timeout_s)
-        connection = Connection.open("the manager", *self._manager, deadline)
-        try:
-            for _ in range(_MEASURES_A_TIME):
-                asked_us = steady_us()
-                pong = connection.call(Ping(), deadline)
-                if not isinstance(pong, Pong) or pong.role != ROLE_MANAGER:
-                    raise ConnectionLost("the manager", f"it answers PING with {pong.name}")
-                self._time.take(asked_us, steady_us(), pong.time)
-        finally:
-            connection.close()
-
-    def follow(self) -> None:
-        """Measure again, if that is due. Without an answer, what is known goes on."""
-        if self._time.is_due(steady_us(), MEASURE_AGAIN_S):
-            try:
-                self.measure()
-            except NetworkError as error:
-                logger.info("the manager does not tell the time: %s", error)
-
-
 class Upkeep:
     """The threads of one node.
 
     Args:
-        clock: the node's.
+        now_us: cluster time, in microseconds.
         manager: host and port of the manager.
         token: the cluster's.
         lock: guards the replicas.
@@ -153,14 +107,14 @@ class Upkeep:
     def __init__(
         self,
         replicas: Replicas,
-        clock: NodeClock,
+        now_us: Callable[[], int],
         lock: TokenLock,
         manager: tuple[str, int],
         token: bytes,
         flush: Callable[[], None],
     ) -> None:
         self._replicas = replicas
-        self._clock = clock
+        self._now_us = now_us
         self._lock = lock
         self._manager = manager
         self._token = token
@@ -325,7 +279,6 @@ class Upkeep:
         """Go round all partitions, in a second or as long as it takes."""
         looks = 0
         while True:
-            self._clock.follow()
             source = Source(lambda: secrets.randbits(64), steady_ns, random.random)
             session = Session(self._locate, source.owed)
             ends_at = time.monotonic() + SETTLE_AFTER_S
@@ -359,7 +312,7 @@ class Upkeep:
         for partition in range(first, last):
             try:
                 with self._lock:  # one partition at a time, so that requests come in between
-                    pending = settling.look_through(self._replicas, partition, self._clock.now_us())
+                    pending = settling.look_through(self._replicas, partition, self._now_us())
             except StoreDamaged as error:
                 if partition not in self._last_copies:
                     self.on_damage(error)

@@ -116,10 +116,17 @@ PURE = {
 WALL_CLOCKS = {"time", "time_ns", "CLOCK_REALTIME"}
 """What the module time has that changes when a clock is set."""
 WALL_CLOCK_READERS = {
-    "gtstore.manager": 2,  # cluster time begins with it; and since when something is wrong
+    "gtstore.steady_clock": 1,  # for those below
     "gtstore.backup": 2,  # for people: when a backup was made
 }
 """Modules that look at the wall clock, and in how many places."""
+WALL_CLOCK_USERS = {
+    "gtstore.manager": 2,  # cluster time begins with it; since when something is wrong, for people
+    # Expiries that leave the cluster, or come into it; and twice to notice that it has jumped.
+    "gtstore.client": 3,
+    "gtstore.async_client": 3,
+}
+"""And those that do so through steady_clock.wall_us."""
 
 IMPURE_LIBRARIES = {
     "asyncio",
@@ -257,6 +264,8 @@ def test_who_looks_at_the_wall_clock(module: str) -> None:
         and ("time", "") in imports
     ]
     assert len([name for name in taken if name in WALL_CLOCKS]) == WALL_CLOCK_READERS.get(module, 0)
+    calls = FILES[module].read_text().count("wall_us()") - (module == "gtstore.steady_clock")
+    assert calls == WALL_CLOCK_USERS.get(module, 0)
 
 
 @each_module

@@ -102,6 +102,11 @@ def test_many() -> None:
     assert inputs.as_keys([Text("a")]) == (["a"], [b"a"])
     entries = [ScannedEntry(b"a", b"1", VERSION, None), ScannedEntry(b"b", b"2", VERSION, 3)]
     assert inputs.as_entries(entries) == [(b"a", b"1", 0), (b"b", bytes(7) + b"\x032", EXPIRES)]
+    # By a clock that is ahead of cluster time or behind; there is nothing before 1970.
+    for lead_us, expiry in ((1, bytes(7) + b"\x02"), (-1, bytes(7) + b"\x04"), (9, bytes(8))):
+        assert inputs.as_entries(entries, lead_us)[1] == (b"b", expiry + b"2", EXPIRES)
+    beyond = ScannedEntry(b"k", b"", VERSION, (1 << 64) - 1)
+    assert inputs.as_entries([beyond], -1) == [(b"k", b"\xff" * 8, EXPIRES)]
 
 
 def test_outcomes_of_a_batch() -> None:

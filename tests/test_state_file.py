@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from gtstore import state_file
+from gtstore.cluster_time import Reached
 from gtstore.errors import ClusterError
 from gtstore.placement import PartitionMap, row_without
 from gtstore.state_file import LMDB, MEMORY, Process, SavedState, StateFile, from_text, to_text
@@ -37,6 +38,7 @@ def a_state() -> SavedState:
         ),
         tuple(Process(n, 1 + (n == 2), 100 + n, 5000 + n) for n in numbers),
         held=(2,),
+        reached=Reached(1_700_000_000_000_000, 5_000, "a boot"),
     )
 
 
@@ -78,6 +80,14 @@ def without(name: str) -> str:
     return json.dumps(form)
 
 
+def test_a_file_of_a_version_without_cluster_time() -> None:
+    """T1: nothing is known of what was reached."""
+    form = json.loads(damaged())
+    del form["sha256"], form["reached"]
+    found = from_text(json.dumps({**form, "sha256": state_file._checksum(form)}))
+    assert found.reached is None
+
+
 def test_one_wrong_character_is_found() -> None:
     """Wherever it is."""
     text = to_text(a_state())
@@ -97,6 +107,10 @@ def test_one_wrong_character_is_found() -> None:
         damaged(token="zz"), damaged(members=[]), damaged(processes=[{}]), damaged(processes=[]),
         damaged(map="00"), damaged(map=5), damaged(members=[1, 2, 3]), damaged(replicas="2"),
         damaged(held=[4]), damaged(held=2), without("cluster"), without("map"),
+        damaged(reached=5), damaged(reached={"time_us": 1}),
+        damaged(reached={"time_us": -1, "steady_us": 1, "boot": ""}),
+        damaged(reached={"time_us": 1, "steady_us": 1 << 63, "boot": ""}),
+        damaged(reached={"time_us": 1, "steady_us": 1, "boot": 1}),
     ],
 )  # fmt: skip
 def test_damage_is_found(file: StateFile, text: str) -> None:

@@ -427,7 +427,7 @@ class Pong(Message):
     incarnation: Annotated[U32, "which start of the node this is"]
     pid: Annotated[U32, "the process that answers"]
     epoch: Annotated[Epoch, "of the map that it holds; 0 before a node has its first map"]
-    time: Annotated[Time, "cluster time (10.2): a manager's own, or what a node knows of it"]
+    time: Annotated[Time, "cluster time (10.2)"]
     entries: Annotated[U64, "keys that have a value on this node"]
     bytes: Annotated[U64, "the size of all keys and entries, tombstones included"]
     full: Annotated[U8, "why it takes no more writes: 1 its memory is full, 2 its disk; 0 it does"]

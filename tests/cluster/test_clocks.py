@@ -3,12 +3,17 @@ nothing expires; so nobody's step shortens or lengthens a time to live, or gives
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import gtstore
+from gtstore import async_client, client, operations
 from gtstore.connection import call_once
+from gtstore.placement import Routes
+from gtstore.steady_clock import steady_ns
 from gtstore.testing import Cluster, wait_until
 from gtstore.wire import messages
 
@@ -83,6 +88,61 @@ def test_a_client_whose_wall_clock_is_set(
             check_held(another, "after")
 
 
+@each_client
+def test_cluster_time_is_measured_again(connect: Connect, monkeypatch: pytest.MonkeyPatch) -> None:
+    """T1: in front of a put with a time to live, after some time; and a manager that hangs, or is
+    gone, holds up one such put, not for long, and none of the others."""
+    asked: list[Routes] = []
+    measure = operations.measure
+
+    def noticed(routes: Routes, source: operations.Source) -> Any:
+        asked.append(routes)
+        return measure(routes, source)
+
+    monkeypatch.setattr(operations, "measure", noticed)
+    with Cluster(3, 2) as cluster, connect(cluster.address) as store:
+        hold(store, "at first")
+        assert asked == []
+        for module in (client, async_client):
+            monkeypatch.setattr(module, "MEASURE_AGAIN_S", 0.001)
+        check_ends(store, "again")
+        assert asked
+        for module in (client, async_client):
+            monkeypatch.setattr(module, "MEASURE_AGAIN_S", HOUR_S)
+        for disturb, mend in (
+            (cluster.pause_manager, cluster.resume_manager),
+            (cluster.kill_manager, cluster.start),
+        ):
+            disturb()
+            asked[0].clock._asked_us = None
+            count = len(asked)
+            hold(store, disturb.__name__)
+            check_held(store, disturb.__name__)
+            assert len(asked) == count + 1
+            mend()
+
+
+@each_client
+def test_a_client_whose_machine_was_paused(
+    connect: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """T1: a virtual machine that goes on an hour later: its steady clock knows nothing of that, but
+    its wall clock was set meanwhile."""
+    paused_s = 0.0
+
+    def paused_ns() -> int:
+        return steady_ns() - int(paused_s * 1e9)
+
+    for module in (client, async_client):
+        monkeypatch.setattr(module, "steady_ns", paused_ns)
+        monkeypatch.setattr(module, "steady_us", lambda: paused_ns() // 1000)
+    with Cluster(3, 2) as cluster, connect(cluster.address) as store:
+        paused_s = HOUR_S
+        hold(store, "after")
+        check_held(store, "after")
+        check_ends(store, "short")
+
+
 @each_step
 def test_pop_leaves_nothing_behind(step_s: float, wall_clock: WallClock) -> None:
     """The empty value that pop puts has expired by any clock."""
@@ -118,6 +178,25 @@ def test_daemons_whose_wall_clock_is_set(
         after = times(cluster)
         assert all(before[number] < after[number] for number in before)
         assert max(after.values()) - max(before.values()) < LONG_S * 1e6
+
+
+def test_an_expiry_that_leaves_the_cluster(wall_clock: WallClock) -> None:
+    """T1: a cluster that began in another year has a time of its own. Whoever scans is told when a
+    value expires by his own clock; so it has as long to live in the cluster that he puts it into,
+    for example from a backup."""
+    wall_clock.step_theirs(-1e9)
+    with Cluster(1, 1) as cluster, cluster.connect() as store:
+        wall_clock.step_theirs(0.0)
+        store.put("key", b"v", ttl=LONG_S)
+        with Cluster(1, 1) as other, other.connect() as another:
+            another.put_entries(store.scan_entries())
+            assert another.get("key") == b"v"
+            store.put_entries(another.scan_entries())
+            assert store.get("key") == b"v"
+            for found in (store.scan_entries(), another.scan_entries()):
+                [entry] = found
+                assert entry.expiry_us is not None
+                assert abs(entry.expiry_us / 1e6 - time.time() - LONG_S) < LONG_S / 2
 
 
 def is_in_order(before: dict[int, int], after: dict[int, int]) -> bool:

@@ -161,6 +161,17 @@ def test_4_two_nodes_are_killed(cluster: Cluster, javascript: JavaScript, store:
         assert store.get(f"key{i}") == b"again"
 
 
+def test_a_clock_that_is_far_ahead(javascript: JavaScript, store: Client) -> None:
+    """TOO_FAR: a client whose clock is an hour ahead measures cluster time once more; if that does
+    not help, what it wanted did not happen, and locks nothing."""
+    assert javascript.say("shift-clock", "3600000") == "ok"
+    assert "stored" not in javascript.say("put", "key1", "javascript")
+    store.put("key1", "python")
+    assert javascript.get("key1") == "python"
+    assert javascript.say("shift-clock", "0") == "ok"
+    assert javascript.put("key1", "javascript") == [1, 2]
+
+
 def test_a_clock_that_is_behind(javascript: JavaScript, store: Client) -> None:
     """SUPERSEDED: a client whose clock is half a minute behind overwrites all the same."""
     assert javascript.say("shift-clock", "-30000") == "ok"

@@ -2,7 +2,7 @@
 
 Clients put, delete, get, append, increment and compare a few keys at once, step by step, while
 requests are lost or late, nodes die, return and copy, stand-ins join, maps spread slowly, and nodes
-settle what is pending and drop tombstones. The
+settle what is pending and drop tombstones, and clocks are set, back and forth. The
 invariants of docs/REPLICATION.md are checked after every step, and in the end that each key's
 history is linearizable.
 """
@@ -63,6 +63,8 @@ def run_many(seeds: Iterable[int], make: Callable[[int], Run] | None = None) -> 
 SKEWS_US = (0, 0, 50, 500, 5000, 10 * SECOND_US, 40 * SECOND_US)
 """How far clients' clocks are ahead: the last one is far enough that others give up their
 identities when they meet its versions (operations.Source)."""
+STEPS_US = (*SKEWS_US, -50, -5000, -10 * SECOND_US, -40 * SECOND_US)
+"""To how far ahead they are set, while operations are under way; nodes' clocks too."""
 
 
 class Run:
@@ -109,6 +111,7 @@ class Run:
         self.holds: dict[tuple[int, int, bytes], tuple[int, int]] = {}
         self.complete: dict[bytes, tuple[int, int]] = {}
         self.checked: Any = None
+        self.clock_steps = self.random.choice((0, 0, 5))
 
     def choose(self, peer: int, request: Any) -> Fault:  # noqa: ARG002
         if self.random.random() >= self.fault_rate:
@@ -157,6 +160,8 @@ class Run:
         self.events += 1
         network = self.network
         draw = self.random.random()
+        if self.clock_steps and self.random.random() < 0.02:
+            self.step_a_clock()
         if draw < 0.015 and self.kills:
             self.kill(self.random.choice(list(network.nodes)))
         elif draw < 0.03:
@@ -184,6 +189,17 @@ class Run:
             pass
         else:
             self.advance(self.random.randrange(len(self.clients)))
+
+    def step_a_clock(self) -> None:
+        """A client's or a node's clock, which T1 says is never set, is all the same: no rule but
+        C8's and N9's looks at it, and all of them hold whatever it says."""
+        self.clock_steps -= 1
+        step_us = self.random.choice(STEPS_US)
+        if self.random.random() < 0.5:
+            self.random.choice(self.clients).skew_us = step_us
+        else:
+            node = self.random.choice(list(self.network.nodes))
+            self.network.skews_us[node] = max(step_us, -10 * SECOND_US)
 
     def kill(self, number: int) -> None:
         """Kill a node, unless it is the last living one in sync of some partition."""
@@ -352,6 +368,7 @@ class Run:
     def heal(self) -> None:
         """Everybody lives and knows the newest map, and nothing is late."""
         network = self.network
+        self.clock_steps = 0
         network.deliver_late()
         for number, node in list(network.nodes.items()):
             if not node.is_alive:
