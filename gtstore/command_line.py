@@ -1,19 +1,18 @@
-"""What the three programs have in common: arguments, logs, and errors in one line."""
+"""What the three programs have in common: arguments, signals, and errors in one line."""
 
 from __future__ import annotations
 
 import argparse
-import json
-import logging
 import os
 import resource
 import select
 import signal
 import sys
-import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import NoReturn
 
+from . import logs
 from .errors import InvalidInput
 from .lifeline import pipe_reader
 from .server import TURN_S
@@ -22,9 +21,6 @@ DONE, USAGE = 0, 2
 
 TOKEN_VARIABLE = "GTSTORE_CONTROL_TOKEN"
 """Where a manager puts the token of the node that it starts: 32 hexadecimal digits."""
-
-LOG_LEVELS = ("debug", "info", "warning", "error")
-LOG_FORMATS = ("text", "json")
 
 
 class OneLineParser(argparse.ArgumentParser):
@@ -93,15 +89,14 @@ def add_daemon_options(parser: argparse.ArgumentParser) -> None:
         metavar="FD",
         help="for programs: end with whoever holds the other end of this pipe",
     )
-    parser.add_argument("--log-level", choices=LOG_LEVELS, default="info")
-    parser.add_argument("--log-format", choices=LOG_FORMATS, default="text")
-
-
-def configure_logs(level: str, log_format: str, who: str) -> None:
-    """Send the program's logs to standard error, one line a record; ``who`` names the process."""
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(_JsonFormatter(who) if log_format == "json" else _TextFormatter(who))
-    logging.basicConfig(level=level.upper(), handlers=[handler])
+    parser.add_argument(
+        "--log-file",
+        metavar="PATH",
+        type=Path,
+        help="append the log to this file, opened anew at SIGHUP (default: standard error)",
+    )
+    parser.add_argument("--log-level", choices=logs.LEVELS, default="info")
+    parser.add_argument("--log-format", choices=logs.FORMATS, default="text")
 
 
 def raise_file_limit() -> None:
@@ -122,16 +117,25 @@ def share_processor() -> None:
 
 
 class StopSignals:
-    """SIGTERM, SIGINT and SIGHUP (the terminal was closed): the wish that the program stops.
+    """SIGTERM and SIGINT: the wish that the program stops. SIGHUP: that its log file is opened
+    anew, or, where a terminal was closed, that it stops.
 
     They count from the making on. Only the main thread may make one. A signal writes to a pipe, and
     whoever waits reads from it: a wait on a lock could miss a signal that comes just before it, or
     that another thread is given.
+
+    Args:
+        has_terminal: whether the program ends with the terminal that it was started on.
     """
 
-    def __init__(self) -> None:
-        self._was_asked = False
+    def __init__(self, has_terminal: bool = True) -> None:
+        self.has_log_file = False
+        """Then a SIGHUP may mean that, also on a terminal, as long as the terminal is there."""
+        self._terminals = [n for n in (0, 1, 2) if has_terminal and os.isatty(n)]
+        self._cause: signal.Signals | None = None
+        self._is_hung_up = False  # a SIGHUP is to be answered
         self._reader, writer = os.pipe()
+        os.set_blocking(self._reader, False)
         os.set_blocking(writer, False)
         signal.set_wakeup_fd(writer)
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
@@ -140,45 +144,42 @@ class StopSignals:
                 signal.signal(number, self._note)
 
     def was_asked(self) -> bool:
-        """Whether one has come."""
-        return self._was_asked
+        """Whether the program is to stop."""
+        return self._cause is not None
 
-    def wait(self, poll: Callable[[], None] | None = None) -> None:
-        """Wait until one comes; meanwhile call ``poll`` once a second."""
-        while not self._was_asked:
+    @property
+    def cause(self) -> str:
+        """Why the program is to stop."""
+        if self._cause == signal.SIGHUP:
+            return "SIGHUP: its terminal was closed"
+        return self._cause.name if self._cause is not None else "no signal"
+
+    def wait(
+        self, poll: Callable[[], None] | None = None, hang_up: Callable[[], None] = lambda: None
+    ) -> None:
+        """Wait until one comes that asks to stop; meanwhile call ``poll`` once a second, and
+        ``hang_up`` when a SIGHUP has come that does not ask for that."""
+        while True:
+            if self._is_hung_up:
+                self._is_hung_up = False
+                hang_up()
+            if self.was_asked():
+                return
             select.select([self._reader], [], [], 1.0 if poll else None)
-            if poll and not self._was_asked:
+            try:
+                os.read(self._reader, 512)
+            except BlockingIOError:
+                pass
+            if poll and not self.was_asked():
                 poll()
 
-    def _note(self, *_: object) -> None:
-        self._was_asked = True
+    def _note(self, number: int, _: object) -> None:
+        if number == signal.SIGHUP and not self._is_terminal_closed():
+            self._is_hung_up = True
+        elif self._cause is None:
+            self._cause = signal.Signals(number)
 
-
-class _TextFormatter(logging.Formatter):
-    def __init__(self, who: str) -> None:
-        super().__init__(f"%(asctime)s.%(msecs)03d %(levelname)-7s {who}: %(message)s")
-        self.default_time_format = "%Y-%m-%dT%H:%M:%S"
-        self.default_msec_format = ""
-
-    def formatTime(  # noqa: N802  # the base class's name
-        self, record: logging.LogRecord, datefmt: str | None = None
-    ) -> str:
-        return time.strftime(datefmt or self.default_time_format, time.localtime(record.created))
-
-
-class _JsonFormatter(logging.Formatter):
-    def __init__(self, who: str) -> None:
-        super().__init__()
-        self._who = who
-
-    def format(self, record: logging.LogRecord) -> str:
-        line = {
-            "time": round(record.created, 3),
-            "level": record.levelname.lower(),
-            "process": self._who,
-            "logger": record.name,
-            "message": record.getMessage(),
-        }
-        if record.exc_info:
-            line["exception"] = self.formatException(record.exc_info)
-        return json.dumps(line)
+    def _is_terminal_closed(self) -> bool:
+        """Standard error is one, so nobody rotates it; or one is no terminal any more."""
+        is_gone = any(not os.isatty(number) for number in self._terminals)
+        return is_gone or (2 in self._terminals and not self.has_log_file)

@@ -131,6 +131,7 @@ class ManagerOptions:
     engine: str = MEMORY
     data_dir: Path | None = None
     lifeline: int | None = None
+    log_file: Path | None = None
 
 
 class Manager:
@@ -176,8 +177,9 @@ class Manager:
         self._rounds = 0
         self._last_looks: dict[int, Look] = {}  # at the processes of those that were silent
         self._handlers: dict[int, Handler] = {}
-        # What nodes that were started again have said, until the map of all of them is made.
-        self._returns: list[tuple[messages.Member, tuple[messages.Join, ...]]] | None = None
+        # What nodes that were started again, and still live, have said, until the map of all of
+        # them is made.
+        self._returns: dict[int, tuple[messages.Member, tuple[messages.Join, ...]]] | None = None
         self._ended: set[int] = set()  # nodes whose process ended meanwhile
         try:
             # The port is also what keeps a second manager away from the state file.
@@ -315,6 +317,13 @@ class Manager:
             raise ClusterError(f"node {node} is not away: stop it first")
         self._start_keeper(node, None, self._known[node].incarnation, actions)
 
+    def reopen_logs(self) -> None:
+        """Have the nodes open their log files anew."""
+        with self._changed:
+            processes = list(self._processes.values())
+        for process in processes:
+            process.send_signal(signal.SIGHUP)
+
     def _membership_with(self, node: int) -> Membership:
         with self._changed:
             membership = self._membership
@@ -423,7 +432,7 @@ class Manager:
         with self._changed:
             self._membership = membership = self._new_membership(members, saved.map)
             self._registered = {member.node: member for member in members}
-            self._returns = []
+            self._returns = {}
         self._serve()
         for known in saved.processes:
             process = self._spawn(known.node, known.incarnation + 1)
@@ -431,8 +440,7 @@ class Manager:
 
         def are_back() -> bool:
             assert self._returns is not None
-            settled = self._ended.union(member.node for member, _ in self._returns)
-            return len(settled) == len(members)
+            return len(self._ended | self._returns.keys()) == len(members)
 
         with self._changed:
             end = time.monotonic() + messages.START_TIMEOUT_S
@@ -441,9 +449,10 @@ class Manager:
                 if self._is_interrupted():
                     raise ClusterError("stopped before all storage nodes were ready")
             returns, self._returns = self._returns, None
-        if not returns:
-            raise ClusterError("no storage node has started; their lines above say why")
-        self._apply(partial(membership.all_returned, returns, time.monotonic()))
+            if not returns:
+                raise ClusterError("no storage node has started; their lines above say why")
+            # In the same step: whoever dies now has returned.
+            self._apply(partial(membership.all_returned, returns.values(), time.monotonic()))
         self._publish(_FIRST_PUBLISH_TIMEOUT_S)
         self._check_published()
 
@@ -517,6 +526,7 @@ class Manager:
                     "frame_timeout_ms": options.frame_timeout_ms,
                     "log_level": options.log_level,
                     "log_format": options.log_format,
+                    "log_file": str(options.log_file) if options.log_file else None,
                     "data_dir": self._data_path(node),
                     "clock_offset_us": self._clock_offset_us,
                     "lifeline": options.lifeline,
@@ -566,6 +576,8 @@ class Manager:
             how = _describe_exit(keeper.process.wait())
             with self._changed:
                 self._ended.add(node)
+                if self._returns is not None:
+                    self._returns.pop(node, None)
                 self._changed.notify_all()
                 membership = self._membership
             if membership is None or self._is_stopping.is_set():
@@ -942,9 +954,11 @@ class Manager:
         with self._spawning, self._changed:
             process = self._processes.get(request.node)
             known = self._registered.get(request.node)
-            # N0: a process registers once, as the incarnation that it was started as.
+            # N0: a process registers once, as the incarnation that it was started as. Its end may
+            # have been told by now, and nothing may come after that.
             if (
                 process is None
+                or process.exited.is_set()
                 or (request.pid, request.incarnation) != (process.pid, process.incarnation)
                 or (known is not None and known.incarnation == request.incarnation)
             ):
@@ -962,11 +976,11 @@ class Manager:
             self._registered[request.node] = member
             self._changed.notify_all()
             membership = self._membership
+            # In the same step: the process may end at any moment, and that must come after this.
             if self._returns is not None:
-                self._returns.append((member, request.joins))
-                membership = None
-        if membership is not None:
-            self._apply(partial(membership.returned, member, time.monotonic(), request.joins))
+                self._returns[request.node] = member, request.joins
+            elif membership is not None:
+                self._apply(partial(membership.returned, member, time.monotonic(), request.joins))
         known_since = self._membership.map.epoch if self._membership else 0
         return messages.Registered(
             known_since or epoch_of(self._cluster_id, 0),
@@ -992,6 +1006,11 @@ class Manager:
                 f"node {request.node} has the last copy of partition {request.join.partition}",
                 detail=messages.AliveDetail(self._options.replicas, 1),
             )
+        # A successor of this manager must know it too, or the node would never be asked to join.
+        epoch = membership.map.epoch
+        self._await_published(epoch)
+        if self._published.map.epoch < epoch:
+            raise RemoteProtocolError(messages.NOT_READY, "the map without it is not saved yet")
         return messages.Noted()
 
     def _ready(self) -> _Published:

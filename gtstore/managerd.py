@@ -9,7 +9,7 @@ import sys
 from functools import partial
 from pathlib import Path
 
-from . import lmdb_store
+from . import lmdb_store, logs
 from .allocator import use_one_heap
 from .command_line import (
     DONE,
@@ -17,7 +17,6 @@ from .command_line import (
     OneLineParser,
     StopSignals,
     add_daemon_options,
-    configure_logs,
     integer,
     raise_file_limit,
     share_processor,
@@ -44,7 +43,7 @@ def parser() -> OneLineParser:
     result = OneLineParser(
         prog="gtstore-managerd",
         description="Start a GT Store cluster: a manager and its storage nodes. It prints one line "
-        "when all are ready, and stops them at SIGTERM or SIGINT.",
+        "when all are ready, and stops them at SIGTERM or SIGINT, and when its terminal is closed.",
     )
     result.add_argument("nodes", metavar="NODES", type=integer(1, NODES_MAX), help="storage nodes")
     result.add_argument(
@@ -128,7 +127,14 @@ def main(arguments: list[str] | None = None) -> int:
     raise_file_limit()
     share_processor()
     use_one_heap()
-    configure_logs(options.log_level, options.log_format, "manager")
+    if options.log_file:
+        options.log_file = options.log_file.absolute()
+        try:
+            logs.check_file(options.log_file)
+        except OSError as error:
+            arguments_parser.error(f"--log-file {options.log_file}: {error.strerror}")
+    stop.has_log_file = bool(options.log_file)
+    log = logs.of_daemon(options.log_level, options.log_format, "manager", options.log_file)
     try:
         manager = Manager(
             ManagerOptions(
@@ -149,26 +155,49 @@ def main(arguments: list[str] | None = None) -> int:
                 engine,
                 options.data_dir.absolute() if options.data_dir else None,
                 options.lifeline,
+                options.log_file,
             ),
             stop.was_asked,
         )
         ready_line = manager.start()
     except ClusterError as error:
         if stop.was_asked():
+            logger.info("stopped before it was ready: %s", stop.cause)
             return DONE
         print(f"gtstore: {error}", file=sys.stderr)
         return USAGE
     try:
-        print(ready_line, flush=True)
+        _print(ready_line)
         if options.commands:
             supervised("commands", partial(obey, manager), OVER)
-        stop.wait()
+
+        def hang_up() -> None:
+            logs.reopen(log)
+            if log is not None:
+                manager.reopen_logs()
+
+        stop.wait(hang_up=hang_up)
+        logger.info("stopping: %s", stop.cause)
     except OSError as error:
         print(f"gtstore: cannot print the ready line: {error.strerror}", file=sys.stderr)
         return USAGE
     finally:
         manager.stop()
+    logger.info("stopped")
     return DONE
+
+
+def _print(line: str) -> None:
+    """Print a line on standard output, which may be held up, as long as that takes. Raises OSError
+    if it cannot be printed."""
+    if sys.stdout is None:
+        return  # it was closed from the beginning
+    writer = logs.LineWriter(sys.stdout.fileno())
+    writer.write(line + "\n")
+    if not writer.drain():
+        logger.warning("nobody reads standard output, with the ready line")
+    if writer.error is not None:
+        raise writer.error
 
 
 def obey(manager: Manager) -> None:

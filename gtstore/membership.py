@@ -158,7 +158,13 @@ TRANSITIONS: Final = {
     # A probe that was under way when the process ended.
     (DEAD, ANSWERED): DEAD,
     (DEAD, MISSED): DEAD,
+    # A process that was started and ended before it had registered, or one that had, but before
+    # the first map of a cluster that is opened again; or the end of the last one, which was told
+    # when there was no manager, is told to its successor.
+    (DEAD, EXITED): DEAD,
 }
+"""What is not here cannot happen: a process registers once, and the next one of its node is started
+only after its end was told. So no node returns that is alive or suspect."""
 
 # --- actions -------------------------------------------------------------------------------------
 
@@ -401,17 +407,19 @@ class Membership:
         )
 
     def exited(self, node: int, how: str, now: float) -> list[Action]:
-        """The node's process has ended: seen by its parent, so it answers nobody any more (M2)."""
+        """The node's newest process has ended: seen by the manager, so it answers nobody any more
+        (M2). It may have ended before it was a member."""
         self._now = max(self._now, now)
         if self._has_all_copies():
             self._copies_missing_since = self._now
         self._fenced.discard(node)
         self._starting.pop(node, None)
         actions: list[Action] = [Report(f"node {node} is dead: {how}")]
-        if self.members[node].state != DEAD:
+        is_first = self.members[node].state != DEAD
+        actions += self._enter(node, EXITED)
+        if is_first:
             if now > self._alive_since[node] + _SETTLED_S:
                 self._early_deaths[node] = 0
-            actions += self._enter(node, EXITED)
             self.map = self.map.without(node)
             lost = sum(
                 row.owners[0].node == node and not self.alive_owners(row.partition)

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import gc
 import json
+import logging
 import os
 import select
 import signal
@@ -299,4 +300,7 @@ def _fork(run_node: Callable[[dict[str, Any]], int], options: dict[str, Any]) ->
     except BaseException:
         traceback.print_exc()
     finally:
+        # What the interpreter's end would do.
+        logging.shutdown()
+        sys.stderr.flush()
         os._exit(code)

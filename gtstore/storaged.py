@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from . import nursery
+from . import logs, nursery
 from .allocator import use_one_heap
 from .command_line import (
     DONE,
@@ -24,7 +24,6 @@ from .command_line import (
     StopSignals,
     add_daemon_options,
     argument,
-    configure_logs,
     integer,
     raise_file_limit,
     share_processor,
@@ -85,10 +84,12 @@ def run_node(arguments: dict[str, Any]) -> int:
     """Be a node, with the options of ``parser`` and its token, until SIGTERM; return the exit
     code."""
     options = argparse.Namespace(**arguments)
-    stop = StopSignals()
+    stop = StopSignals(has_terminal=False)
     if options.lifeline is not None:
         hold_on(options.lifeline, signal.SIGKILL)
-    configure_logs(options.log_level, options.log_format, f"node {options.node}")
+    log = logs.of_daemon(
+        options.log_level, options.log_format, f"node {options.node}", options.log_file
+    )
     # A node's own operations, of which nobody has asked to see the steps and the keys.
     logging.getLogger("gtstore.client").setLevel(logging.WARNING)
     raise_file_limit()
@@ -124,8 +125,10 @@ def run_node(arguments: dict[str, Any]) -> int:
             logger.error("the manager is gone before it gave this node a map: stopping")
             sys.exit(1)
 
-    stop.wait(leave_if_orphaned)
+    stop.wait(leave_if_orphaned, lambda: logs.reopen(log))
+    logger.info("stopping: %s", stop.cause)
     node.stop()
+    logger.info("stopped")
     return DONE
 
 

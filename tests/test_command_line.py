@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import json
-import logging
 import re
 import signal
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
@@ -19,7 +17,6 @@ from gtstore.command_line import (
     StopSignals,
     add_daemon_options,
     argument,
-    configure_logs,
     integer,
 )
 from gtstore.errors import InvalidInput
@@ -110,18 +107,20 @@ def test_daemon_options() -> None:
         "max_memory_mb": None,
         "frame_timeout_ms": FRAME_TIMEOUT_MS,
         "lifeline": None,
+        "log_file": None,
         "log_level": "info",
         "log_format": "text",
     }
     given = (
         "--max-connections 5 --max-memory-mb 6 --frame-timeout-ms 700 --log-level debug "
-        "--log-format json"
+        "--log-format json --log-file a.log"
     )
     assert vars(daemon.parse_args(given.split())) == {
         "max_connections": 5,
         "max_memory_mb": 6,
         "frame_timeout_ms": 700,
         "lifeline": None,
+        "log_file": Path("a.log"),
         "log_level": "debug",
         "log_format": "json",
     }
@@ -146,89 +145,85 @@ def test_daemon_options_out_of_bounds(option: str) -> None:
     assert caught.value.code == 2
 
 
-# --- logs ----------------------------------------------------------------------------------------
-
-
-@contextmanager
-def logs(level: str, log_format: str, who: str) -> Iterator[logging.Logger]:
-    """A logger of a process that has just configured its logs.
-
-    A context and no fixture, because pytest gives the root logger handlers of its own for each
-    phase of a test, and configure_logs leaves a root that has some as it is.
-    """
-    root = logging.getLogger()
-    handlers, level_before = root.handlers, root.level
-    root.handlers = []
-    try:
-        configure_logs(level, log_format, who)
-        yield logging.getLogger("gtstore.test")
-    finally:
-        root.handlers = handlers
-        root.setLevel(level_before)
-
-
-def test_logs_as_text(capsys: pytest.CaptureFixture[str]) -> None:
-    """One line on standard error: time, level, who, what. Lower levels are left out."""
-    with logs("info", "text", "manager") as log:
-        log.debug("too much")
-        log.warning("node %d is %s", 3, "dead")
-    output = capsys.readouterr()
-    assert output.out == ""
-    assert re.fullmatch(
-        r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3} WARNING manager: node 3 is dead\n", output.err
-    )
-
-
-def test_logs_as_json(capsys: pytest.CaptureFixture[str]) -> None:
-    """One object a line, even for a text of several lines."""
-    with logs("debug", "json", "node 3") as log:
-        log.debug("two\nlines")
-    (line,) = capsys.readouterr().err.splitlines()
-    record = json.loads(line)
-    assert isinstance(record.pop("time"), float)
-    assert record == {
-        "level": "debug",
-        "process": "node 3",
-        "logger": "gtstore.test",
-        "message": "two\nlines",
-    }
-
-
-def test_an_exception_in_a_json_log(capsys: pytest.CaptureFixture[str]) -> None:
-    """The traceback is a field of the same line."""
-    with logs("info", "json", "manager") as log:
-        try:
-            raise InvalidInput("no key")
-        except InvalidInput:
-            log.exception("it failed")
-    (line,) = capsys.readouterr().err.splitlines()
-    record = json.loads(line)
-    assert record["level"] == "error"
-    assert record["message"] == "it failed"
-    assert record["exception"].endswith("InvalidInput: no key")
-    assert "Traceback" in record["exception"]
-
-
-# --- the end -------------------------------------------------------------------------------------
+# --- signals -------------------------------------------------------------------------------------
 
 
 @pytest.fixture
-def stop() -> Iterator[StopSignals]:
-    """What the programs wait for; the signals' handlers are put back."""
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-    yield StopSignals()
+def make_stop() -> Iterator[Callable[..., StopSignals]]:
+    """Makes what the programs wait for; the signals' handlers are put back."""
+    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+    handlers = {number: signal.getsignal(number) for number in numbers}
+    yield StopSignals
     signal.set_wakeup_fd(-1)
     for number, handler in handlers.items():
         signal.signal(number, handler)
 
 
+@pytest.fixture
+def stop(make_stop: Callable[..., StopSignals]) -> StopSignals:
+    """Of a program without a terminal, wherever the tests run."""
+    return make_stop(has_terminal=False)
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_signals_that_stop_a_program(stop: StopSignals, number: signal.Signals) -> None:
-    """SIGTERM and SIGINT are noted, and nothing else happens; a wait after them ends at once."""
+    """SIGTERM and SIGINT are noted, and nothing else happens; a wait after them ends at once. The
+    first one is the cause."""
     assert not stop.was_asked()
     signal.raise_signal(number)
+    signal.raise_signal(signal.SIGTERM)
     assert stop.was_asked()
     stop.wait()
+    assert stop.cause == number.name
+
+
+def test_a_hang_up_stops_nothing(stop: StopSignals) -> None:
+    """Where there is no terminal: whoever waits is told, once for each time it looks."""
+    calls: list[None] = []
+
+    def hang_up() -> None:
+        calls.append(None)
+        signal.raise_signal(signal.SIGTERM if len(calls) == 2 else signal.SIGHUP)
+
+    signal.raise_signal(signal.SIGHUP)
+    signal.raise_signal(signal.SIGHUP)
+    assert not stop.was_asked()
+    stop.wait(hang_up=hang_up)
+    assert len(calls) == 2
+    assert stop.cause == "SIGTERM"
+
+
+@pytest.mark.parametrize("has_log_file", [False, True])
+@pytest.mark.parametrize("is_closed", [False, True])
+@pytest.mark.parametrize("number", [0, 2])
+def test_a_hang_up_of_a_terminal(
+    make_stop: Callable[..., StopSignals],
+    monkeypatch: pytest.MonkeyPatch,
+    number: int,
+    is_closed: bool,
+    has_log_file: bool,
+) -> None:
+    """It stops the program if the terminal is not there any more, or if standard error is the
+    terminal, and so nobody can have moved the log away."""
+    terminals = {number}
+    monkeypatch.setattr(command_line.os, "isatty", lambda number: number in terminals)
+    stop = make_stop()
+    stop.has_log_file = has_log_file
+    if is_closed:
+        terminals.clear()
+    signal.raise_signal(signal.SIGHUP)
+    assert stop.was_asked() == (is_closed or (number == 2 and not has_log_file))
+    if stop.was_asked():
+        assert stop.cause == "SIGHUP: its terminal was closed"
+
+
+def test_a_signal_that_is_ignored(make_stop: Callable[..., StopSignals]) -> None:
+    """As nohup does."""
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    stop = make_stop()
+    signal.raise_signal(signal.SIGHUP)
+    assert not stop.was_asked()
+    assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
 
 
 def test_a_wait_ends_with_a_signal(stop: StopSignals) -> None:

@@ -27,6 +27,7 @@ LAYERS = (
     ),
     ("gtstore.errors",),
     ("gtstore.text_table", "gtstore.lifeline", "gtstore.threads"),
+    ("gtstore.logs",),
     ("gtstore.wire.fields",),
     ("gtstore.wire.messages",),
     ("gtstore.wire.codec",),

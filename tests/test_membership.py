@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections import Counter
 from collections.abc import Collection, Mapping
 
@@ -147,15 +148,35 @@ def test_each_transition(state: int, event: str) -> None:
     after = TRANSITIONS[state, event]
     assert state_of(membership, 1) == after
     assert [state_of(membership, node) for node in (2, 3)] == [ALIVE, ALIVE]
-    assert bool(texts(actions)) == (after != state), "a change of state is reported, and only that"
+    is_told = after != state or event == EXITED
+    assert bool(texts(actions)) == is_told, "a change of state is reported, and each end"
 
 
 def test_the_table_is_whole() -> None:
-    """Every state of a member has a row for each event; only a second end has none."""
-    pairs = {(s, e) for s in (ALIVE, SUSPECT, DEAD) for e in (ANSWERED, MISSED, EXITED)}
-    assert pairs - set(TRANSITIONS) == {(DEAD, EXITED)}
-    assert {state for state, event in TRANSITIONS if event == RETURNED} == {DEAD}
+    """Every state of a member has a row for each event, but for a return of who is not dead: the
+    next process is started after the end of the last one was told."""
+    pairs = set(itertools.product((ALIVE, SUSPECT, DEAD), (ANSWERED, MISSED, EXITED, RETURNED)))
+    assert pairs - set(TRANSITIONS) == {(ALIVE, RETURNED), (SUSPECT, RETURNED)}
     assert LEFT not in TRANSITIONS.values(), "no member leaves in this version"
+
+
+@pytest.mark.parametrize("is_durable", [False, True])
+def test_a_process_that_ends_before_it_is_a_member(is_durable: bool) -> None:
+    """It has registered, or not: it is dead as before, nobody's owners change, and the next one is
+    started, later each time."""
+    membership = cluster(3, 2, is_durable=is_durable)
+    membership.exited(1, "killed", NOW)
+    before = membership.map
+    for pause_s in (1.0, 2.0):
+        membership.started(1, NOW)
+        actions = membership.exited(1, "killed", NOW)
+        assert membership.map is before
+        assert state_of(membership, 1) == DEAD
+        assert Start(1, pause_s) in actions
+        assert "node 1 is dead: killed" in texts(actions)
+    membership.started(1, NOW)
+    membership.returned(member(1, 4), NOW)
+    assert state_of(membership, 1) == ALIVE
 
 
 def test_only_a_new_process_leads_out_of_death() -> None:
@@ -1009,7 +1030,7 @@ def test_whatever_happens(history: tuple[int, int, bool, list[tuple[str, int]]])
                 actions = membership.answered(node)
             case "missed":
                 actions = membership.missed(node, "no answer")
-            case "exited" if node not in dead:
+            case "exited":  # also of a process that was not a member yet
                 actions = membership.exited(node, "killed", now)
                 assert Publish() in actions
                 dead.add(node)

@@ -1889,3 +1889,13 @@ def test_shown() -> None:
     """On one line, whatever its bytes are."""
     assert operations.shown(b"key\xff\xc3\xa4") == "key\\xff\xe4"
     assert operations.shown(b"a\nb\x1b[2J") == "a\\nb\\x1b[2J"
+
+
+def test_status_tells_the_managers_troubles() -> None:
+    """What it says of itself; a manager of before cannot be asked, and has none."""
+    network, client = cluster()
+    network.troubles = (messages.Trouble("unsaved", 1_700_000_000_500_000, "no room"),)
+    told = client.run(operations.status(client.routes, client.source))
+    assert told["troubles"] == [{"what": "unsaved", "since": 1_700_000_000.5, "reason": "no room"}]
+    network.script(MANAGER, messages.GetTroubles, refuse(messages.UNKNOWN_KIND))
+    assert client.run(operations.status(client.routes, client.source))["troubles"] == []

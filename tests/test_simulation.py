@@ -19,6 +19,7 @@ def test_at_random(monkeypatch: pytest.MonkeyPatch) -> None:
     assert outcomes["unknown"] > RUNS // 20
     assert outcomes["returned"] > RUNS // 2
     assert outcomes["copied"] > RUNS // 2
+    assert outcomes["in vain"] > RUNS // 20
 
 
 def test_at_random_with_disks(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -30,6 +31,7 @@ def test_at_random_with_disks(monkeypatch: pytest.MonkeyPatch) -> None:
     assert outcomes["returned"] > RUNS // 2
     assert outcomes["reopened"] > RUNS // 4
     assert outcomes["present"] > RUNS // 4
+    assert outcomes["in vain"] > RUNS // 20
 
 
 def test_at_random_with_full_memory(monkeypatch: pytest.MonkeyPatch) -> None:

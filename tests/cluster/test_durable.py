@@ -6,16 +6,23 @@ import multiprocessing
 import re
 import resource
 import shutil
+import signal
 import subprocess
 import sys
 import time
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from gtstore import GTStoreError, OperationFailed, OutcomeUnknown, Unavailable, connect
+from gtstore.manager import Manager
+from gtstore.state_file import LMDB
 from gtstore.testing import Cluster, wait_until
+from gtstore.wire import messages
+
+from .managers import a_manager, address_of
 
 lmdb = pytest.importorskip("lmdb", reason="entries on disk need py-lmdb (the extra durable)")
 
@@ -414,3 +421,45 @@ def test_the_sync_comes_before_the_reply(tmp_path: Path) -> None:
             line for line in steps if line.startswith(thread) and "pwritev2 resumed" in line
         )
     assert "RWF_DSYNC) = " in sync
+
+
+def test_a_node_ends_between_its_registration_and_the_first_map(tmp_path: Path) -> None:
+    """While a cluster is opened again, a node that has registered dies before all have. It
+    is dead in the first map, as it is in truth; its next process returns as usual."""
+    shape: dict[str, Any] = {"engine": LMDB, "data_dir": tmp_path / "data"}
+    with a_manager(**shape) as manager, connect(address_of(manager)) as client:
+        client.put_many({f"key{i}": b"value" for i in range(100)})
+    done: list[int] = []
+
+    def kill_after_registration(manager: Manager) -> None:
+        register = manager.on_register
+
+        def on_register(request: messages.Register) -> messages.Registered:
+            if request.node == 2:  # the first map waits for it
+                wait_until(lambda: done, "the end of the other one")
+            reply = register(request)
+            if request.node == 1 and not done:
+                membership = manager._membership
+                assert membership is not None
+                manager._processes[1].send_signal(signal.SIGKILL)
+                wait_until(lambda: membership._early_deaths[1], "that its end was told")
+                done.append(request.pid)
+            return reply
+
+        manager.on_register = on_register  # type: ignore[method-assign]
+
+    with (
+        a_manager(kill_after_registration, **shape) as manager,
+        connect(address_of(manager)) as client,
+    ):
+        wait_until(
+            lambda: (
+                {node["state"] for node in client.status()["nodes"]} == {"alive"}
+                and not client.status()["under_replicated"]
+                and not any(node["syncing"] for node in client.status()["nodes"])
+            ),
+            "the return of all nodes",
+        )
+        assert client.status()["nodes"][0]["pid"] not in done
+        keys = [f"key{i}" for i in range(100)]
+        assert client.get_many(keys) == dict.fromkeys(keys, b"value")

@@ -15,10 +15,11 @@ from typing import Any
 import pytest
 
 import gtstore
-from gtstore.manager import Manager, ManagerOptions
+from gtstore.manager import Manager
 from gtstore.state_file import StateFile
 from gtstore.testing import Cluster, wait_until
-from gtstore.wire import messages
+
+from .managers import a_manager, address_of
 
 pytestmark = pytest.mark.cluster
 
@@ -129,29 +130,8 @@ def test_a_file_that_is_lost_is_written_again() -> None:
 
 @pytest.fixture
 def manager() -> Iterator[Manager]:
-    """One in this process, of a cluster in memory."""
-    made = Manager(
-        ManagerOptions(
-            nodes=2,
-            replicas=2,
-            host="127.0.0.1",
-            port=0,
-            node_port=0,
-            hash_code=messages.HASH_ADDITIVE,
-            probe_interval_ms=100,
-            respawns=True,
-            pin=False,
-            max_connections=10,
-            max_memory_mb=None,
-            frame_timeout_ms=1000,
-            log_level="warning",
-            log_format="text",
-        )
-    )
-    made.start()
-    yield made
-    made.stop()
-    made._push_session.abort()  # what is left to the end of the process
+    with a_manager() as made:
+        yield made
 
 
 def test_neither_written_nor_removed(manager: Manager, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -162,7 +142,7 @@ def test_neither_written_nor_removed(manager: Manager, monkeypatch: pytest.Monke
         raise OSError(30, "Read-only file system")
 
     with (
-        gtstore.connect(f"127.0.0.1:{manager._server.port}") as store,
+        gtstore.connect(address_of(manager)) as store,
         monkeypatch.context() as patch,
     ):
         store.put("key", b"value")
@@ -198,13 +178,14 @@ def test_a_start_whose_process_cannot_be_saved(
     tried: list[int] = []
 
     def save_later(published: Any = None) -> bool:
-        if published is None:
-            tried.append(manager._processes[1].pid)
-        return len(tried) != 1 and save(published)
+        if published is not None:
+            return save(published)
+        tried.append(manager._processes[1].pid)
+        return len(tried) > 1 and save()
 
     first = manager._processes[1].pid
     monkeypatch.setattr(manager, "_save", save_later)
-    with gtstore.connect(f"127.0.0.1:{manager._server.port}") as store:
+    with gtstore.connect(address_of(manager)) as store:
         manager._processes[1].send_signal(9)  # type: ignore[arg-type]
         wait_until(
             lambda: (

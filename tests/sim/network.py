@@ -14,7 +14,7 @@ import dataclasses
 import enum
 import math
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from typing import Any, Generic, TypeAlias, TypeVar
 
@@ -315,13 +315,26 @@ class Network:
             self.nodes[number] = Node(self, number, node.incarnation, node.store, self.map.epoch)
         self.publish(self.map)
 
-    def restart(self, *nodes: int) -> None:
-        """Everything was killed, and a new manager starts these nodes again; the others come later.
-        Whatever any node has said to the last manager, or the last manager to it, is in its map."""
+    def start_in_vain(self, node: int) -> None:
+        """A new process of a dead node ends before the manager makes a map with it: before it has
+        registered, or, where several are started, before the others have."""
+        self.notice(node)
+        self.start(node)
+        self.membership.started(node, self.now_us / 1e6)
+        self.kill(node)
+        self.membership.exited(node, "killed", self.now_us / 1e6)
+        self.publish(self.map)
+
+    def restart(self, *nodes: int, in_vain: Collection[int] = ()) -> None:
+        """Everything was killed, and a new manager starts nodes again: these, and some in vain; the
+        others come later. Whatever any node has said to the last manager, or the last manager to
+        it, is in its map."""
         for node, member in self.membership.members.items():
             self.kill(node)
             self.membership.members[node] = dataclasses.replace(member, state=messages.DEAD)
         self.late.clear()
+        for node in in_vain:
+            self.start_in_vain(node)
         self.bring_back(*nodes)
 
     def tick(self) -> None:

@@ -102,6 +102,7 @@ class Run:
         self.failed: set[bytes] = set()
         self.is_healed = False
         self.events = 0
+        self.in_vain = 0  # processes that ended before they were members
         self.copied = 0  # partitions
         self.copies: dict[Replica, tuple[Node, Call[int]]] = {}
         self.settled = 0
@@ -215,8 +216,14 @@ class Run:
         if dead:
             number = self.random.choice(dead)
             is_noticed = self.network.membership.members[number].state == DEAD
-            if is_noticed or self.random.random() < 0.3:
+            draw = self.random.random()
+            if draw < 0.1:
+                self.network.start_in_vain(number)
+                self.in_vain += 1
+            elif is_noticed or draw < 0.4:
                 self.network.bring_back(number)
+                if self.kills and self.random.random() < 0.1:
+                    self.kill(number)  # before it has its first map
             else:
                 self.network.notice(number)
 
@@ -386,6 +393,7 @@ class Run:
         members = self.network.membership.members.values()
         assert all(member.state == ALIVE for member in members)
         outcomes["returned"] += sum(member.incarnation - 1 for member in members)
+        outcomes["in vain"] += self.in_vain
         outcomes["copied"] += self.copied
         outcomes["settled"] += self.settled
         outcomes["dropped"] += self.dropped
@@ -508,7 +516,10 @@ class DurableRun(Run):
             self.restarts -= 1
             nodes = list(self.network.nodes)
             self.reopened += 1
-            self.network.restart(*self.random.sample(nodes, self.random.randint(1, len(nodes))))
+            some = self.random.sample(nodes, self.random.randint(1, len(nodes)))
+            others = self.random.sample(nodes, self.random.choice((0, 0, 1)))
+            self.in_vain += len(others)
+            self.network.restart(*some, in_vain=others)
         super().event()
 
     def kill(self, number: int) -> None:
