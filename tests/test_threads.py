@@ -35,7 +35,7 @@ from .forgetful_store import ForgetfulStore
 from .peers import Talk
 
 SOURCES = Path(threads.__file__).parent
-PONG = Pong(1, 0, 0, 1, 1, 1, 0, 0)
+PONG = Pong(1, 0, 0, 1, 1, 1, 0, 0, 0)
 
 
 class Once:
