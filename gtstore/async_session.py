@@ -20,14 +20,12 @@ from __future__ import annotations
 
 import asyncio
 import math
-import socket
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextvars import Context
-from functools import partial
 from typing import Any, Final, TypeVar
 
-from .connection import Connection, describe, reachable
+from .connection import Connection, describe
 from .errors import ConnectError, ConnectionLost, DeadlineExceeded, GTStoreError
 from .operations import ACKED, Lost, Operation, Pause, Source
 from .session import (
@@ -41,6 +39,7 @@ from .session import (
 )
 from .wire import messages
 from .wire.codec import ACK, Frame, head_word
+from .wire.messages import CLIENT_IDLE_S
 from .wire.stream import HEADER_SIZE
 
 Result = TypeVar("Result")
@@ -114,12 +113,12 @@ class _Shared(Connection):
     its frame begins.
     """
 
-    __slots__ = ("answered_at", "resolving", "unfinished")
+    __slots__ = ("answered_at", "timer", "unfinished")
 
     def __init__(self, node: int, peer: str, address: tuple[str, int]) -> None:
         super().__init__(node, peer, address)
         self.answered_at = -math.inf  # when the last whole reply came, on the monotonic clock
-        self.resolving: asyncio.Task[None] | None = None  # looks up the peer's host name
+        self.timer: asyncio.TimerHandle | None = None  # when the next address is due
         self.unfinished: bytes | memoryview = b""  # what the kernel did not take yet
 
     def next_block(self) -> bytes:
@@ -171,7 +170,7 @@ class AsyncSession:
         self._unsent: list[_Shared] = []  # have something in outgoing that was not tried yet
         self._timer: asyncio.TimerHandle | None = None
         self._wakes_at = math.inf
-        self._lookups: dict[tuple[str, int], asyncio.Future[Any]] = {}  # of host names
+        self._idle_timer: asyncio.TimerHandle | None = None
         self._is_closed = False
 
     def enter(self) -> None:
@@ -283,8 +282,7 @@ class AsyncSession:
         self._is_closed = True
         if loop and loop.is_closed():  # nobody is there who could be told anything
             for shared in self._connections.values():
-                if hasattr(shared, "sock"):
-                    shared.close()
+                shared.close()
             self._connections.clear()
             return
         self._source.owe_now()
@@ -298,8 +296,9 @@ class AsyncSession:
         self._owed.clear()
         for connection in list(self._connections.values()):
             self._fail(connection, ConnectionLost(connection.peer, "this client was closed"))
-        if self._timer is not None:
-            self._timer.cancel()
+        for timer in (self._timer, self._idle_timer):
+            if timer is not None:
+                timer.cancel()
 
     # --- connections -----------------------------------------------------------------------------
 
@@ -315,66 +314,62 @@ class AsyncSession:
         if connection is not None:
             self._fail(connection, ConnectionLost(connection.peer, f"node {node} is elsewhere now"))
         connection = _Shared(node, peer, (host, port))
+        connection.begin(time.monotonic() + self.timeout_s)
         connection.watched = 1  # until it can be written to
-        try:
-            resolved = socket.getaddrinfo(
-                reachable(host), port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST
-            )
-        except (OSError, UnicodeError):
-            assert self._loop is not None
-            connection.resolving = self._loop.create_task(self._resolve(connection))
-        else:
-            self._start(connection, resolved)
         self._connections[node] = connection
+        self._await_connection(connection)
+        if self._idle_timer is None:
+            self._look_later()
         return connection
 
-    async def _resolve(self, connection: _Shared) -> None:
-        """Look up a host's name, which may take long, and begin to connect."""
+    def _await_connection(self, connection: _Shared) -> None:
+        loop = self._loop
+        assert loop is not None
+        watch = loop.add_reader if connection.is_resolving else loop.add_writer
+        watch(connection.descriptor, self._go_on_connecting, connection)
+        if connection.try_until < math.inf:
+            connection.timer = loop.call_later(
+                max(connection.try_until - time.monotonic(), 0), self._go_on_connecting, connection
+            )
+
+    def _unwatch(self, connection: _Shared) -> None:
         assert self._loop is not None
-        host, port = connection.address
+        if connection.timer is not None:
+            connection.timer.cancel()
+            connection.timer = None
+        if connection.descriptor >= 0 and not self._loop.is_closed():
+            self._loop.remove_reader(connection.descriptor)
+            self._loop.remove_writer(connection.descriptor)
+
+    def _go_on_connecting(self, connection: _Shared) -> None:
+        assert self._loop is not None
+        self._unwatch(connection)  # it may go on with another descriptor
         try:
-            resolved = await self._looked_up(reachable(host), port)
-            if self._connections.get(connection.node) is connection:
-                self._start(connection, resolved)
-        except (OSError, UnicodeError) as error:
-            connection.resolving = None
-            self._fail(connection, connection.not_resolved(error))
-        except ConnectError as error:
-            connection.resolving = None
-            self._fail(connection, error)
-
-    async def _looked_up(self, host: str, port: int) -> list[Any]:
-        """One look-up at a time for each name: it takes a thread, and may take its time."""
-        assert self._loop is not None
-        lookup = self._lookups.get((host, port))
-        if lookup is None:
-            asked = self._loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-            lookup = self._lookups[host, port] = asyncio.ensure_future(asked)
-            lookup.add_done_callback(partial(self._end_lookup, (host, port)))
-        resolved: list[Any] = await asyncio.shield(lookup)
-        return resolved
-
-    def _end_lookup(self, name: tuple[str, int], lookup: asyncio.Future[Any]) -> None:
-        del self._lookups[name]
-        if not lookup.cancelled():
-            lookup.exception()  # perhaps nobody waits for it any more
-
-    def _start(self, connection: _Shared, resolved: Iterable[Any]) -> None:
-        assert self._loop is not None
-        connection.connect(next(iter(resolved)))
-        self._loop.add_writer(connection.sock, self._on_connected, connection)
-
-    def _on_connected(self, connection: _Shared) -> None:
-        assert self._loop is not None
-        self._loop.remove_writer(connection.sock)
-        connection.watched = 0
-        try:
-            connection.finish_connecting()
+            connection.go_on_connecting()
         except ConnectError as error:
             self._fail(connection, error)
             return
-        self._loop.add_reader(connection.sock, self._on_readable, connection)
+        if connection.is_connecting:
+            self._await_connection(connection)
+            return
+        connection.watched = 0
+        self._loop.add_reader(connection.descriptor, self._on_readable, connection)
         self._flush(connection)
+
+    def _look_later(self) -> None:
+        assert self._loop is not None
+        self._idle_timer = self._loop.call_later(CLIENT_IDLE_S, self._close_idle)
+
+    def _close_idle(self) -> None:
+        """Close the connections over which nothing has come for a while, and nothing is to come."""
+        self._idle_timer = None
+        now = time.monotonic()
+        for connection in list(self._connections.values()):
+            is_used = connection.awaiting or connection.outgoing or connection.unfinished
+            if not is_used and connection.answered_at + CLIENT_IDLE_S <= now:
+                self._fail(connection, ConnectionLost(connection.peer, "it was idle"))
+        if self._connections:
+            self._look_later()
 
     def _fail(self, connection: _Shared, error: ConnectError | ConnectionLost) -> None:
         """Close a connection. Whoever waits for a reply on it gets a Lost."""
@@ -382,13 +377,8 @@ class AsyncSession:
             return
         assert self._loop is not None
         del self._connections[connection.node]
-        if connection.resolving is not None:
-            connection.resolving.cancel()
-        if hasattr(connection, "sock"):
-            if connection.sock.fileno() >= 0 and not self._loop.is_closed():
-                self._loop.remove_reader(connection.sock)
-                self._loop.remove_writer(connection.sock)
-            connection.close()
+        self._unwatch(connection)
+        connection.close()
         connection.outgoing.clear()
         awaiting, connection.awaiting = connection.awaiting, {}
         for exchange, slot, begin in awaiting.values():
@@ -414,13 +404,13 @@ class AsyncSession:
             connection.unfinished = block
             if not connection.watched:
                 connection.watched = 1
-                self._loop.add_writer(connection.sock, self._flush, connection)
+                self._loop.add_writer(connection.descriptor, self._flush, connection)
         except OSError as error:
             self._fail(connection, ConnectionLost(connection.peer, describe(error)))
         else:
             if connection.watched:
                 connection.watched = 0
-                self._loop.remove_writer(connection.sock)
+                self._loop.remove_writer(connection.descriptor)
 
     # --- receiving -------------------------------------------------------------------------------
 
@@ -456,8 +446,8 @@ class AsyncSession:
         self._timer = None
         self._wakes_at = next_at = math.inf
         now = time.monotonic()
-        text = f"no answer within {self.timeout_s:g} s"
         for connection in list(self._connections.values()):
+            text = f"{connection.waits_for()} within {self.timeout_s:g} s"
             silent_at = math.inf  # when it will have been silent for a whole timeout
             is_awaited = False
             for exchange, slot, begin in list(connection.awaiting.values()):

@@ -9,14 +9,17 @@ from __future__ import annotations
 
 import encodings.idna  # noqa: F401  # getaddrinfo needs it, and would load it late: it is a file
 import errno
+import math
 import os
 import re
+import select
 import socket
 import time
 from collections import deque
 from collections.abc import Callable
 from typing import Any, Final
 
+from .addresses import Search
 from .errors import (
     ConnectError,
     ConnectionLost,
@@ -26,6 +29,7 @@ from .errors import (
 )
 from .wire import messages
 from .wire.codec import ERROR, Frame, decode, encode
+from .wire.messages import KEEPALIVE_AFTER_S, KEEPALIVE_INTERVAL_S, SILENCE_MAX_S
 from .wire.stream import FrameBuffer
 
 PATIENCE_S: Final = 0.020
@@ -79,6 +83,18 @@ def is_not_yet(error: Exception) -> bool:
     )
 
 
+def set_up(sock: socket.socket, silence_max_s: float = SILENCE_MAX_S) -> None:
+    """What each connection of the cluster is set up with, at both ends (PROTOCOL.md section 5): a
+    peer that vanishes says nothing, and without this its connection would stay for ever. Raises
+    OSError."""
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, KEEPALIVE_AFTER_S)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, KEEPALIVE_INTERVAL_S)
+    # It also takes the place of the number of probes that may be lost.
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(silence_max_s * 1000))
+
+
 class Connection:
     """One TCP connection, as its opener holds it.
 
@@ -93,9 +109,9 @@ class Connection:
     """
 
     __slots__ = (
-        "address", "awaiting", "buffer", "descriptor", "feed", "is_connecting", "is_doubtful",
-        "node", "outgoing", "peer", "queued_size", "recv", "seen_size", "sent_size", "sock",
-        "unread", "watched",
+        "_ends_at", "_reasons", "_search", "_target", "address", "awaiting", "buffer",
+        "descriptor", "feed", "is_connecting", "is_doubtful", "node", "outgoing", "peer",
+        "queued_size", "recv", "seen_size", "sent_size", "sock", "try_until", "unread", "watched",
     )  # fmt: skip
 
     sock: socket.socket
@@ -108,6 +124,12 @@ class Connection:
         self.buffer = FrameBuffer()
         self.feed = self.buffer.feed
         self.is_connecting = True
+        self.descriptor = -1
+        self.try_until = math.inf  # then the next address is due
+        self._ends_at = math.inf
+        self._search: Search | None = None
+        self._target: tuple[Any, ...] = ()  # the address that is tried
+        self._reasons: list[str] = []  # why others were left
         self.awaiting: dict[int, Any] = {}  # request id -> who waits for the reply
         self.is_doubtful = False  # the node may be at another address by now
         # For session.py's selector loop:
@@ -118,61 +140,128 @@ class Connection:
         self.watched = 0  # the selector's events
         self.unread = b""  # what was received and not looked at yet
 
-    @classmethod
-    def start(cls, node: int, peer: str, host: str, port: int) -> Connection:
-        """Begin to connect, without waiting. ``finish_connecting`` is due once it can be written
-        to.
+    # --- connecting ------------------------------------------------------------------------------
 
-        Raises ConnectError if it is refused at once.
-        """
+    @classmethod
+    def start(cls, node: int, peer: str, host: str, port: int, ends_at: float) -> Connection:
+        """Begin to connect, without waiting; see ``begin``."""
         connection = cls(node, peer, (host, port))
-        try:
-            resolved = socket.getaddrinfo(reachable(host), port, type=socket.SOCK_STREAM)
-        except (OSError, UnicodeError) as error:
-            raise connection.not_resolved(error) from error
-        connection.connect(resolved[0])
+        connection.begin(ends_at)
         return connection
 
-    def connect(self, resolved: tuple[Any, ...]) -> None:
-        """Begin to connect to an address as getaddrinfo returns it. Raises ConnectError."""
-        family, kind, protocol, _, address = resolved
+    def begin(self, ends_at: float) -> None:
+        """Begin to connect, without waiting, to be there by a time on the monotonic clock: to one
+        address of the host after the other, each for its share of the time.
+
+        Call ``go_on_connecting`` when ``descriptor`` can be read (``is_resolving``: the name is
+        being looked up) or written, and when ``try_until`` has passed, until it ``is_connecting``
+        no more. Raises ConnectError if nothing can come of it.
+        """
+        self._ends_at = ends_at
         try:
-            self.sock = socket.socket(
-                family, kind | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC, protocol
-            )
+            self._search = Search(*self.address)
+        except UnicodeError as error:
+            raise ConnectError(self.peer, f"{self.address[0]!r} is no host name") from error
         except OSError as error:
             raise ConnectError(self.peer, describe(error)) from error
-        self.recv = self.sock.recv
-        self.descriptor = self.sock.fileno()
-        code = self.sock.connect_ex(address)
-        if code not in (0, errno.EINPROGRESS):
-            self.sock.close()
-            raise ConnectError(self.peer, os.strerror(code).lower())
+        self._try_next()
 
-    def not_resolved(self, error: Exception) -> ConnectError:
-        """What to raise when the host has no address: OSError, or UnicodeError for an impossible
-        name."""
-        if isinstance(error, OSError):
-            return ConnectError(self.peer, describe(error))
-        return ConnectError(self.peer, f"{self.address[0]!r} is no host name")
+    @property
+    def is_resolving(self) -> bool:
+        """Whether it waits for the host's address, not for an answer from there."""
+        return self.is_connecting and not hasattr(self, "sock")
 
-    def finish_connecting(self) -> None:
-        """Take the new connection into use. Raises ConnectError, closed, if it did not come
-        about."""
-        try:
-            code = self.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
-            # A port from the range of outgoing connections, where nobody listens, may by chance
-            # connect to itself.
-            if not code and self.sock.getsockname() == self.sock.getpeername():
-                code = errno.ECONNREFUSED
-            if code:
-                raise OSError(code, os.strerror(code))
-            self.sock.settimeout(PATIENCE_S)
-            self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        except OSError as error:
+    def waits_for(self) -> str:
+        """What there was none of, if nothing more comes."""
+        if self.is_resolving:
+            return f"no answer from the name server about {self.address[0]!r}"
+        return "no connection" if self.is_connecting else "no answer"
+
+    def is_due(self) -> bool:
+        """Whether ``try_until`` has passed."""
+        return time.monotonic() >= self.try_until
+
+    def go_on_connecting(self) -> None:
+        """See ``begin``. Raises ConnectError, closed, if no address is left to try."""
+        if not self.is_resolving:
+            try:
+                if self._has_connected():
+                    self._take_into_use()
+                    return
+                if not self.is_due():
+                    return
+                reason = "no connection in time"
+            except OSError as error:
+                reason = describe(error)
+            self._give_up(reason)
+        self._try_next()
+
+    def _try_next(self) -> None:
+        """Begin to connect to the next address; or wait until there is one."""
+        assert self._search is not None
+        while (found := self._search.take()) is not None:
+            family, self._target = found
+            try:
+                kind = socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
+                self.sock = socket.socket(family, kind)
+                code = self.sock.connect_ex(self._target)
+            except OSError as error:  # too many open files, or no such family here
+                self._give_up(describe(error))
+                continue
+            if code not in (0, errno.EINPROGRESS):
+                self._give_up(os.strerror(code).lower())
+                continue
+            self.descriptor = self.sock.fileno()
+            self.try_until = math.inf
+            if not self._search.is_last:
+                now = time.monotonic()
+                self.try_until = now + self._search.share_s(self._ends_at - now)
+            return
+        if self._search.bell is None:
+            why = self._search.error
+            if why is not None:
+                self._reasons.append(describe(why) if isinstance(why, OSError) else str(why))
             self.close()
-            raise ConnectError(self.peer, describe(error)) from error
+            raise ConnectError(self.peer, "; ".join(self._reasons) or "it has no address") from why
+        self.descriptor = self._search.bell.descriptor
+        self.try_until = math.inf
+
+    def _give_up(self, reason: str) -> None:
+        """Leave an address."""
+        if hasattr(self, "sock"):
+            self.descriptor = -1
+            self.sock.close()
+            del self.sock
+        is_only = not self._reasons and self._search is not None and self._search.is_last
+        self._reasons.append(reason if is_only else f"{self._target[0]}: {reason}")
+
+    def _has_connected(self) -> bool:
+        """Raises OSError if there will be no connection."""
+        code = self.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        if code:
+            raise OSError(code, os.strerror(code))
+        try:
+            other_end = self.sock.getpeername()
+        except OSError as error:
+            if error.errno != errno.ENOTCONN:
+                raise
+            return False
+        # A port from the range of outgoing connections, where nobody listens, may by chance connect
+        # to itself.
+        if self.sock.getsockname() == other_end:
+            raise OSError(errno.ECONNREFUSED, os.strerror(errno.ECONNREFUSED))
+        return True
+
+    def _take_into_use(self) -> None:
+        assert self._search is not None
+        self.sock.settimeout(PATIENCE_S)
+        set_up(self.sock)
+        self.recv = self.sock.recv
+        self._search.remember()
+        self._search = None
         self.is_connecting = False
+
+    # --- sending and receiving -------------------------------------------------------------------
 
     def send(self, data: bytes | memoryview) -> int:
         """Send as much as the kernel takes at once, and return how many bytes that are."""
@@ -184,27 +273,30 @@ class Connection:
 
     def close(self) -> None:
         self.descriptor = -1  # the number may soon be another file's
-        self.sock.close()
+        self._search = None
+        if hasattr(self, "sock"):
+            self.sock.close()
 
     # --- one request at a time -------------------------------------------------------------------
 
     @classmethod
     def open(cls, peer: str, host: str, port: int, deadline: Deadline) -> Connection:
         """Connect and wait until it is there. Raises ConnectError."""
-        connection = cls.start(0, peer, host, port)
-        connection.sock.settimeout(deadline.remaining_s() or 1e-6)
+        connection = cls.start(0, peer, host, port, deadline.at)
         try:
-            # A second connect waits for the first one's end.
-            connection.sock.connect((host, port))
-        except TimeoutError as error:
+            while connection.is_connecting:
+                now = time.monotonic()
+                if now >= deadline.at:
+                    text = f"{connection.waits_for()} within {deadline.timeout_s:g} s"
+                    raise ConnectError(peer, text)
+                poll = select.poll()
+                events = select.POLLIN if connection.is_resolving else select.POLLOUT
+                poll.register(connection.descriptor, events)
+                poll.poll(math.ceil((min(deadline.at, connection.try_until) - now) * 1000))
+                connection.go_on_connecting()
+        except BaseException:
             connection.close()
-            text = f"no connection within {deadline.timeout_s:g} s"
-            raise ConnectError(peer, text) from error
-        except OSError as error:
-            if error.errno != errno.EISCONN:
-                connection.close()
-                raise ConnectError(peer, describe(error)) from error
-        connection.finish_connecting()
+            raise
         return connection
 
     def call(self, request: messages.Message, deadline: Deadline) -> messages.Message:
@@ -271,12 +363,6 @@ class Connection:
         if not self.buffer.size:
             return ConnectionLost(self.peer, "the connection was closed")
         return ConnectionLost(self.peer, "the connection was closed within a reply")
-
-
-def reachable(host: str) -> str:
-    """The name to look up: on this machine "localhost" may mean ::1 first, where nobody listens by
-    default."""
-    return "127.0.0.1" if host == "localhost" else host
 
 
 def is_reply(frame: Frame, request_id: int) -> bool:

@@ -28,7 +28,7 @@ from queue import SimpleQueue
 from typing import Any, Final, Generic, Protocol, TypeAlias, TypeVar, get_type_hints
 
 from .allocator import Trimmer
-from .connection import describe
+from .connection import describe, set_up
 from .errors import ClusterError, RemoteProtocolError
 from .placement import format_address
 from .threads import GO_ON, OVER, supervised
@@ -386,7 +386,7 @@ class _FrameHandler(socketserver.BaseRequestHandler):
         self._handlers: dict[int, Handler] = {}
         self._take_handlers()
         sock = self.request
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        set_up(sock, max(messages.SILENCE_MAX_S, self.server.frame_timeout_s))
         # A blocking receive or send returns after that time, and needs no poll before it.
         timeout = pack_timeout(self.server.frame_timeout_s)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, timeout)

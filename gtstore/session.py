@@ -170,6 +170,7 @@ class Session:
         self._active = 0  # calls that have begun and not ended
         self._in_flight_size = 0  # bytes of their frames
         self._unsent: set[Connection] = set()  # have something in outgoing that was not tried yet
+        self._connecting: set[Connection] = set()
         self._unread: set[Connection] = set()  # have something that the hot path has received
 
     def run(self, operation: Operation[Result], timeout_s: float) -> Result:
@@ -546,6 +547,9 @@ class Session:
             self._pauses.clear()
             self._unsent.clear()
             self._unread.clear()
+            for connection in self._connecting:  # nobody waits for it any more
+                self.forget(connection.node)
+            self._connecting.clear()
             for connection in self._connections.values():
                 connection.watched = 0
 
@@ -568,8 +572,12 @@ class Session:
             if self._ready:
                 continue
             wake_at = min(self._deadline.at, self._pauses[0][0] if self._pauses else math.inf)
+            for connection in self._connecting:
+                wake_at = min(wake_at, connection.try_until)
             for key, events in self._selector.select(max(wake_at - time.monotonic(), 0)):
                 self._on_events(key.data, events)
+            for connection in [one for one in self._connecting if one.is_due()]:
+                self._go_on_connecting(connection)
             if self._deadline.has_passed():
                 self._expire()
             while self._pauses and self._pauses[0][0] <= time.monotonic():
@@ -659,7 +667,9 @@ class Session:
             return connection
         if connection is not None:
             self._fail(connection, ConnectionLost(connection.peer, f"node {node} is elsewhere now"))
-        connection = self._connections[node] = Connection.start(node, peer, host, port)
+        connection = Connection.start(node, peer, host, port, self._deadline.at)
+        self._connections[node] = connection
+        self._connecting.add(connection)
         return connection
 
     def _answer(self, call: _Call, slot: int, reply: Reply) -> None:
@@ -674,27 +684,43 @@ class Session:
         """Tell the selector what this connection waits for."""
         assert self._selector is not None
         wanted = _READ
-        if connection.outgoing or connection.is_connecting:
+        if connection.is_connecting and not connection.is_resolving:
+            wanted = _WRITE
+        elif connection.outgoing and not connection.is_connecting:
             wanted |= _WRITE
         if not connection.watched:
-            self._selector.register(connection.sock, wanted, connection)
+            self._selector.register(connection.descriptor, wanted, connection)
         elif wanted != connection.watched:
-            self._selector.modify(connection.sock, wanted, connection)
+            self._selector.modify(connection.descriptor, wanted, connection)
         connection.watched = wanted
+
+    def _unwatch(self, connection: Connection) -> None:
+        assert self._selector is not None
+        if connection.watched:
+            self._selector.unregister(connection.descriptor)
+            connection.watched = 0
 
     def _on_events(self, connection: Connection, events: int) -> None:
         if self._connections.get(connection.node) is not connection:
             return  # it has failed while other events were handled
         if connection.is_connecting:
-            try:
-                connection.finish_connecting()
-            except ConnectError as error:
-                self._fail(connection, error)
-                return
+            self._go_on_connecting(connection)
+            return
         if events & _READ:
             self._receive(connection)
         if events & _WRITE and self._connections.get(connection.node) is connection:
             self._flush(connection)
+
+    def _go_on_connecting(self, connection: Connection) -> None:
+        self._unwatch(connection)  # it may go on with another descriptor
+        try:
+            connection.go_on_connecting()
+        except ConnectError as error:
+            self._fail(connection, error)
+            return
+        if not connection.is_connecting:
+            self._connecting.discard(connection)
+        self._flush(connection)
 
     def _flush(self, connection: Connection) -> None:
         """Send as much as the kernel takes, many small frames together."""
@@ -741,10 +767,8 @@ class Session:
 
     def _fail(self, connection: Connection, error: NetworkError) -> None:
         """Close a connection. Whoever waits for a reply on it gets a Lost."""
-        assert self._selector is not None
-        if connection.watched:
-            self._selector.unregister(connection.sock)
-            connection.watched = 0
+        self._unwatch(connection)
+        self._connecting.discard(connection)
         if self._connections.get(connection.node) is connection:
             del self._connections[connection.node]
         connection.close()
@@ -755,9 +779,9 @@ class Session:
 
     def _expire(self) -> None:
         """The deadline has passed: nobody waits any longer."""
-        text = f"no answer within {self._deadline.timeout_s:g} s"
         for connection in list(self._connections.values()):
             if connection.awaiting:
+                text = f"{connection.waits_for()} within {self._deadline.timeout_s:g} s"
                 self._fail(connection, DeadlineExceeded(connection.peer, text))
         self._ready += [call for _, _, call in self._pauses]
         self._pauses.clear()

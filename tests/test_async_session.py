@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from gtstore import addresses, async_session
 from gtstore.async_session import AsyncSession, Exchange
 from gtstore.errors import ConnectError, ConnectionLost, DeadlineExceeded, OperationFailed
 from gtstore.operations import ACKED, Lost, Operation, Pause, Source
@@ -294,26 +295,50 @@ def test_host_names(peers: Callable[..., Peer], monkeypatch: pytest.MonkeyPatch)
     peer = peers(answer)
     session = new_session(peer, host="storage.example")
     asked: list[str] = []
+    goes_on = threading.Event()
 
-    async def look_up(host: str, port: int, **_: object) -> list[Any]:
+    def look_up(host: str, *_: object, flags: int = 0, **__: object) -> list[Any]:
+        if flags:
+            raise socket.gaierror(socket.EAI_NONAME, "no number")
         asked.append(host)
-        await asyncio.sleep(0)
-        return [(socket.AF_INET, socket.SOCK_STREAM, 0, "", ("127.0.0.1", port))]
-
-    async def fail(*_: object, **options: object) -> list[Any]:  # noqa: ARG001
-        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+        goes_on.wait(10)
+        if len(asked) > 1:
+            raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+        return [(socket.AF_INET, socket.SOCK_STREAM, 0, "", ("127.0.0.1", 0))]
 
     async def work() -> None:
-        loop = asyncio.get_running_loop()
-        monkeypatch.setattr(loop, "getaddrinfo", look_up)
+        monkeypatch.setattr(socket, "getaddrinfo", look_up)
         exchanges = [write(session, number, 1) for number in (1, 2)]
+        await asyncio.sleep(0)  # the loop goes on meanwhile
+        goes_on.set()
         assert [await one.future for one in exchanges] == [[ACKED], [ACKED]]
         assert asked == ["storage.example"]
         session._fail(session._connections[1], ConnectionLost("node 1", "a test"))
-        monkeypatch.setattr(loop, "getaddrinfo", fail)
+        monkeypatch.setattr(addresses, "_good", {})
         (lost,) = await write(session, 3, 1).future
         assert isinstance(lost.error, ConnectError)
         assert "not known" in str(lost.error)
+
+    run(session, work)
+
+
+def test_idle_connections_are_closed(
+    peers: Callable[..., Peer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To nodes and to the manager, also of a client that makes no call any more; not one on which
+    an answer is awaited."""
+    monkeypatch.setattr(async_session, "CLIENT_IDLE_S", 0.05)
+    session = new_session(peer := peers(answer, answer), peers(hold))
+
+    async def work() -> None:
+        assert await write(session, 1, 1).future == [ACKED]
+        awaited = write(session, 2, 2)
+        while 1 in session._connections:
+            await asyncio.sleep(0.01)
+        assert 2 in session._connections
+        assert not awaited.future.done()
+        assert await write(session, 3, 1).future == [ACKED]
+        assert peer.accepted == 2
 
     run(session, work)
 

@@ -52,6 +52,7 @@ LAYERS = (
     ("gtstore.copying", "gtstore.scan_operation", "gtstore.scanning", "gtstore.settling"),
     ("gtstore.json_lines", "gtstore.progress", "gtstore.inputs"),
     ("gtstore.mapping",),
+    ("gtstore.addresses",),
     ("gtstore.connection", "gtstore.steady_clock", "gtstore.allocator", "gtstore.lmdb_store"),
     ("gtstore.session", "gtstore.server", "gtstore.tap", "gtstore.log_store"),
     ("gtstore.reactor",),

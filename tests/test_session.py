@@ -6,6 +6,8 @@ import errno
 import selectors
 import signal
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -24,7 +26,9 @@ from gtstore.errors import (
 )
 from gtstore.operations import ACKED, Begun, Identity, Lost, Operation, Pause, Reply
 from gtstore.placement import format_address
+from gtstore.server import FrameServer
 from gtstore.session import Session, Unfinished, as_frame
+from gtstore.testing import wait_until
 from gtstore.wire import messages
 from gtstore.wire.codec import ACK, encode, error_frame
 from gtstore.wire.stream import FrameBuffer
@@ -518,7 +522,7 @@ def test_an_interrupt_leaves_no_connection_behind(peers: Callable[..., Peer], be
 def test_unknown_hosts_and_nodes() -> None:
     for host in ("a..b", "x" * 70 + ".invalid"):
         with pytest.raises(ConnectError):
-            Connection.start(1, "node 1", host, 1)
+            Connection.open("node 1", host, 1, Deadline(5))
 
     def locate(node: int) -> tuple[str, str, int]:
         raise ConnectError(f"node {node}", "its address is not known")
@@ -635,3 +639,86 @@ def test_addresses(text: str, parsed: tuple[str, int]) -> None:
 def test_no_addresses(text: str) -> None:
     with pytest.raises(InvalidInput):
         parse_address(text)
+
+
+# --- what a connection is set up with ------------------------------------------------------------
+
+
+def set_up_of(sock: socket.socket) -> tuple[int, ...]:
+    return tuple(
+        sock.getsockopt(level, option)
+        for level, option in (
+            (socket.IPPROTO_TCP, socket.TCP_NODELAY),
+            (socket.SOL_SOCKET, socket.SO_KEEPALIVE),
+            (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE),
+            (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL),
+            (socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT),
+        )
+    )
+
+
+@pytest.mark.parametrize("frame_timeout_ms", [1000, 45_000])
+def test_both_ends_notice_that_the_other_one_has_vanished(frame_timeout_ms: int) -> None:
+    """Each end asks the other one's kernel now and then, and gives up when nothing comes back. No
+    peer that is slow to take a long frame is given up before its time."""
+    server = FrameServer("127.0.0.1", 0, {}, frame_timeout_ms=frame_timeout_ms)
+    server.start()
+    try:
+        ours = Connection.open("a node", "127.0.0.1", server.port, Deadline(5))
+        wait_until(lambda: server.open_sockets, "the other end")
+        (theirs,) = server.open_sockets
+        wait_until(lambda: theirs.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY), "its set-up")
+        wait_until(lambda: set_up_of(theirs)[-1], "all of it")
+        assert set_up_of(ours.sock) == (1, 1, 30, 10, 30_000)
+        assert set_up_of(theirs) == (1, 1, 30, 10, max(30_000, frame_timeout_ms))
+        ours.close()
+    finally:
+        server.drain()
+
+
+VANISHED = """
+import fcntl, socket, struct, threading
+from gtstore import connection
+from gtstore.server import FrameServer
+from gtstore.connection import Connection, Deadline
+from gtstore.testing import wait_until
+
+def switch(is_up):
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        fcntl.ioctl(sock, 0x8914, struct.pack("16sH14x", b"lo", is_up))  # SIOCSIFFLAGS
+
+connection.KEEPALIVE_AFTER_S = connection.KEEPALIVE_INTERVAL_S = 1
+connection.messages.SILENCE_MAX_S = 1
+connection.set_up.__defaults__ = (1,)
+switch(True)
+server = FrameServer("127.0.0.1", 0, {}, frame_timeout_ms=1000)
+server.start()
+ours = Connection.open("a node", "127.0.0.1", server.port, Deadline(5))
+ours.sock.settimeout(30)
+wait_until(lambda: server.open_sockets, "the other end")
+(theirs,) = server.open_sockets
+wait_until(lambda: theirs.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT), "its set-up")
+switch(False)  # from now on nothing arrives, and nobody says so
+wait_until(lambda: not server.open_sockets, "the end of their end", 30)
+try:
+    raise SystemExit(f"received {ours.sock.recv(1)!r}")
+except TimeoutError as error:
+    assert error.errno, "our own time limit"
+"""
+
+
+def test_a_peer_that_vanishes() -> None:
+    """In a network of its own, which is cut without a word: both ends are closed after a while."""
+    alone = ["unshare", "--user", "--map-root-user", "--net"]
+    try:
+        subprocess.run([*alone, "true"], check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("this user cannot make a network")
+    done = subprocess.run(
+        [*alone, sys.executable, "-c", VANISHED],
+        capture_output=True,
+        text=True,
+        timeout=90,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")

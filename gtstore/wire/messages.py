@@ -74,6 +74,9 @@ HELD_SIZE: Final = 256 * KIB
 KEYS_A_REPLY_MAX: Final = 1000
 MANAGER_PORT: Final = 9001
 NODE_PORT: Final = 10001
+KEEPALIVE_AFTER_S: Final = 30
+KEEPALIVE_INTERVAL_S: Final = 10
+SILENCE_MAX_S: Final = 30
 CLIENT_TIMEOUT_S: Final = 5.0
 CLIENT_CONNECTIONS_MAX: Final = 64
 CLIENT_IDLE_S: Final = 60.0
@@ -125,6 +128,13 @@ LIMITS: Final = (
         "answers waiting on a connection",
         f"{IN_FLIGHT_SIZE_MAX:,} bytes (1 MiB)",
         "then the node sends before it reads on; a client keeps no more requests under way",
+    ),
+    Limit(
+        "a connection whose other end has vanished",
+        f"{KEEPALIVE_AFTER_S + KEEPALIVE_INTERVAL_S} s",
+        f"after {KEEPALIVE_AFTER_S} s without a byte it is probed every {KEEPALIVE_INTERVAL_S} s, "
+        f"and given up when nothing was acknowledged for {SILENCE_MAX_S} s, or for the time for a "
+        "frame, if that is longer",
     ),
     Limit("probe interval", f"{PROBE_INTERVAL_MS} ms (`--probe-interval-ms`)", "manager to node"),
     Limit("missed probes", str(PROBE_MISSES_MAX), "then the manager acts on a silent node"),
