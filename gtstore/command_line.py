@@ -66,7 +66,7 @@ def add_daemon_options(parser: argparse.ArgumentParser) -> None:
         type=integer(1, 1_000_000),
         default=CONNECTIONS_MAX,
         metavar="N",
-        help="connections of each node (default: %(default)s)",
+        help="connections of each node, and of the manager (default: %(default)s)",
     )
     parser.add_argument(
         "--max-memory-mb",

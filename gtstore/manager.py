@@ -187,6 +187,7 @@ class Manager:
                 options.host,
                 options.port,
                 self._handlers,
+                connections_max=options.max_connections,
                 frame_timeout_ms=options.frame_timeout_ms,
             )
         except ClusterError as error:

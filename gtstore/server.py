@@ -8,14 +8,17 @@ What keeps one peer from hurting the others (PROTOCOL.md section 5): a frame tha
 whole in time; a peer that does not read its answers is not read from either, and closed after the
 same time; only a few long frames are received at once, and a long entry is not copied to be sent,
 so that many connections do not cost much memory either; a connection that has sent a counted kind
-counts against the limit of connections, and only a few more can be open for everything else.
+counts against the limit of connections, and only a few more can be open for everything else: of
+these the ones that are silent for long are closed, and the most silent one when another one comes.
 """
 
 from __future__ import annotations
 
 import errno
+import heapq
 import hmac
 import logging
+import math
 import socket
 import socketserver
 import struct
@@ -65,6 +68,14 @@ _NO_FILES_PAUSE_S: Final = 0.1
 _BEGIN_TIMEOUT_S: Final = 2.0
 """How long it is waited for a connection's thread to begin: others wait to be accepted."""
 _LINGER_S: Final = 0.5
+_IDLE_LOOKS: Final = 8
+"""So many times in the time that a connection may be idle it is looked for those that are."""
+_ROOM_SHARE: Final = 16
+"""Of the connections that are not counted this part is closed when all places are taken."""
+_TCP_INFO_SIZE: Final = 60
+_TCP_INFO_TIMES: Final = struct.Struct("=3I")
+_TCP_INFO_TIMES_AT: Final = 44
+"""Of Linux's struct tcp_info: the times since data was sent, an ACK was sent, data was received."""
 
 
 def pack_timeout(seconds: float) -> bytes:
@@ -203,6 +214,7 @@ class FrameServer(socketserver.TCPServer):
         counted: the kinds whose senders count against ``connections_max``.
         frame_timeout_ms: how long a frame may take from its first byte to its last, and how long a
             peer may take none of its answers.
+        idle_timeout_s: how long nothing may come on a connection that is not counted.
         lock: held while a handler runs, if one is given.
         recover: told of what a handler raised, without the lock; True: call the handler once more.
         outbox: asked by a connection's thread before it sends the answers that it has, and then for
@@ -222,6 +234,7 @@ class FrameServer(socketserver.TCPServer):
         counted: Collection[int] = (),
         connections_max: int = messages.CONNECTIONS_MAX,
         frame_timeout_ms: int = messages.FRAME_TIMEOUT_MS,
+        idle_timeout_s: float = messages.IDLE_TIMEOUT_S,
         lock: TokenLock | None = None,
         recover: Callable[[Exception], bool] = lambda _: False,
         outbox: Outbox | None = None,
@@ -237,8 +250,11 @@ class FrameServer(socketserver.TCPServer):
         self.frame_timeout_s = frame_timeout_ms / 1000
         self.long_frames = threading.BoundedSemaphore(messages.LONG_FRAMES_MAX)
         self.lock = threading.Lock()
-        self.open_sockets: set[socket.socket] = set()  # guarded by lock
-        self.counted_connections = 0  # guarded by lock
+        self.idle_timeout_s = idle_timeout_s
+        self.looks_at = 0.0  # for idle ones, at that time
+        self.open_sockets: set[socket.socket] = set()  # guarded by lock; so are the next two
+        self.counted_sockets: set[socket.socket] = set()
+        self.trusted_sockets: set[socket.socket] = set()  # have brought the cluster's token
         self.is_crowded = False
         self.has_long_turns = False
         self.memory = Trimmer()
@@ -269,10 +285,7 @@ class FrameServer(socketserver.TCPServer):
         self.server_close()
         with self.lock:
             for sock in self.open_sockets:
-                try:
-                    sock.shutdown(socket.SHUT_RD)
-                except OSError:
-                    pass  # the peer was faster
+                _shut_down(sock, socket.SHUT_RD)
         end = time.monotonic() + timeout_s
         while self.open_sockets and time.monotonic() < end:
             time.sleep(0.005)
@@ -280,6 +293,18 @@ class FrameServer(socketserver.TCPServer):
     def service_actions(self) -> None:
         """What serve_forever calls between two connections, and several times a second anyway."""
         self.memory.trim()
+        now = time.monotonic()
+        if now >= self.looks_at:
+            self.looks_at = now + self.idle_timeout_s / _IDLE_LOOKS
+            self._close_idle()
+
+    def _close_idle(self) -> None:
+        """A client that is gone, or sleeps, needs no thread and no place here; it opens another
+        connection when it comes again."""
+        with self.lock:
+            for sock in self.open_sockets - self.counted_sockets:
+                if _silent_s(sock) > self.idle_timeout_s:
+                    _shut_down(sock, socket.SHUT_RD)  # what has come is answered
 
     def get_request(self) -> tuple[socket.socket, Any]:
         try:
@@ -293,25 +318,30 @@ class FrameServer(socketserver.TCPServer):
 
     def verify_request(self, request: Any, client_address: Any) -> bool:  # noqa: ARG002
         try:
-            is_free = self._take_in(request)
+            self._take_in(request)
         except BaseException:
             self.shutdown_request(request)
             raise
-        if not is_free:
-            try:
-                request.send(_busy(0, self.connections_max), socket.MSG_DONTWAIT)
-            except OSError:
-                pass
-        return is_free
+        return True
 
-    def _take_in(self, sock: socket.socket) -> bool:
-        """A place for a new connection, if there is one."""
+    def _take_in(self, sock: socket.socket) -> None:
+        """Whoever comes gets in: it may have the token. There are more places than counted
+        connections, so if all are taken, some of the others have to go."""
         with self.lock:
-            is_free = len(self.open_sockets) < self.connections_max + messages.CONNECTIONS_RESERVED
-            if is_free:
-                self.open_sockets.add(sock)
-                self._look_around()
-        return is_free
+            if len(self.open_sockets) >= self.connections_max + messages.CONNECTIONS_RESERVED:
+                self._make_room()
+            self.open_sockets.add(sock)
+            self._look_around()
+
+    def _make_room(self) -> None:
+        """Close those from whom nothing has come for the longest time; the last ones those that
+        have brought the token. Some at once, since each look at all takes its time."""
+        others = self.open_sockets - self.counted_sockets
+        silent = {sock: (sock not in self.trusted_sockets, _silent_s(sock)) for sock in others}
+        count = max(1, len(others) // _ROOM_SHARE)
+        for sock in heapq.nlargest(count, others, key=silent.__getitem__):
+            self.open_sockets.discard(sock)
+            _shut_down(sock, socket.SHUT_RDWR)
 
     def process_request(self, request: Any, client_address: Any) -> None:
         """Serve a connection in a thread of its own."""
@@ -330,20 +360,27 @@ class FrameServer(socketserver.TCPServer):
 
     def shutdown_request(self, request: Any) -> None:
         with self.lock:
-            self.open_sockets.discard(request)
+            for sockets in (self.open_sockets, self.counted_sockets, self.trusted_sockets):
+                sockets.discard(request)
             self._look_around()
         super().shutdown_request(request)
 
-    def count_in(self) -> bool:
+    @property
+    def counted_connections(self) -> int:
+        return len(self.counted_sockets)
+
+    def count_in(self, sock: socket.socket) -> bool:
         """Take one of the counted connections' places, if there is one."""
         with self.lock:
-            is_free = self.counted_connections < self.connections_max
-            self.counted_connections += is_free
+            is_free = self.counted_connections < self.connections_max and sock in self.open_sockets
+            if is_free:
+                self.counted_sockets.add(sock)
         return is_free
 
-    def count_out(self) -> None:
+    def trust(self, sock: socket.socket) -> None:
+        """It has brought the token."""
         with self.lock:
-            self.counted_connections -= 1
+            self.trusted_sockets.add(sock)
 
     def _look_around(self) -> None:
         """The lock is held."""
@@ -352,6 +389,24 @@ class FrameServer(socketserver.TCPServer):
         if self.is_crowded or self.has_long_turns:
             self.has_long_turns = self.is_crowded
             sys.setswitchinterval(max(TURN_S, _TURN_EACH_S * count))
+
+
+def _silent_s(sock: socket.socket) -> float:
+    """For how long nothing has come, and nothing was sent: the system knows, so nobody has to note
+    it at each request."""
+    try:
+        told = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_SIZE)
+    except OSError:
+        return math.inf  # it has ended
+    sent_ms, _, received_ms = _TCP_INFO_TIMES.unpack_from(told, _TCP_INFO_TIMES_AT)
+    return float(min(sent_ms, received_ms)) / 1000
+
+
+def _shut_down(sock: socket.socket, how: int) -> None:
+    try:
+        sock.shutdown(how)
+    except OSError:
+        pass  # the peer was faster
 
 
 def _busy(request_id: int, connections_max: int) -> bytes:
@@ -377,12 +432,14 @@ class _FrameHandler(socketserver.BaseRequestHandler):
         self._buffer = FrameBuffer()
         self._answers: list[bytes] = []
         self._is_counted = False
+        self._is_trusted = False  # whether it has brought the cluster's token
         self._begun_at = 0.0  # when the frame that is under way was begun
         self._is_hurried = False  # whether the next receive has less than the whole time
         self._has_long_frame = False  # whether it has one of the server's places for long frames
         self._has_ended = False  # whether nothing more will come
         self._outbox = self.server.outbox if self.server.holds_answers else None
-        # head word -> handler; without the counted kinds until the connection is counted in.
+        # head word -> handler; without the counted kinds until the connection is counted in, and
+        # without those that bring the token until one has.
         self._handlers: dict[int, Handler] = {}
         self._take_handlers()
         sock = self.request
@@ -404,13 +461,13 @@ class _FrameHandler(socketserver.BaseRequestHandler):
         if self._has_long_frame:
             self.server.long_frames.release()
             self.server.memory.note()
-        if self._is_counted:
-            self.server.count_out()
 
     def _take_handlers(self) -> None:
         self._handlers.clear()
         for kind, handler in self.server.handlers.items():
-            if self._is_counted or kind not in self.server.counted:
+            needs_place = kind in self.server.counted and not self._is_counted
+            needs_trust = kind in messages.CONTROL_KINDS and not self._is_trusted
+            if not (needs_place or needs_trust):
                 self._handlers[head_word(kind)] = handler
 
     def _serve(self) -> None:
@@ -549,6 +606,9 @@ class _FrameHandler(socketserver.BaseRequestHandler):
                         self._answers.append(handler(request_id, body))
                 except Exception as error:
                     self._on_error(handler, request_id, body, error)
+                else:
+                    if kind in messages.CONTROL_KINDS and not self._is_trusted:
+                        self._trust()
                 self._send_many()
         if self._buffer.size or self._is_hurried:
             self._watch_frame(bool(frames))
@@ -582,9 +642,15 @@ class _FrameHandler(socketserver.BaseRequestHandler):
 
     def _admit(self) -> bool:
         """Count this connection, if there is a place for it."""
-        self._is_counted = self.server.count_in()
+        self._is_counted = self.server.count_in(self.request)
         self._take_handlers()
         return self._is_counted
+
+    def _trust(self) -> None:
+        """Its token was right."""
+        self._is_trusted = True
+        self.server.trust(self.request)
+        self._take_handlers()
 
     def _on_error(self, handler: Handler, request_id: int, body: bytes, error: Exception) -> None:
         """Answer a request whose handler raised something."""

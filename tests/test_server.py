@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from gtstore import server
+from gtstore import server as server_module
 from gtstore.errors import ClusterError, RemoteProtocolError
 from gtstore.reactor import Reactor
 from gtstore.server import (
@@ -31,6 +31,7 @@ from .peers import Talk
 
 PONG = Pong(2, 1, 1, 1, 1, 1, 1, 1, 0)
 GET = Get(0, 0, b"key")
+UPDATE = MapUpdate(bytes(16), 1, ())
 LARGE = messages.EntryReply(bytes(300_000))
 LONG = encode(messages.EntryReply(bytes(10_000_000)), 9)
 
@@ -62,7 +63,7 @@ def serve(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> It
     """Servers that serve each connection by its thread, and some that always have a crowd, which
     the reactor serves."""
     running: list[FrameServer] = []
-    monkeypatch.setattr(server, "_CROWD", 1)
+    monkeypatch.setattr(server_module, "_CROWD", 1)
 
     def start(**options: int) -> FrameServer:
         attempts: list[int] = []
@@ -291,18 +292,76 @@ def test_connections_are_counted_once_they_use_a_counted_kind(serve: Serve) -> N
             assert four.reply() == (1, NotFound())
 
 
-def test_connections_beyond_the_reserve_are_refused(
-    serve: Serve, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(messages, "CONNECTIONS_RESERVED", 1)
+def is_closed(talk: Talk) -> bool:
+    try:
+        return talk.reply() is None
+    except ConnectionResetError:
+        return True
+
+
+def is_answered(talk: Talk) -> bool:
+    talk.send(encode(Ping(), 1))
+    return talk.reply() == (1, PONG)
+
+
+def test_whoever_comes_gets_in(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    """When all places are taken the most silent connection goes; none that is counted, and one that
+    has brought the token only when there is no other."""
+    monkeypatch.setattr(messages, "CONNECTIONS_RESERVED", 3)
     server = serve(connections_max=1)
-    with Talk(server.port) as one, Talk(server.port) as two:
-        for talk in (one, two):
-            talk.send(encode(Ping(), 1))
-            assert talk.reply() == (1, PONG)
-        with Talk(server.port) as three:
-            assert three.error() == (0, "BUSY", messages.BusyDetail(1))
-            assert three.reply() is None
+    with contextlib.ExitStack() as stack:
+        counted, trusted, other, silent, *rest = (
+            stack.enter_context(Talk(server.port)) for _ in range(4)
+        )
+        assert not rest
+        counted.send(encode(GET, 1))
+        assert counted.reply() == (1, NotFound())
+        trusted.send(encode(UPDATE, 1))
+        assert trusted.reply() == (1, Ack())
+        wait_until(lambda: len(server.open_sockets) == 4, "four connections")
+        wait_until(
+            lambda: all(server_silence(server, talk) > 0.02 for talk in (trusted, silent)), "time"
+        )
+        assert is_answered(other)
+        more = [stack.enter_context(Talk(server.port)) for _ in range(1)]
+        assert is_closed(silent)
+        for talk in (other, counted, trusted, *more):
+            assert is_answered(talk)
+        # Now the others than the counted one are all trusted.
+        for talk in (other, *more):
+            talk.send(encode(UPDATE, 1))
+            assert talk.reply() == (1, Ack())
+        wait_until(lambda: server_silence(server, trusted) > 0.02, "time")
+        assert is_answered(other)
+        assert is_answered(more[0])
+        assert is_answered(stack.enter_context(Talk(server.port)))
+        assert is_closed(trusted)
+        assert is_answered(counted)
+
+
+def server_silence(server: FrameServer, talk: Talk) -> float:
+    """For how long a connection's other end was silent, as the server sees it."""
+    address = talk.sock.getsockname()
+    (sock,) = (sock for sock in server.open_sockets if sock.getpeername() == address)
+    return server_module._silent_s(sock)
+
+
+def test_idle_connections_are_closed(serve: Serve) -> None:
+    """After some time, unless they are counted: their clients open others. What is in use lives."""
+    server = serve(idle_timeout_s=0.5)
+    with Talk(server.port) as counted, Talk(server.port) as idle, Talk(server.port) as used:
+        counted.send(encode(GET, 1))
+        assert counted.reply() == (1, NotFound())
+        idle.sock.settimeout(0.05)
+        while True:
+            assert is_answered(used)
+            try:
+                assert is_closed(idle)
+                break
+            except TimeoutError:
+                pass
+        assert is_answered(used)
+        assert is_answered(counted)
 
 
 def test_a_begun_frame_must_be_whole_in_time(serve: Serve) -> None:

@@ -444,6 +444,9 @@ class Node:
     def follow(self) -> None:
         """Also the clock."""
 
+    def now_us(self) -> int:
+        return 1
+
 
 @pytest.fixture
 def idle(monkeypatch: pytest.MonkeyPatch) -> Iterator[upkeep.Upkeep]:

@@ -56,6 +56,7 @@ PARTITIONS_PER_NODE: Final = 64
 FRAME_TIMEOUT_MS: Final = 30_000
 CONNECTIONS_MAX: Final = 1024
 CONNECTIONS_RESERVED: Final = 64
+IDLE_TIMEOUT_S: Final = 60
 IN_FLIGHT_SIZE_MAX: Final = MIB
 LONG_FRAME_SIZE: Final = 256 * KIB
 LONG_FRAMES_MAX: Final = 16
@@ -122,7 +123,13 @@ LIMITS: Final = (
     Limit(
         "further connections",
         str(CONNECTIONS_RESERVED),
-        "kept for pings and control messages; one more is answered BUSY and closed",
+        "for everything else; of a manager both numbers together. For one more, those that are "
+        "silent for the longest time are closed",
+    ),
+    Limit(
+        "time that a connection may be idle",
+        f"{IDLE_TIMEOUT_S} s",
+        "to a manager, or to a node if it has sent no data request; then the server closes it",
     ),
     Limit(
         "answers waiting on a connection",
@@ -977,3 +984,9 @@ ERRORS: Final = {
     )
 }  # fmt: skip
 """code -> its row: the whole table."""
+
+
+CONTROL_KINDS: Final = frozenset(
+    kind for kind, cls in MESSAGES.items() if "token" in cls.__dataclass_fields__
+)
+"""What only the cluster's own processes may send: each begins with its token."""
