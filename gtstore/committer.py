@@ -206,9 +206,7 @@ class Committer(Reactor):
             while self._is_syncing:
                 self._do_next()
         except StoreError as error:
-            # M6: what is on the disk is not known any more, so nothing may be answered.
-            logger.critical("the disk failed: %s: this node ends", error)
-            os._exit(DISK_FAILED_EXIT)
+            end_node(error)
         self._to_sync.put(None)
 
     def _do_next(self) -> None:
@@ -328,6 +326,12 @@ class Committer(Reactor):
         if done:
             self._waiting = [each for each in self._waiting if each.batch > batch]
         return done
+
+
+def end_node(error: StoreError) -> None:
+    """M6: what is on the disk is not known any more, so nothing may be answered."""
+    logger.critical("the disk failed: %s: this node ends", error)
+    os._exit(DISK_FAILED_EXIT)
 
 
 def _lost() -> ConnectionAbortedError:

@@ -20,6 +20,7 @@ except ImportError:  # the extra ``durable`` is not installed
     lmdb = None  # type: ignore[assignment]
 
 from .errors import StoreCorrupt, StoreError, StoreFailed, StoreFull
+from .threads import OVER, supervised
 from .wire.messages import MIB
 
 INSTALL_HINT: Final = (
@@ -30,6 +31,7 @@ INSTALL_HINT: Final = (
 _MAP_SIZES: Final = tuple(1 << bits for bits in (40, 38, 36, 34, 32, 30))
 """What LMDB maps of its file, which grows only as it is filled: a tebibyte, or what the system
 gives."""
+_LOOKED_AT_ONCE: Final = 1000
 _ROOM_MIN: Final = 4 * MIB
 """So much stays free: LMDB writes every page that it changes anew, so that at the very end of a
 disk not even a delete could be stored."""
@@ -53,6 +55,18 @@ system, or of this program."""
 
 def is_installed() -> bool:
     return lmdb is not None
+
+
+def is_short(path: Path) -> bool:
+    """Whether a store's file has fewer bytes than it has pages: to read the others ends a
+    process."""
+    try:
+        with _open(path, is_read_only=True) as environment:
+            pages = environment.info()["last_pgno"] + 1
+            size: int = pages * environment.stat()["psize"]
+            return (path / "data.mdb").stat().st_size < size
+    except (OSError, lmdb.Error):
+        return False  # whoever opens it says why that cannot be done
 
 
 class LmdbStore:
@@ -97,6 +111,53 @@ class LmdbStore:
                     return
                 yield name
                 is_there = cursor.next()
+
+    def look_through(self) -> Iterator[None]:
+        """Read everything, a portion at each step. Raises StoreCorrupt if that cannot be done, or
+        what is there is not what LMDB itself would have written."""
+        try:
+            yield from self._walk()
+            # Also the list of the free pages, which nothing else reads before it is needed.
+            yield from self._copy()
+        except lmdb.MemoryError as error:
+            raise self._error(error) from error
+        except (OSError, lmdb.Error) as error:  # bad addresses, for example
+            raise self._failed(StoreCorrupt(f"{self._file}: {error}")) from error
+
+    def _walk(self) -> Iterator[None]:
+        count = self._view.stat()["entries"]
+        before = b""
+        with self._view.cursor() as cursor:
+            for number, (name, _) in enumerate(cursor.iternext(), 1):
+                if name <= before:
+                    raise lmdb.CorruptedError("names that are not in their order")
+                before = name
+                count -= 1
+                if number % _LOOKED_AT_ONCE == 0:
+                    yield
+        if count:
+            raise lmdb.CorruptedError(f"{abs(count)} names more or less than there should be")
+
+    def _copy(self) -> Iterator[None]:
+        """Have LMDB write a compact copy of everything, and throw it away."""
+        reader, writer = os.pipe()
+        failures: list[Exception] = []
+
+        def copy() -> None:
+            try:
+                self._environment.copyfd(writer, compact=True)
+            except Exception as error:
+                failures.append(error)
+            finally:
+                os.close(writer)
+
+        copier = supervised("copier of all pages", copy, OVER)
+        with open(reader, "rb", buffering=0) as file:
+            while file.read(MIB):
+                yield
+        copier.join()
+        for failure in failures:
+            raise failure
 
     def commit(self, changes: Iterable[tuple[bytes, bytes | None]]) -> None:
         """All of these names and values or none of them, on disk when it returns. In byte order
@@ -158,7 +219,9 @@ class LmdbStore:
         if isinstance(error, lmdb.MapFullError):
             return StoreFull(f"{self._file} has its greatest size: {error}")
         kind = StoreCorrupt if isinstance(error, _DAMAGES) else StoreFailed
-        failure = kind(f"{self._file}: {error}")
+        return self._failed(kind(f"{self._file}: {error}"))
+
+    def _failed(self, failure: StoreFailed) -> StoreFailed:
         self.on_failure(failure)
         return failure
 
@@ -179,8 +242,11 @@ def _open(path: Path, is_read_only: bool) -> Any:
                 readonly=is_read_only,
                 lock=not is_read_only,
             )
-        except (lmdb.Error, MemoryError) as error:
-            is_too_much = os.strerror(errno.ENOMEM) in str(error) or isinstance(error, MemoryError)
-            if not is_too_much or size == _MAP_SIZES[-1]:
+        except MemoryError as error:
+            failure: Exception = OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+            failure.__cause__ = error
+        except lmdb.Error as error:
+            if os.strerror(errno.ENOMEM) not in str(error):
                 raise
-    raise AssertionError
+            failure = error
+    raise failure

@@ -137,8 +137,11 @@ class LogStore:
             self._recover()
         except BaseException as error:
             self.close()
-            if isinstance(error, OSError | StoreError) and not isinstance(error, StoreCorrupt):
-                raise ClusterError(f"cannot open the data in {path}: {error}") from error
+            if isinstance(error, StoreCorrupt):
+                raise
+            if isinstance(error, OSError | StoreError | MemoryError):
+                why = error if str(error) else "not enough memory"
+                raise ClusterError(f"cannot open the data in {path}: {why}") from error
             raise
 
     def _log(self, file: int) -> Path:

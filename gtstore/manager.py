@@ -73,6 +73,13 @@ _SAVE_RETRY_S = 0.5
 """What cannot be saved is tried again so often."""
 _HOLDER_TIMEOUT_S = 0.5
 _MAP_BODIES_MAX = 16
+_DAMAGE_EXITS = (
+    DISK_FAILED_EXIT,
+    -signal.SIGBUS,  # a part of the file is not there, or cannot be read
+    -signal.SIGSEGV,
+    -signal.SIGABRT,
+)
+"""How a process may end that meets a damage on its disk."""
 _NEW_CONNECTION_EACH = 8
 """After so many probes the next one, and those that follow it, go over a new connection: a node
 that accepts none any more is found out."""
@@ -445,10 +452,15 @@ class Manager:
 
         with self._changed:
             end = time.monotonic() + messages.START_TIMEOUT_S
-            while not are_back() and time.monotonic() < end:
+            while not are_back():
                 self._changed.wait(0.1)  # a signal may interrupt, and notifies nobody
                 if self._is_interrupted():
                     raise ClusterError("stopped before all storage nodes were ready")
+                if time.monotonic() > end:
+                    late = self._processes.keys() - self._returns.keys()
+                    if not [node for node in late if self._gets_on(node)]:
+                        break
+                    end = time.monotonic() + messages.START_TIMEOUT_S
             returns, self._returns = self._returns, None
             if not returns:
                 raise ClusterError("no storage node has started; their lines above say why")
@@ -529,6 +541,7 @@ class Manager:
                     "log_format": options.log_format,
                     "log_file": str(options.log_file) if options.log_file else None,
                     "data_dir": self._data_path(node),
+                    "suspect": self._is_suspect(node),
                     "clock_offset_us": self._clock_offset_us,
                     "lifeline": options.lifeline,
                 },
@@ -547,10 +560,23 @@ class Manager:
                 process.send_signal(signal.SIGKILL)
         return process
 
+    def _is_suspect(self, node: int) -> bool:
+        """Whether its last process has ended as one does that meets a damage on its disk."""
+        process = self._processes.get(node)
+        return process is not None and process.exit_code in _DAMAGE_EXITS
+
     def _data_path(self, node: int) -> str | None:
         if self._directory is None or self._options.engine == MEMORY:
             return None
         return str(self._directory.node_path(node))
+
+    def _gets_on(self, node: int) -> bool:
+        """Whether a node that has not registered yet is at work, and has been lately: it may have
+        much to read, or a busy machine. To kill it would have the next one begin anew."""
+        gets_on = self._processes[node].gets_on()
+        if gets_on:
+            logger.warning("node %d is still starting, and at work: waiting for it", node)
+        return gets_on
 
     def _start_keeper(
         self,
@@ -845,6 +871,9 @@ class Manager:
         saves_at = time.monotonic() + _SAVE_AGAIN_S
         while not self._is_stopping.is_set():
             with self._changed:
+                for node in membership.overdue(time.monotonic()):
+                    if self._gets_on(node):
+                        membership.started(node, time.monotonic())
                 actions = membership.tick(time.monotonic())
             nodes = [action.node for action in actions if isinstance(action, Probe)]
             others = [action for action in actions if not isinstance(action, Probe)]

@@ -288,17 +288,28 @@ class Membership:
     def _look_at_the_dead(self, now: float) -> list[Action]:
         """Kill a node that does not get started; let stand-ins join for those that stay away."""
         actions: list[Action] = []
-        for node, since in self._starting.items():
-            if now > since + START_TIMEOUT_S and node not in self._fenced:
-                self._fenced.add(node)
-                text = f"node {node} did not register within {START_TIMEOUT_S} s: killing it"
-                actions += [Report(text), Fence(node)]
+        for node in self.overdue(now):
+            self._fenced.add(node)
+            text = (
+                f"node {node} did not register, and has done nothing for {START_TIMEOUT_S} s: "
+                "killing it"
+            )
+            actions += [Report(text), Fence(node)]
         late = [node for node, until in self._awaited.items() if now > until]
         for node in late:
             del self._awaited[node]
         if late:
             actions += self._repaired()
         return actions
+
+    def overdue(self, now: float) -> list[int]:
+        """The nodes that the next ``tick`` kills, because they were started long ago. One that is
+        still at work is to be ``started`` once more before that."""
+        return [
+            node
+            for node, since in self._starting.items()
+            if now > since + START_TIMEOUT_S and node not in self._fenced
+        ]
 
     @property
     def next_tick(self) -> float:
@@ -471,8 +482,8 @@ class Membership:
         return node not in self._away
 
     def started(self, node: int, now: float) -> None:
-        """A new process of a dead node was started. To be told before ``returned``: whoever is
-        awaited and does not come is killed."""
+        """A new process of a dead node was started, or is seen to get on with its start. To be told
+        before ``returned``: whoever is awaited and does not come is killed."""
         self._starting[node] = now
 
     def returned(self, member: Member, now: float, joins: Iterable[Join] = ()) -> list[Action]:

@@ -38,6 +38,7 @@ from .membership import Evidence
 
 _ANSWER_TIMEOUT_S = 5.0
 _REAP_TIMEOUT_S = 1.0
+_WORTH_MENTIONING_S = 1.0
 _TICKS_A_SECOND = os.sysconf("SC_CLK_TCK")
 
 
@@ -59,6 +60,7 @@ class NodeProcess:
         self._nursery = nursery
         self._pidfd = os.pidfd_open(pid)
         self.started = start_time(pid)
+        self._work = (0.0, 0)
 
     def __del__(self) -> None:
         # Not before nobody holds this any more: the number may be another file's next.
@@ -75,6 +77,13 @@ class NodeProcess:
     def look(self) -> Look:
         """What its threads have done so far, and their states."""
         return Look.at(self.pid)
+
+    def gets_on(self) -> bool:
+        """Whether it has done anything worth mentioning since it was asked for last, or since its
+        start: used a processor, read or written."""
+        ran_s, size = self._work
+        self._work = sum(ran for ran, _ in self.look().threads.values()), _moved_size(self.pid)
+        return self._work[0] > ran_s + _WORTH_MENTIONING_S or self._work[1] > size
 
     def has_ended(self) -> bool:
         """Also if nobody has reaped it yet."""
@@ -128,6 +137,15 @@ class Look(NamedTuple):
         is_told = all(waited is not None for _, waited in self.threads.values())
         seconds = self.time - before.time
         return Evidence(seconds, ran_s, waited_s if is_told else None, self.states)
+
+
+def _moved_size(pid: int) -> int:
+    """How many bytes a process has read and written, so far."""
+    try:
+        with open(f"/proc/{pid}/io") as file:
+            return sum(int(line.split()[1]) for line in file)
+    except OSError:
+        return 0  # it has ended, or the system does not tell
 
 
 def _thread_numbers(pid: int) -> list[str]:

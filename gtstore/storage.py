@@ -17,13 +17,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from . import copying, scanning
-from .committer import Committer
-from .connection import call_once
+from . import copying, lmdb_store, scanning
+from .committer import Committer, end_node
+from .connection import call_once, describe
 from .data_directory import set_aside
 from .disk import DiskEngine, remembered_joins
 from .engine import MemoryEngine
 from .errors import ClusterError, NetworkError, StoreCorrupt, StoreDamaged, StoreError
+from .inspection import damage_in
 from .log_store import LogStore
 from .placement import cluster_of
 from .reactor import Reactor
@@ -65,6 +66,8 @@ class NodeOptions:
     clock_offset_us: int = 0
     """How far cluster time is ahead of the machine's steady clock, which is the manager's too: so
     the node has it exactly, for as long as it lives, also without the manager (T1)."""
+    is_suspect: bool = False
+    """Whether the process before has ended as one does that meets a damage."""
 
 
 class StorageNode:
@@ -75,7 +78,7 @@ class StorageNode:
         self._options = options
         self._clock_offset_us = options.clock_offset_us
         self._lock = TokenLock()
-        self._store = _open_store(options.data_dir) if options.data_dir else None
+        self._store = _open_store(options) if options.data_dir else None
         self._engine = DiskEngine(self._store) if self._store else MemoryEngine()
         handlers: dict[int, Handler] = {}
         self._committer = (
@@ -144,6 +147,8 @@ class StorageNode:
 
     def start(self) -> None:
         """Serve, in threads of its own."""
+        if self._store:
+            self._store.on_failure(end_node)  # M6: in whatever thread, before anybody is told
         self._reactor.start()
         self._server.start()
         self._upkeep.start()
@@ -275,19 +280,26 @@ class StorageNode:
         return call_once("the manager", host, port, request, timeout_s)
 
 
-def _open_store(path: Path) -> LogStore:
-    """A node's entries; without any if what was there is damaged. Raises ClusterError."""
+def _open_store(options: NodeOptions) -> LogStore:
+    """A node's entries; without any if what was there is damaged: that is set aside, and this node
+    copies what others have. Raises ClusterError."""
+    path = options.data_dir
+    assert path is not None
     try:
+        # What cannot be read may end the process that tries to.
+        if (options.is_suspect or lmdb_store.is_short(path)) and (damage := damage_in(path)):
+            raise StoreCorrupt(damage)
         return LogStore(path)
     except StoreCorrupt as error:
-        aside = set_aside(path)
         logger.error(
             "the data in %s is damaged: %s: it is set aside as %s, and this node begins without it "
             "(docs/OPERATIONS.md)",
             path,
             error,
-            aside,
+            set_aside(path),
         )
+    except OSError as error:
+        raise ClusterError(f"cannot open the data in {path}: {describe(error)}") from error
     try:
         return LogStore(path)
     except StoreCorrupt as error:

@@ -28,8 +28,9 @@ from .command_line import (
     raise_file_limit,
     share_processor,
 )
+from .committer import DISK_FAILED_EXIT
 from .connection import parse_address
-from .errors import ClusterError
+from .errors import ClusterError, StoreError
 from .lifeline import hold_on
 from .storage import NodeOptions, StorageNode
 from .wire.messages import NODES_MAX
@@ -55,6 +56,9 @@ def parser() -> OneLineParser:
         "--clock-offset-us",
         type=int,
         help="how far cluster time is ahead of this machine's steady clock",
+    )
+    result.add_argument(
+        "--suspect", action="store_true", help="look through the data before it is used"
     )
     result.add_argument("--cpu", type=integer(0, 1 << 16), help="run on this CPU only")
     add_daemon_options(result)
@@ -112,11 +116,19 @@ def run_node(arguments: dict[str, Any]) -> int:
                 options.frame_timeout_ms,
                 Path(options.data_dir) if options.data_dir else None,
                 options.clock_offset_us,
+                options.suspect,
             )
         )
     except ClusterError as error:
         print(f"gtstore: storage node {options.node}: {error}", file=sys.stderr, flush=True)
         return USAGE
+    except StoreError as error:
+        print(
+            f"gtstore: storage node {options.node}: its disk failed: {error}",
+            file=sys.stderr,
+            flush=True,
+        )
+        return DISK_FAILED_EXIT
     node.start()
 
     def leave_if_orphaned() -> None:

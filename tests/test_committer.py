@@ -217,7 +217,7 @@ def test_an_error_of_the_program_ends_the_node_too(
     assert ended.wait(20)
     assert codes == [70]
     assert "ZeroDivisionError" in caplog.text
-    assert "disk" not in caplog.text
+    assert "the disk failed" not in caplog.text
 
 
 # --- connections that are lent -------------------------------------------------------------------

@@ -54,7 +54,7 @@ LAYERS = (
     ("gtstore.mapping",),
     ("gtstore.addresses",),
     ("gtstore.connection", "gtstore.steady_clock", "gtstore.allocator", "gtstore.lmdb_store"),
-    ("gtstore.session", "gtstore.server", "gtstore.tap", "gtstore.log_store"),
+    ("gtstore.session", "gtstore.server", "gtstore.tap", "gtstore.log_store", "gtstore.inspection"),
     ("gtstore.reactor",),
     # What the daemons share: how processes are started, and their command lines and logs.
     ("gtstore.upkeep", "gtstore.committer"),

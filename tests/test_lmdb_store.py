@@ -81,13 +81,14 @@ def test_every_error_is_translated(
     calls = {
         "get": lambda: store.get(b"a"),
         "names": lambda: list(store.names(b"")),
+        "look_through": lambda: list(store.look_through()),
         "commit": lambda: store.commit([(b"a", b"1")]),
     }
     with pytest.raises(StoreFailed, match="a page") as caught:
         calls.get(name, getattr(store, name))()
     assert told[-1] is caught.value
-    is_damage = kind in ("CorruptedError", "PageNotFoundError") and name != "has_room"
-    assert isinstance(caught.value, StoreCorrupt) is is_damage or name == "has_room"
+    is_damage = kind in ("CorruptedError", "PageNotFoundError") or name == "look_through"
+    assert isinstance(caught.value, StoreCorrupt) is is_damage
 
 
 def test_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

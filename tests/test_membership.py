@@ -835,6 +835,27 @@ def test_what_is_unavailable_is_started_at_once() -> None:
     assert membership.exited(1, "killed", NOW)[-1] == Start(1, 0.0)
 
 
+def test_a_start_that_takes_long() -> None:
+    """A process that gets on is not killed, however long it takes; 60 s without progress still
+    kill it."""
+    membership = cluster(3, 2)
+    membership.tick(NOW)
+    membership.exited(1, "killed", NOW)
+    membership.started(1, NOW)
+    for minute in range(1, 10):
+        now = NOW + minute * (START_TIMEOUT_S + 1)
+        assert membership.overdue(now - 1) == []
+        assert membership.overdue(now) == [1]
+        membership.started(1, now)  # it is at work
+        assert membership.overdue(now) == []
+        assert fences(membership.tick(now)) == []
+    now += START_TIMEOUT_S + 1
+    assert membership.overdue(now) == [1]
+    report, fence = membership.tick(now)[-2:]
+    assert (fence, membership.overdue(now)) == (Fence(1), [])
+    assert "did not register, and has done nothing for 60 s: killing it" in str(report)
+
+
 def test_a_start_that_comes_to_nothing() -> None:
     """A process that does not register is killed once, and the next one is started."""
     membership = cluster(3, 2)

@@ -374,7 +374,7 @@ def test_committer_without_memory(exits: list[int], caplog: pytest.LogCaptureFix
     made._thread.join()
     assert exits[:1] == [71]
     assert "memory is short in the thread committer: this process ends" in caplog.text
-    assert "disk" not in caplog.text
+    assert "the disk failed" not in caplog.text
 
 
 def test_syncer(exits: list[int], caplog: pytest.LogCaptureFixture) -> None:

@@ -16,7 +16,7 @@ import pytest
 
 from gtstore import nursery
 from gtstore.client import Client
-from gtstore.nursery import Look
+from gtstore.nursery import Look, NodeProcess
 from gtstore.testing import Cluster, wait_until
 
 pytestmark = pytest.mark.cluster
@@ -44,6 +44,21 @@ def full_machine() -> Iterator[None]:
     """Others keep each processor more than full."""
     with programs("while True: pass", LOOPS_A_PROCESSOR * len(os.sched_getaffinity(0))):
         yield
+
+
+def test_a_process_that_gets_on() -> None:
+    """With its start: it uses a processor, or reads, however little."""
+    nobody: Any = None
+    reads = "import time\nwhile True: open('/proc/stat').read(), time.sleep(0.1)"
+    for code in ("while True: pass", reads):
+        with programs(code, 1) as (pid,):
+            process = NodeProcess(pid, 1, nobody)
+            for _ in range(4):
+                wait_until(process.gets_on, "that it gets on")
+    with programs("import signal; signal.pause()", 1) as (pid,):
+        process = NodeProcess(pid, 1, nobody)
+        wait_until(lambda: not any(process.gets_on() for _ in range(100)), "that it sleeps")
+    assert not process.gets_on(), "it has ended"
 
 
 def test_a_look_at_processes() -> None:
