@@ -175,8 +175,13 @@ def _after(done: Done, state: _State, owned: frozenset[Version], size_of: Size) 
             return _State(None, done.version)
         case "append":
             assert done.value is not None
-            new = (state.value or b"") + done.value
-            is_same = done.result == (size_of(new) if isinstance(done.result, int) else new)
+            before = state.value or b""
+            # The size first: it tells most that are not possible, and a long value costs time.
+            size = size_of(before) + size_of(done.value)
+            if done.end is not None and isinstance(done.result, int) and done.result != size:
+                return None
+            new = before + done.value
+            is_same = isinstance(done.result, int) or done.result == new
         case "increment":
             assert done.value is not None
             old = 0 if state.value is None else _number(state.value)
@@ -356,8 +361,8 @@ class _Search:
                 wanting.append(index)
             if state is None:
                 continue
-            if state == place.state and not _is_write(done):
-                # A read that is possible now changes nothing and stands in nobody's way.
+            if state == place.state and (not _is_write(done) or _adds_nothing(done)):
+                # What is possible now and changes nothing stands in nobody's way.
                 yield _Step(_advanced(place, index, state), _Path(done, path))
                 return
             possible.append((index, state))
@@ -599,6 +604,12 @@ def _add(used: int, tried: list[int]) -> bool:
 def _is_write(done: Done) -> bool:
     """Whether it may change something. A comparison that failed does not."""
     return done.what not in ("get", "compare") or (done.what == "compare" and bool(done.result))
+
+
+def _adds_nothing(done: Done) -> bool:
+    """Whether it is an append that changes nothing wherever it is possible. One of nothing to no
+    value changes that."""
+    return done.what == "append" and not done.value and bool(done.result)
 
 
 def _tells_little(done: Done) -> bool:

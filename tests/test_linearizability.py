@@ -331,12 +331,14 @@ def random_history(
 ) -> list[Done]:
     """A history as a register gives it, of which some results may be changed."""
     register = Register()
-    values = [b"1", b"2", b"12"]
+    values = [b"1", b"2", b"12", b""]
     results: list[bytes | int | None]
     history: list[Done] = []
     for at in range(count):
         what = chance.choice(whats)
         value = None if what in ("get", "delete") else chance.choice(values)
+        if what == "increment":
+            value = chance.choice(values[:-1])
         start = 10 * at - chance.randint(0, 25)
         end = 10 * at + chance.randint(0, 25)
         done = Done(what, KEY, value, start, end)

@@ -226,12 +226,26 @@ class Faults:
         pids |= {f"node {node}": pid for node, pid in self._cluster.node_pids.items()}
         pids["the manager"] = self._cluster.manager_pid
         who, pid = self._random.choice(list(pids.items()))
-        low, high = map(math.log, STEP_S)
-        step_s = self._random.choice((-1, 1)) * math.exp(self._random.uniform(low, high))
+        step_s = self._drawn_step_s()
         self._say("clock step", f" of {who}: {step_s:+.0f} s")
         assert pid is not None
         self._skew.set_clock(pid, step_s)
         self._stepped.append(pid)
+
+    def _drawn_step_s(self) -> float:
+        low, high = map(math.log, STEP_S)
+        return self._random.choice((-1, 1)) * math.exp(self._random.uniform(low, high))
+
+    def _start_manager(self) -> None:
+        """Where clocks step, now and then by a clock that is wrong already."""
+        if self._world.has_steps and self._random.random() < 0.5:
+            step_s = self._drawn_step_s()
+            self._say("start with a wrong clock", f": {step_s:+.0f} s")
+            self._skew.set_new_clocks(step_s)
+        try:
+            self._cluster.start()
+        finally:
+            self._skew.set_new_clocks(0)
 
     def _slow_disk(self) -> None:
         """Of a node; or let those that are slow be quick again."""
@@ -316,7 +330,7 @@ class Faults:
         try:
             self._pause(MANAGER_STALL_S)
         finally:
-            self._cluster.start()
+            self._start_manager()
 
     def _kill_everything(self) -> None:
         """And start it again after a while."""
@@ -329,7 +343,7 @@ class Faults:
         try:
             self._pause(MANAGER_STALL_S)
         finally:
-            self._cluster.start()
+            self._start_manager()
 
     def _choose(self, nodes: list[int]) -> tuple[int, str]:
         """A node; mostly one that is the primary of a key in use."""

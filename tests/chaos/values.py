@@ -64,7 +64,7 @@ def shortened(value: bytes | None) -> bytes | None:
     return b"".join(pieces)
 
 
-@lru_cache(100_000)
+@lru_cache(10_000)
 def size_of(short: bytes) -> int:
     """The size of the value that has this short form."""
     if not short.startswith(b"<"):

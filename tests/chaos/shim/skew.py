@@ -14,14 +14,16 @@ import socket
 import struct
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 FILE_VARIABLE = "GTSTORE_CHAOS_SKEW"
 PLACES = 4096
 """A process has the place of its number modulo this."""
+_NEW = PLACES  # the place from which a new process takes what stands in its own
 PORTS_MAX = 64
 _PLACE = struct.Struct("qq")  # nanoseconds of the clock, nanoseconds of each sync
-_PORTS_AT = PLACES * _PLACE.size
+_PORTS_AT = (PLACES + 1) * _PLACE.size
 _SIZE = _PORTS_AT + struct.calcsize(f"{PORTS_MAX}q")
 PROXY_HOST = "127.0.0.2"
 """Where the same ports lead to the same servers through network.py."""
@@ -37,20 +39,30 @@ class Skew:
 
     def set_clock(self, pid: int, ahead_s: float) -> None:
         """Let a process's wall clock be so far ahead, or behind."""
-        _, sync_ns = self.place(pid)
-        self._set(pid, int(ahead_s * 1e9), sync_ns)
+        place = pid % PLACES
+        self._set(place, int(ahead_s * 1e9), self._get(place)[1])
+
+    def set_new_clocks(self, ahead_s: float) -> None:
+        """The same for each process that begins from now on."""
+        self._set(_NEW, int(ahead_s * 1e9), 0)
 
     def set_sync(self, pid: int, seconds: float) -> None:
         """Let each sync of a process take so much longer."""
-        clock_ns, _ = self.place(pid)
-        self._set(pid, clock_ns, int(seconds * 1e9))
+        place = pid % PLACES
+        self._set(place, self._get(place)[0], int(seconds * 1e9))
 
-    def place(self, pid: int) -> tuple[int, int]:
-        clock_ns, sync_ns = _PLACE.unpack_from(self._memory, pid % PLACES * _PLACE.size)
+    def begin(self, pid: int) -> Callable[[], tuple[int, int]]:
+        """For a process that begins: what to call to know what stands in its place."""
+        place = pid % PLACES
+        self._set(place, *self._get(_NEW))
+        return lambda: self._get(place)
+
+    def _get(self, place: int) -> tuple[int, int]:
+        clock_ns, sync_ns = _PLACE.unpack_from(self._memory, place * _PLACE.size)
         return clock_ns, sync_ns
 
-    def _set(self, pid: int, clock_ns: int, sync_ns: int) -> None:
-        _PLACE.pack_into(self._memory, pid % PLACES * _PLACE.size, clock_ns, sync_ns)
+    def _set(self, place: int, clock_ns: int, sync_ns: int) -> None:
+        _PLACE.pack_into(self._memory, place * _PLACE.size, clock_ns, sync_ns)
 
     def divert(self, ports: list[int]) -> None:
         """Let new connections to these ports, the manager's and then those of nodes, go through the
@@ -64,21 +76,21 @@ class Skew:
 
 def install(skew: Skew) -> None:
     """Change this process, and those that it forks."""
-    pid = os.getpid()
+    mine = skew.begin(os.getpid())
 
-    def learn_pid() -> None:
-        nonlocal pid
-        pid = os.getpid()
+    def begin() -> None:
+        nonlocal mine
+        mine = skew.begin(os.getpid())
 
-    os.register_at_fork(after_in_child=learn_pid)
+    os.register_at_fork(after_in_child=begin)
     real_time, real_time_ns, pwritev, sleep = time.time, time.time_ns, os.pwritev, time.sleep
 
     def slow_pwritev(*arguments: object) -> int:
-        sleep(skew.place(pid)[1] / 1e9)
+        sleep(mine()[1] / 1e9)
         return pwritev(*arguments)
 
-    time.time = lambda: real_time() + skew.place(pid)[0] / 1e9
-    time.time_ns = lambda: real_time_ns() + skew.place(pid)[0]
+    time.time = lambda: real_time() + mine()[0] / 1e9
+    time.time_ns = lambda: real_time_ns() + mine()[0]
     os.pwritev = slow_pwritev
     if "gtstore.managerd" in sys.orig_argv:
         return  # it looks whether nodes live, and what it finds must be true
