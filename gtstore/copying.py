@@ -21,8 +21,9 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
+from .errors import DeadlineExceeded
 from .keyed_entries import COUNT, IDENTITY, Batch, pack_held, take_apart, take_held
-from .operations import MANAGER, Lost, Operation, Pause
+from .operations import MANAGER, Limited, Lost, Operation, Pause, Reply
 from .read_modify_write import FLAGS_AT, VERSION_SIZE
 from .replica import Replica, Replicas
 from .wire import messages
@@ -50,6 +51,10 @@ measures what clients feel of it."""
 _NO_FLOOR: Final = bytes(VERSION_SIZE)
 _PAUSE_FIRST_S: Final = 0.005
 _PAUSE_MAX_S: Final = 0.5
+PATIENCE_S: Final = 10.0
+_PATIENCE_MAX_S: Final = 80.0
+"""How long an answer is awaited: a connection may have died without a sign. Then another one is
+tried, and awaited twice as long, up to that time: a source that is slow gets to answer."""
 _COPY: Final = head_word(Copy.kind)
 _COPY_FIELDS: Final = fields_of(Copy)[:-1]  # without what it names
 _UNCOMMITTED: Final = tuple(bytes((flags & ~COMMITTED,)) for flags in range(256))
@@ -243,6 +248,7 @@ def copy(
     received: dict[bytes, bool] = {}  # key -> whether its entry was here already
     after = b""
     previous: tuple[int, int, int] | None = None
+    patience_s = PATIENCE_S
     attempt = 0
     while True:
         with lock:
@@ -258,8 +264,9 @@ def copy(
             return _outcome(received, None)
         request_id = next_number()
         frame = _frame(Copy(token, replicas.node, source.row, after, ()), former, request_id)
-        (reply,) = yield (source.node,), request_id, frame
+        (reply,) = yield Limited(((source.node,), request_id, frame), patience_s)
         if reply[0] != Copied.kind or isinstance(reply, Lost):
+            patience_s = _patience_after(reply, patience_s)
             # It may not have its map yet, or be dead, or our row is old: the next map will tell.
             yield Pause(min(_PAUSE_FIRST_S * 2 ** min(attempt, 10), _PAUSE_MAX_S))
             attempt += 1
@@ -271,6 +278,11 @@ def copy(
             after, is_last = _take_batch(replicas, partition, source, after, batch, received)
         if is_last:
             return _outcome(received, Join(partition, source.join_epoch))
+
+
+def _patience_after(reply: Reply, patience_s: float) -> float:
+    is_late = isinstance(reply, Lost) and isinstance(reply.error, DeadlineExceeded)
+    return min(2 * patience_s, _PATIENCE_MAX_S) if is_late else patience_s
 
 
 def _frame(request: Copy, former: Mapping[bytes, bytes], request_id: int) -> bytes:
@@ -385,10 +397,12 @@ def report(
     """Tell the manager that this node has copied everything of these joins."""
     request_id = next_number()
     frame = encode(messages.InSync(token, node, tuple(joins)), request_id)
+    patience_s = PATIENCE_S
     attempt = 0
     while True:
-        (reply,) = yield (MANAGER,), request_id, frame
+        (reply,) = yield Limited(((MANAGER,), request_id, frame), patience_s)
         if reply[0] == Noted.kind:
             return
+        patience_s = _patience_after(reply, patience_s)
         yield Pause(min(_PAUSE_FIRST_S * 2 ** min(attempt, 10), _PAUSE_MAX_S))
         attempt += 1

@@ -63,6 +63,7 @@ from .wire.fields import TOKEN_SIZE
 logger = logging.getLogger("gtstore.manager")
 
 _STOP_TIMEOUT_S = 3.0
+_KILL_TIMEOUT_S = 5.0
 _EXIT_WAIT_S = 0.25
 _PUBLISH_TIMEOUT_S = 0.25
 _FIRST_PUBLISH_TIMEOUT_S = 1.0
@@ -294,7 +295,8 @@ class Manager:
         ``start_node``, whether dead nodes are started again or not. Of one that is away already,
         nothing changes.
 
-        Raises ClusterError if there is no such node, or it is stopped, but that cannot be saved.
+        Raises ClusterError if there is no such node, or its process does not end, or it is stopped,
+        but that cannot be saved.
         """
         membership = self._membership_with(node)
         logger.info("node %d is to be stopped, and to stay away", node)
@@ -307,7 +309,11 @@ class Manager:
         self._save()
         _end(processes)
         with self._changed:
-            self._changed.wait_for(lambda: membership.is_away(node) or self._is_stopping.is_set())
+            is_over = self._changed.wait_for(
+                lambda: membership.is_away(node) or self._is_stopping.is_set(), _KILL_TIMEOUT_S
+            )
+        if not is_over:
+            raise ClusterError(f"the process of node {node} does not end, not even by SIGKILL")
         epoch = membership.map.epoch
         self._await_published(epoch)
         unsaved = self._unsaved
@@ -1124,7 +1130,9 @@ def _end(processes: dict[int, NodeProcess]) -> None:
         if not process.exited.wait(max(0.0, end - time.monotonic())):
             logger.warning("node %d did not stop within %g s: killing it", node, _STOP_TIMEOUT_S)
             process.send_signal(signal.SIGKILL)
-            process.exited.wait()
+            if not process.exited.wait(_KILL_TIMEOUT_S):  # for example it waits for a dead disk
+                found = process.look().since(None)
+                logger.error("node %d does not end, not even by SIGKILL: %s", node, found)
 
 
 def _request(node: int, frame: bytes) -> Operation[messages.Message]:

@@ -11,6 +11,9 @@ What an operation yields, and what it is sent back:
     Send this frame to each of these peers at once: numbers of nodes, or MANAGER. The answer is a
     list of one reply a peer, in the same order, once each peer has answered or failed: the reply's
     frame, or Lost.
+``Limited((peers, request_id, frame), limit_s)``
+    The same, but whoever has not answered after that time is Lost: for operations that may take
+    long, so that no peer's silence lasts as long as the whole.
 ``Pause(seconds)``
     Wait that long. The answer is an empty list.
 
@@ -148,6 +151,17 @@ class Pause(NamedTuple):
     """Wait this long, then go on."""
 
     seconds: float
+
+
+class Limited(tuple[tuple[int, ...], int, bytes]):
+    """What to send, where the answer has a time limit of its own, ``limit_s``."""
+
+    limit_s: float
+
+    def __new__(cls, send: Send, limit_s: float) -> Limited:
+        limited = super().__new__(cls, send)
+        limited.limit_s = limit_s
+        return limited
 
 
 ACKED: Final[Frame] = (ACK, 0, 0, b"")

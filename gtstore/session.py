@@ -41,6 +41,7 @@ from .operations import (
     ACKED,
     MANAGER,
     Begun,
+    Limited,
     Lost,
     Operation,
     Pause,
@@ -127,13 +128,16 @@ class _Unusual(Exception):
 class _Call:
     """An operation in the selector loop."""
 
-    __slots__ = ("begun", "error", "missing", "operation", "replies", "result", "size", "trouble")
+    __slots__ = (
+        "begun", "error", "limit", "missing", "operation", "replies", "result", "size", "trouble",
+    )  # fmt: skip
 
     def __init__(self, operation: Operation[Any], begun: list[Any] | None = None) -> None:
         self.operation = operation
         self.begun = begun or []  # what the hot path left of its first step: see go_on
         self.replies: list[Any] | None = None  # None before the first step
         self.missing = 0  # replies that are awaited
+        self.limit = 0  # the number of the time limit that holds for them
         self.size = 0  # bytes of its frames that are under way
         self.result: Any = None
         self.error: GTStoreError | None = None
@@ -166,6 +170,7 @@ class Session:
         self._ready: deque[_Call] = deque()
         self._pauses: list[tuple[float, int, _Call]] = []
         self._pause_count = 0
+        self._limits: list[tuple[float, int, _Call, float]] = []  # of Limited steps
         self._deadline = Deadline(0)
         self._active = 0  # calls that have begun and not ended
         self._in_flight_size = 0  # bytes of their frames
@@ -545,6 +550,7 @@ class Session:
             self._selector = None
             self._ready.clear()
             self._pauses.clear()
+            self._limits.clear()
             self._unsent.clear()
             self._unread.clear()
             for connection in self._connecting:  # nobody waits for it any more
@@ -574,6 +580,8 @@ class Session:
             wake_at = min(self._deadline.at, self._pauses[0][0] if self._pauses else math.inf)
             for connection in self._connecting:
                 wake_at = min(wake_at, connection.try_until)
+            if self._limits:
+                wake_at = min(wake_at, self._limits[0][0])
             for key, events in self._selector.select(max(wake_at - time.monotonic(), 0)):
                 self._on_events(key.data, events)
             for connection in [one for one in self._connecting if one.is_due()]:
@@ -582,6 +590,8 @@ class Session:
                 self._expire()
             while self._pauses and self._pauses[0][0] <= time.monotonic():
                 self._ready.append(heapq.heappop(self._pauses)[2])
+            while self._limits and self._limits[0][0] <= time.monotonic():
+                self._on_limit(*heapq.heappop(self._limits)[1:])
 
     def _next_call(self, calls: Iterator[_Call]) -> _Call | None:
         """A call that has its replies; or the next one of a batch, if few enough are under way."""
@@ -624,6 +634,11 @@ class Session:
             at = time.monotonic() + step.seconds
             heapq.heappush(self._pauses, (at, self._pause_count, call))
             return
+        if isinstance(step, Limited):
+            self._pause_count += 1
+            call.limit = self._pause_count
+            at = time.monotonic() + step.limit_s
+            heapq.heappush(self._limits, (at, self._pause_count, call, step.limit_s))
         nodes, request_id, frame = step
         call.replies = slots or [None] * len(nodes)
         call.missing = len(nodes)
@@ -776,6 +791,15 @@ class Session:
             sent = connection.sent_size > begin
             self._answer(call, slot, Lost(0, connection.node, sent, error))
         connection.awaiting.clear()
+
+    def _on_limit(self, number: int, call: _Call, limit_s: float) -> None:
+        """A step's own time is over. Whoever has not answered it is not heard any more."""
+        if call.limit != number or not call.missing:
+            return  # it was answered
+        text = f"no answer within {limit_s:g} s"
+        for connection in list(self._connections.values()):
+            if any(waiter[0] is call for waiter in connection.awaiting.values()):
+                self._fail(connection, DeadlineExceeded(connection.peer, text))
 
     def _expire(self) -> None:
         """The deadline has passed: nobody waits any longer."""

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gtstore import copying, key_order, keyed_entries
-from gtstore.errors import RemoteProtocolError
-from gtstore.operations import Pause
+from gtstore.errors import DeadlineExceeded, RemoteProtocolError
+from gtstore.operations import Limited, Lost, Pause
 from gtstore.wire import messages
 from gtstore.wire.codec import decode, encode, encode_record, fixed_format
 from gtstore.wire.fields import fields_of
@@ -623,6 +623,25 @@ def test_a_source_that_answers_with_other_flags(key: bytes, flags: int, text: st
     with pytest.raises(RemoteProtocolError, match=text):
         network.copy(2, PARTITION).run()
     assert stored(network, 2) == {}
+
+
+def test_a_silent_source_is_asked_again_and_awaited_longer() -> None:
+    """The connection may have died without a sign, so no answer is awaited for the time of the
+    whole copy; but a source that is slow gets the time that it needs."""
+    network, _ = on_disk()
+    network.bring_back(2)
+    operation = network.copy(2, PARTITION).operation
+    limits = []
+    step = next(operation)
+    while len(limits) < 6:
+        if isinstance(step, Pause):
+            step = operation.send([])
+        else:
+            assert isinstance(step, Limited)
+            limits.append(step.limit_s)
+            silence = Lost(0, 1, True, DeadlineExceeded("node 1", "no answer"))
+            step = operation.send([silence])
+    assert limits == [10, 20, 40, 80, 80, 80]
 
 
 def test_the_packed_request_is_the_tables() -> None:

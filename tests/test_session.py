@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from gtstore import copying
 from gtstore.connection import PATIENCE_S, Connection, Deadline, call_once, parse_address
 from gtstore.errors import (
     ConnectError,
@@ -24,7 +25,7 @@ from gtstore.errors import (
     InvalidInput,
     OperationFailed,
 )
-from gtstore.operations import ACKED, Begun, Identity, Lost, Operation, Pause, Reply
+from gtstore.operations import ACKED, Begun, Identity, Limited, Lost, Operation, Pause, Reply
 from gtstore.placement import format_address
 from gtstore.server import FrameServer
 from gtstore.session import Session, Unfinished, as_frame
@@ -429,6 +430,45 @@ def test_pauses_and_their_deadline() -> None:
     assert session.run(sleepy(0.001), 5) == "awake"
     assert session.run_many([sleepy(0.003), sleepy(0.001)], 5, 2) == ["awake", "awake"]
     assert session.run(sleepy(60), 0.02) == "awake"  # nobody waits beyond the deadline
+
+
+def test_a_step_with_a_time_limit_of_its_own(peers: Callable[..., Peer]) -> None:
+    """A peer's silence does not last as long as the whole operation: it is Lost after that time,
+    and the next request goes over a new connection."""
+    session = session_of(peers(hold, answer), peers(answer))
+
+    def patient() -> Operation[list[Reply]]:
+        found = []
+        for limit_s in (0.02, 60, 60):
+            replies = yield Limited(((1, 2), len(found) + 1, ping(len(found) + 1)), limit_s)
+            found += replies
+            yield Pause(0.05)
+        return found
+
+    first, second, *rest = session.run(patient(), 30)
+    assert isinstance(first, Lost)
+    assert isinstance(first.error, DeadlineExceeded)
+    assert "no answer within 0.02 s" in str(first.error)
+    assert [reply[0] for reply in (second, *rest)] == [messages.Pong.kind] * 5
+    session.close()
+
+
+def test_a_report_that_is_not_answered_goes_over_another_connection(
+    peers: Callable[..., Peer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What tells the manager of a copy waits minutes in all, but not for one connection that has
+    fallen silent."""
+    monkeypatch.setattr(copying, "PATIENCE_S", 0.02)
+
+    def note(sock: socket.socket) -> None:
+        for _, request_id in frames_of(sock):
+            sock.sendall(encode(messages.Noted(), request_id))
+
+    peer = peers(hold, note)
+    session = Session(lambda _: ("the manager", "127.0.0.1", peer.port))
+    session.run(copying.report(bytes(16), 1, [], lambda: 1), 20)
+    assert peer.accepted == 2
+    session.close()
 
 
 def test_nobody_to_send_to() -> None:

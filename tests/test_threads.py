@@ -32,10 +32,9 @@ from gtstore.wire.codec import encode
 from gtstore.wire.messages import HASH_ADDITIVE, Noted, Ping, Pong
 
 from .forgetful_store import ForgetfulStore
-from .peers import Talk
+from .peers import PONG, Talk
 
 SOURCES = Path(threads.__file__).parent
-PONG = Pong(1, 0, 0, 1, 1, 1, 0, 0, 0)
 
 
 class Once:
