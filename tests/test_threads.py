@@ -440,12 +440,6 @@ class Node:
     def resume(self, _: int) -> None:
         self.is_suspended = False
 
-    def follow(self) -> None:
-        """Also the clock."""
-
-    def now_us(self) -> int:
-        return 1
-
 
 @pytest.fixture
 def idle(monkeypatch: pytest.MonkeyPatch) -> Iterator[upkeep.Upkeep]:
@@ -453,11 +447,11 @@ def idle(monkeypatch: pytest.MonkeyPatch) -> Iterator[upkeep.Upkeep]:
     monkeypatch.setattr(upkeep.copying, "let_go", lambda _: None)
     monkeypatch.setattr(upkeep, "_REPORT_AGAIN_S", 0.01)
     some: Any = Node()
-    made = upkeep.Upkeep(some, some, TokenLock(), ("127.0.0.1", 1), b"token", lambda: None)
+    lock = TokenLock()
+    made = upkeep.Upkeep(some, lambda: 1, lock, ("127.0.0.1", 1), b"token", lambda: None)
     monkeypatch.setattr(made, "_look_through", lambda _: (1, []))
     yield made
-    for place, name in ((made._has_new_map, "wait"), (some, "follow")):
-        setattr(place, name, lambda *_: threading.Event().wait())  # its threads end with the tests
+    lock.acquire = threading.Event().wait  # type: ignore[assignment]  # its threads sleep
 
 
 def test_copies(idle: upkeep.Upkeep, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -498,8 +492,8 @@ def test_a_copier_that_cannot_be_started(
 
 def test_settler(idle: upkeep.Upkeep, monkeypatch: pytest.MonkeyPatch) -> None:
     """It goes on to look."""
-    broken = Once(lambda: None)
-    monkeypatch.setattr(idle._clock, "follow", broken)
+    broken = Once(upkeep.Source)
+    monkeypatch.setattr(upkeep, "Source", broken)
     monkeypatch.setattr(idle, "_copy_forever", lambda: None)
     idle.start()
     wait_until(lambda: broken.calls_after > 0, "the next look")

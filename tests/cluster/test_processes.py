@@ -124,8 +124,7 @@ def test_what_is_saved_never_goes_back(manager: Manager) -> None:
         manager._published = newer
     thread.join()
     assert manager._published is newer
-    saved = manager._state_file.read()
-    assert saved is not None
+    (saved,) = manager._state_file.read()
     assert saved.map.epoch == 99
 
 
