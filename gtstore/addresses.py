@@ -16,9 +16,10 @@ from __future__ import annotations
 import math
 import os
 import socket
-import threading
 import time
 from typing import Any, Final, TypeAlias
+
+from .threads import OVER, supervised
 
 Address: TypeAlias = tuple[int, tuple[Any, ...]]
 """A family, and an address as that family's sockets take it."""
@@ -71,8 +72,8 @@ class Lookup:
         self._asked_at = now
         try:
             # A daemon: a program can end while a name server is silent.
-            threading.Thread(target=self._run, name=f"look up {self.host}", daemon=True).start()
-        except RuntimeError as error:
+            supervised(f"look up {self.host}", self._run, OVER)
+        except (RuntimeError, MemoryError) as error:
             self._end([], OSError(str(error)))
             raise OSError(str(error)) from error
 

@@ -16,12 +16,13 @@ from typing import Any
 
 import pytest
 
-from gtstore import addresses
+from gtstore import addresses, threads
 from gtstore.async_session import AsyncSession
 from gtstore.connection import Connection, Deadline, call_once
 from gtstore.errors import ConnectError, DeadlineExceeded, NetworkError
 from gtstore.operations import ACKED, Lost, Operation, Reply, Source
 from gtstore.session import Session
+from gtstore.testing import wait_until
 from gtstore.wire import messages
 from gtstore.wire.codec import ACK, encode
 
@@ -234,15 +235,14 @@ def test_a_name_of_nothing(
 
 
 def test_no_thread_for_a_look_up(names: Names, way: Way, monkeypatch: pytest.MonkeyPatch) -> None:
-    def none_left(_: threading.Thread) -> None:
-        raise RuntimeError("can't start new thread")
+    real = threads.start_new_thread
 
-    real = threading.Thread.start
-    monkeypatch.setattr(
-        threading.Thread,
-        "start",
-        lambda thread: (none_left if "look up" in thread.name else real)(thread),
-    )
+    def none_left(work: Any, arguments: tuple[()]) -> int:
+        if "look up" in work.__self__.name:
+            raise RuntimeError("can't start new thread")
+        return real(work, arguments)
+
+    monkeypatch.setattr(threads, "start_new_thread", none_left)
     with pytest.raises(ConnectError, match="can't start new thread"):
         way("a.name", 1, 10)
     assert addresses._lookups == {}
@@ -293,4 +293,4 @@ def test_a_deadline_that_has_passed(names: Names, peers: Callable[..., Peer]) ->
     with pytest.raises(ConnectError, match="within 0 s"):
         Connection.open("a peer", "a.name", peers(answer).port, Deadline(0))
     assert issubclass(DeadlineExceeded, NetworkError)
-    assert names.asked
+    wait_until(lambda: names.asked, "the question")

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from gtstore import managerd, server, tap, threads, upkeep
+from gtstore import addresses, managerd, server, tap, threads, upkeep
 from gtstore.committer import Committer
 from gtstore.disk import DiskEngine
 from gtstore.engine import Remembered
@@ -520,6 +520,26 @@ def test_a_leaver_that_cannot_be_started(
     assert not replicas.is_suspended
     assert idle.on_damage(StoreDamaged(0, b"key"))
     assert replicas.is_suspended
+
+
+# --- clients -------------------------------------------------------------------------------------
+
+
+def test_look_up(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    """The one that waits is told, or waits for its deadline; the next one asks anew."""
+    monkeypatch.setattr(addresses, "_ASK_AGAIN_S", 0.0)
+    for error, text in ((MemoryError(), ""), (SystemExit(1), "in the thread look up a-name")):
+        caplog.clear()
+        monkeypatch.setattr(addresses, "_resolve", Once(lambda _: [], error))
+        lookup = addresses.Lookup("a-name")
+        lookup.ask()
+        if text:
+            wait_until(lambda text=text: text in caplog.text, "its line")  # type: ignore[misc]
+            lookup.ask()
+        wait_until(lambda lookup=lookup: lookup.is_done, "its end")  # type: ignore[misc]
+    monkeypatch.setattr(threads, "start_new_thread", Once(print, RuntimeError("no more threads")))
+    with pytest.raises(OSError, match="no more threads"):
+        addresses.Lookup("a-name").ask()
 
 
 # --- gtclient ------------------------------------------------------------------------------------
