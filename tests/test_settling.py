@@ -181,6 +181,35 @@ def test_a_floor_never_falls() -> None:
     assert replica.floor == b""
 
 
+def test_a_floor_of_a_clock_that_was_an_hour_ahead() -> None:
+    """N7, N9: there may be such a floor on a disk. New keys are stored above it, at once, also
+    where it was copied; and all that depends on their versions goes on."""
+    network, client = cluster()
+    floor = (network.now_us + 3600 * SECOND_US).to_bytes(8, "big") + bytes(8)
+    for node in (1, 2):
+        replicas = network.nodes[node].replicas
+        replicas.raise_floor(replicas[PARTITION], floor)
+    client.put(KEY, b"v")
+    assert len(client.sent(Write)) == 2
+    assert client.append(b"1yek", b"v") == b"v"
+    assert client.append(KEY, b"+") == b"v+"
+    network.kill(2)
+    network.notice(2)
+    network.now_us += 3 * SECOND_US
+    network.tick()
+    network.copy_all()
+    assert network.nodes[3].replicas[PARTITION].floor == floor
+    network.kill(1)
+    network.notice(1)
+    another = Client(network, seed=2).know()
+    assert another.get(KEY) == b"v+"
+    another.delete(KEY)
+    another.put(b"k1ey", b"v")
+    assert (another.get(KEY), another.get(b"k1ey")) == (None, b"v")
+    # Keys of other partitions have their versions from the clock, as always.
+    assert abs(another.put(b"key4", b"v").version.time - network.now_us) < SECOND_US
+
+
 @pytest.mark.parametrize("node", [1, 2])
 def test_expired_values_go_though_nobody_asks(node: int) -> None:
     """C8: the primary puts tombstones in their place, which are then settled as any others."""
