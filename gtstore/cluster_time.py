@@ -28,12 +28,13 @@ class ClusterTime:
     """What one client knows of cluster time. Any number of threads may read it, one at a time
     measures.
 
-    Cluster time is never before ``earliest_us`` and never after ``latest_us``, and the earliest
-    never goes back, whatever is measured. ``offset_us``, added to a reading of the steady clock, is
-    the middle: a time for versions, which need no certainty.
+    Cluster time is never before ``earliest_us`` and never after ``latest_us``; the earliest never
+    goes back as long as the steady clock is steady. ``offset_us``, added to a reading of that, is
+    the middle: a time for versions, which need no certainty, and rise in any case
+    (operations.Identity).
     """
 
-    __slots__ = ("_asked_us", "_floor_us", "_measured", "_wall_us", "offset_us")
+    __slots__ = ("_asked_us", "_measured", "_wall_us", "offset_us")
 
     def __init__(self) -> None:
         self.offset_us = 0
@@ -41,13 +42,13 @@ class ClusterTime:
         """A reading of the steady clock, and between which two the offset was then. Replaced as a
         whole, since others may be reading."""
         self._asked_us: int | None = None
-        self._floor_us = 0
         self._wall_us: int | None = None
 
     def take(self, asked_us: int, answered_us: int, time_us: int) -> None:
         """Learn from one answer: some time between these two readings of the steady clock, which
         may be the same, cluster time was that one. What was known before still holds, but for what
-        the clocks may have drifted; if both cannot be true, only the answer does."""
+        the clocks may have drifted; if both cannot be true, the steady clock was not steady (a
+        virtual machine was paused, or moved), and only the answer does."""
         # Each reading was rounded down, and the clocks may have drifted since the manager's.
         drift_us = _drift_us(answered_us - asked_us)
         low, high = time_us - answered_us - 1 - drift_us, time_us + 1 - asked_us + drift_us
@@ -55,8 +56,6 @@ class ClusterTime:
             old_low, old_high = self._bounds(answered_us)
             if low <= old_high and old_low <= high:
                 low, high = max(low, old_low), min(high, old_high)
-            else:
-                self._floor_us = self.earliest_us(answered_us)
         self._measured = answered_us, low, high
         self._asked_us = answered_us
         self.offset_us = (low + high) // 2
@@ -78,11 +77,11 @@ class ClusterTime:
 
     def earliest_us(self, steady_us: int) -> int:
         """What cluster time has surely reached."""
-        return max(self._floor_us, steady_us + self._bounds(steady_us)[0])
+        return steady_us + self._bounds(steady_us)[0]
 
     def latest_us(self, steady_us: int) -> int:
         """What cluster time has surely not passed."""
-        return max(self._floor_us, steady_us + self._bounds(steady_us)[1])
+        return steady_us + self._bounds(steady_us)[1]
 
     def expiry_us(self, steady_us: int, ttl_us: int) -> int:
         """When to end what lives so long from now on. It lives longer by what is not known of
@@ -90,7 +89,7 @@ class ClusterTime:
         less than can be known wants it to be gone at once."""
         earliest_us = self.earliest_us(steady_us)
         unknown_us = self.latest_us(steady_us) - earliest_us
-        return earliest_us + ttl_us + min(ttl_us, unknown_us)
+        return max(0, earliest_us) + ttl_us + min(ttl_us, unknown_us)
 
     def wall_lead_us(self, steady_us: int, wall_us: int) -> int:
         """How far a wall clock is ahead of cluster time, in whole seconds: 0 where they agree. For
