@@ -229,6 +229,11 @@ class LogStore:
             changes[NOT_WHOLE] = b"it is of a version that could not tell, and was not stopped"
         return number + len(batches), changes
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether nothing is missing that was acknowledged, as far as the log can tell."""
+        return not self.not_whole
+
     def claim(self, about: dict[str, Any]) -> None:
         """Say in it whose it is, or find that said already.
 

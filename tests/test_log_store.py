@@ -308,6 +308,52 @@ def test_a_log_that_is_not_there(
     assert directory.store.get(OTHER) == b"3"
 
 
+def test_a_store_of_an_older_time(directory: Directory, tmp_path: Path) -> None:
+    """An older data.mdb beside newer logs: either they have all that came since, or it is said that
+    something is missing."""
+    older = []
+    for number in range(12):
+        directory.commit({name(1, b"%d" % number): b"%d" % number})
+        if number % 3 == 2:
+            directory.store.flush()
+        older.append((directory.path / "data.mdb").read_bytes())
+    directory.store.close()
+    found = []
+    for number, data in enumerate(older):
+        at = Path(shutil.copytree(directory.path, tmp_path / f"{number}"))
+        (at / "data.mdb").write_bytes(data)
+        try:
+            store = LogStore(at)
+        except StoreCorrupt:
+            found.append(None)
+            continue
+        assert [store.get(name(1, b"%d" % each)) for each in range(12)] == [
+            b"%d" % each for each in range(12)
+        ]
+        found.append(store.not_whole)
+        store.close()
+    assert found == [None] * 5 + [""] * 7
+    directory.store = LogStore(directory.path)
+
+
+def test_a_flipped_name(directory: Directory) -> None:
+    """What is found under it is damaged, and so its partition will be copied anew, once somebody
+    looks through it; until then the right name is as if it had no value."""
+    directory.commit({ONE: b"1", TWO: b"2"})
+    directory.store.flush()
+    directory.store.close()
+    file = directory.path / "data.mdb"
+    flipped = TWO[:-1] + bytes([TWO[-1] ^ 1])
+    data = file.read_bytes()
+    assert TWO in data
+    file.write_bytes(data.replace(TWO, flipped))
+    directory.store = LogStore(directory.path)
+    assert list(directory.store.names(ONE[:4])) == [ONE, flipped]
+    assert (directory.store.get(ONE), directory.store.get(TWO)) == (b"1", None)
+    with pytest.raises(StoreDamaged):
+        directory.store.get(flipped)
+
+
 def test_every_state_ends_whole_or_says_so(
     directory: Directory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -371,7 +417,13 @@ def test_every_state_ends_whole_or_says_so(
 
 @pytest.mark.parametrize(
     ("code", "kind"),
-    [(errno.ENOSPC, StoreFull), (errno.EFBIG, StoreFull), (errno.EIO, StoreFailed)],
+    [
+        (errno.ENOSPC, StoreFull),
+        (errno.EDQUOT, StoreFull),
+        (errno.EFBIG, StoreFull),
+        (errno.EIO, StoreFailed),
+        (errno.EROFS, StoreFailed),
+    ],
 )
 def test_the_log_cannot_be_written(
     directory: Directory, monkeypatch: pytest.MonkeyPatch, code: int, kind: type[StoreError]
@@ -385,8 +437,11 @@ def test_the_log_cannot_be_written(
         raise OSError(code, os.strerror(code))
 
     monkeypatch.setattr(os, "pwritev", fail)
-    with pytest.raises(kind, match="log-0"):
+    told: list[StoreFailed] = []
+    directory.store.on_failure(told.append)
+    with pytest.raises(kind, match="log-0") as caught:
         directory.store.commit({TWO: b"2" * 100})
+    assert told == ([] if kind is StoreFull else [caught.value]), "that ends the node"
     monkeypatch.undo()
     directory.store.refresh()
     assert directory.store.get(TWO) is None
@@ -394,7 +449,7 @@ def test_the_log_cannot_be_written(
     directory.open_again()
     found = [directory.store.get(each) for each in (ONE, TWO, OTHER)]
     assert found == [b"1", None, b"3"]
-    assert not directory.store.not_whole
+    assert directory.store.is_whole
 
 
 def test_where_there_was_no_room_the_log_still_ends(
