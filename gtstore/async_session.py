@@ -21,24 +21,29 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextvars import Context
+from functools import partial
 from typing import Any, Final, TypeVar
 
 from .connection import Connection, describe
 from .errors import ConnectError, ConnectionLost, DeadlineExceeded, GTStoreError
-from .operations import ACKED, Lost, Operation, Pause, Source
+from .operations import ACKED, KIND_AT, Lost, Operation, Pause, Source
 from .session import (
     ERROR_WORD,
     PLAIN_MASK,
     PLAIN_WORD,
     as_frame,
+    is_end,
+    is_refusal,
+    not_asked,
+    stranger,
     too_late,
     trouble_in,
     unpack_words,
 )
 from .wire import messages
-from .wire.codec import ACK, Frame, head_word
+from .wire.codec import ACK, WRITE, Frame, head_word
 from .wire.messages import CLIENT_IDLE_S
 from .wire.stream import HEADER_SIZE
 
@@ -59,7 +64,7 @@ class Exchange:
 
     __slots__ = (
         "_late", "began_at", "deadline", "frame", "future", "missing", "replies", "request_id",
-        "size",
+        "rest", "size",
     )  # fmt: skip
 
     def __init__(
@@ -80,6 +85,8 @@ class Exchange:
         self.began_at = began_at
         self.deadline = deadline
         self._late: Callable[[], object] | None = None
+        self.rest: Callable[[Any], None] | None = None
+        """Sees to the peers that are not asked before another one's reply."""
 
     def answer(self, slot: int, reply: Any) -> None:
         """Take a reply, unless the place has one: a Lost, since the deadline has passed."""
@@ -88,6 +95,9 @@ class Exchange:
         self.replies[slot] = reply
         self.missing -= 1
         if self.missing:
+            if self.rest is not None:
+                rest, self.rest = self.rest, None
+                rest(reply)
             return
         self.frame = b""
         if not self.future.done():
@@ -167,6 +177,7 @@ class AsyncSession:
         self.timeout_s = timeout_s
         self._loop: asyncio.AbstractEventLoop | None = None
         self._connections: dict[int, _Shared] = {}
+        self._known: set[int] = set()  # see Session
         self._unsent: list[_Shared] = []  # have something in outgoing that was not tried yet
         self._timer: asyncio.TimerHandle | None = None
         self._wakes_at = math.inf
@@ -216,8 +227,10 @@ class AsyncSession:
                             exchange.leave()
                             raise
                 frames = [as_frame(one) if one.__class__ is bytes else one for one in replies]
-                for frame in frames:
+                for at, frame in enumerate(frames):
                     trouble = trouble_in(frame, trouble)
+                    if is_refusal(frame):
+                        self._known.discard(step[0][at])  # type: ignore[index]
                 replies = None
                 step = operation.send(frames)
         except StopIteration as stop:
@@ -244,7 +257,44 @@ class AsyncSession:
         loop = self._loop
         assert loop is not None
         exchange = Exchange(loop.create_future(), len(nodes), request_id, frame, began_at, deadline)
-        for slot, node in enumerate(nodes):
+        if self._known.issuperset(nodes) or frame[KIND_AT] != WRITE:
+            self._enqueue(exchange, enumerate(nodes))
+        else:
+            self._ask_in_turn(exchange, nodes, [*range(len(nodes))])
+        if deadline < self._wakes_at:
+            Context().run(self._wake_at, deadline)
+        if not nodes:
+            exchange.future.set_result([])
+        return exchange
+
+    def _ask_in_turn(self, exchange: Exchange, nodes: tuple[int, ...], slots: list[int]) -> None:
+        """Send a WRITE to the first one that is not known, alone; to the others after its reply."""
+        while len(slots) > 1:
+            first = stranger(nodes, slots, self._known)
+            if first is None:
+                break
+            slots.remove(first)
+            self._enqueue(exchange, ((first, nodes[first]),))
+            if exchange.replies[first] is None:
+                exchange.rest = partial(self._ask_others, exchange, nodes, slots)
+                return
+        self._enqueue(exchange, [(slot, nodes[slot]) for slot in slots])
+
+    def _ask_others(
+        self, exchange: Exchange, nodes: tuple[int, ...], slots: list[int], reply: Any
+    ) -> None:
+        if exchange.future.done() or (reply.__class__ is not bytes and is_end(reply)):
+            for slot, lost in not_asked(nodes, slots):
+                exchange.answer(slot, lost)
+        else:
+            self._ask_in_turn(exchange, nodes, slots)
+
+    def _enqueue(self, exchange: Exchange, to: Iterable[tuple[int, int]]) -> None:
+        """Queue its frame for these slots and nodes."""
+        loop = self._loop
+        assert loop is not None
+        request_id, size = exchange.request_id, exchange.size
+        for slot, node in to:
             connection = self._connections.get(node)
             if connection is None or connection.is_doubtful:
                 try:
@@ -262,13 +312,8 @@ class AsyncSession:
                 outgoing.append(owed)
                 connection.queued_size += len(owed)
             connection.awaiting[request_id] = (exchange, slot, connection.queued_size)
-            connection.queued_size += len(frame)
+            connection.queued_size += size
             outgoing.append(exchange)
-        if deadline < self._wakes_at:
-            Context().run(self._wake_at, deadline)
-        if not nodes:
-            exchange.future.set_result([])
-        return exchange
 
     def close(self) -> None:
         """Send what is owed, as far as that needs no waiting, and close all connections. Calls in
@@ -377,6 +422,7 @@ class AsyncSession:
             return
         assert self._loop is not None
         del self._connections[connection.node]
+        self._known.discard(connection.node)
         self._unwatch(connection)
         connection.close()
         connection.outgoing.clear()
@@ -427,6 +473,7 @@ class AsyncSession:
         end = None if at and at == len(data) else connection.take_in(data[at:], _answer)
         if len(connection.awaiting) < count:
             connection.answered_at = time.monotonic()
+            self._known.add(connection.node)
         if end is not None:
             self._fail(connection, end)
 

@@ -106,7 +106,7 @@ _VERSION_SIZE: Final = 16
 _FLAGS_AT: Final = 20
 _RID: Final = slice(8, 20)
 """Where an entry has the identity of its operation: client and counter."""
-_KIND_AT: Final = 2  # in a frame
+KIND_AT: Final = 2  # in a frame
 _REPLY_FLAGS_AT: Final = HEADER_SIZE + _FLAGS_AT
 _REPLY_VALUE_AT: Final = HEADER_SIZE + ENTRY_HEAD_SIZE
 _REPLY_EXPIRING_VALUE_AT: Final = _REPLY_VALUE_AT + 8
@@ -492,6 +492,7 @@ class _Mutation:
                 )
             refusal = refusal_of(reply)
             if self._touched:
+                self._check_room(route, replies[1:])
                 if code == messages.NO_SPACE and not at:
                     is_undone = yield from self._undo(route)
                     error = (
@@ -510,6 +511,15 @@ class _Mutation:
             self._identity = self._source.identity
             self._take_time(above)
             return
+
+    def _check_room(self, route: Route, replies: Sequence[Reply]) -> None:
+        """Raise OutcomeUnknown if a backup in sync has no room: the primary has the write, and that
+        will not change soon. One that still copies leaves then (M7)."""
+        for owner, reply in zip(route.row.owners[1:], replies, strict=False):
+            if owner.in_sync and _is_error(reply, messages.NO_SPACE):
+                assert not isinstance(reply, Lost)
+                refusal = refusal_of(reply)
+                raise self._unfinished(route, refusal) from refusal
 
     def _undo(self, route: Route) -> Generator[Step, Sequence[Reply], bool]:  # noqa: ARG002
         """The primary has refused the write, and others may hold it: see to it that it never takes
@@ -819,6 +829,7 @@ class _Change(_Mutation):
                 yield from self._begin_again(route, [reply])
                 if reply[0] in (EXECUTED, SUPERSEDED) and self._executed:
                     replies = yield from self._give_to_others(route)
+                    self._check_room(route, replies)
                     if len(replies) == len(route.nodes) - 1 and _all_hold(replies):
                         return self._succeed(route)
                 elif reply[0] == SUPERSEDED:
@@ -935,7 +946,7 @@ def begin_get(routes: Routes, source: Source, key: bytes) -> Begun:
 def plain_value(begun: Begun, reply: bytes) -> bytes | None:
     """The value in a get's first reply, a whole frame, if there is nothing more to do: the entry is
     complete, and it is no tombstone. Otherwise None: ``get`` goes on."""
-    if reply[_KIND_AT] != ENTRY:
+    if reply[KIND_AT] != ENTRY:
         return None
     if len(reply) < _REPLY_VALUE_AT:
         return None
@@ -949,7 +960,7 @@ def plain_value(begun: Begun, reply: bytes) -> bytes | None:
 
 def is_absence(reply: bytes) -> bool:
     """Whether a get's first reply, a whole frame, says that the key has never had a value."""
-    return reply[_KIND_AT] == NOT_FOUND
+    return reply[KIND_AT] == NOT_FOUND
 
 
 def get(

@@ -21,7 +21,7 @@ import selectors
 import struct
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from itertools import chain, repeat
 from os import read, write
 from typing import Any, Final, TypeAlias, TypeVar
@@ -39,6 +39,7 @@ from .connection import (
 from .errors import ConnectError, ConnectionLost, DeadlineExceeded, GTStoreError, NetworkError
 from .operations import (
     ACKED,
+    KIND_AT,
     MANAGER,
     Begun,
     Limited,
@@ -46,12 +47,13 @@ from .operations import (
     Operation,
     Pause,
     Reply,
+    Send,
     Step,
     refusal_of,
 )
 from .placement import Routes, format_address
 from .wire import messages
-from .wire.codec import ERROR, HEADER, HEADER_WORDS, Frame, head_word
+from .wire.codec import ERROR, HEADER, HEADER_WORDS, WRITE, Frame, head_word
 from .wire.stream import HEADER_SIZE, RECEIVE_SIZE, SHORT_RECEIVE_SIZE
 
 Result = TypeVar("Result")
@@ -72,6 +74,7 @@ _CALLS_MAX: Final = 250
 """How many operations of a batch are under way at once. Twice as many make puts up to a tenth
 faster, but each takes its time to end when the deadline has passed (bench/deadlines.py)."""
 
+_NO_PLACE: Final = (messages.BUSY, messages.NO_SPACE)
 _NOTHING: Final[list[Any]] = []
 _READ: Final = selectors.EVENT_READ
 _WRITE: Final = selectors.EVENT_WRITE
@@ -129,13 +132,16 @@ class _Call:
     """An operation in the selector loop."""
 
     __slots__ = (
-        "begun", "error", "limit", "missing", "operation", "replies", "result", "size", "trouble",
+        "begun", "error", "limit", "missing", "operation", "replies", "result", "size", "step",
+        "trouble", "unsent",
     )  # fmt: skip
 
     def __init__(self, operation: Operation[Any], begun: list[Any] | None = None) -> None:
         self.operation = operation
         self.begun = begun or []  # what the hot path left of its first step: see go_on
         self.replies: list[Any] | None = None  # None before the first step
+        self.step: Send = ((), 0, b"")
+        self.unsent: list[int] = []  # the slots of nodes that are not asked yet
         self.missing = 0  # replies that are awaited
         self.limit = 0  # the number of the time limit that holds for them
         self.size = 0  # bytes of its frames that are under way
@@ -164,6 +170,11 @@ class Session:
         self._calls_max = calls_max
         self._owed = {} if owed is None else owed
         self._connections: dict[int, Connection] = {}
+        self._known: set[int] = set()
+        """Nodes that have taken the last request over the connection that there is, and so are
+        likely to take the next one. A WRITE goes first to an owner that is not known, alone:
+        nobody is to have what that one refuses, because all its connections are taken, or because
+        it is full."""
         self._receive_size = SHORT_RECEIVE_SIZE  # of exchange
         # The selector loop's state, empty between runs.
         self._selector: selectors.BaseSelector | None = None
@@ -260,6 +271,7 @@ class Session:
 
     def forget(self, node: int) -> None:
         """Close the connection to a node, if there is one: the next request opens another one."""
+        self._known.discard(node)
         connection = self._connections.pop(node, None)
         if connection is not None:
             connection.close()
@@ -278,7 +290,14 @@ class Session:
         for connection in self._connections.values():
             connection.close()
         self._connections.clear()
+        self._known.clear()
         self._owed.clear()
+
+    def _close(self, connection: Connection) -> None:
+        if self._connections.get(connection.node) is connection:
+            del self._connections[connection.node]
+            self._known.discard(connection.node)
+        connection.close()
 
     # --- the hot path ----------------------------------------------------------------------------
 
@@ -290,7 +309,7 @@ class Session:
 
         Raises Unfinished if that did not simply work; see go_on.
         """
-        if len(frame) > _DIRECT_SIZE_MAX:
+        if len(frame) > _DIRECT_SIZE_MAX or not self._known.issuperset(nodes):
             raise Unfinished([])
         connections = self._connections
         owed = self._owed
@@ -391,6 +410,8 @@ class Session:
                 if node not in shares:
                     shares[node] = Share()
                 shares[node].begun.append(one)
+        if not self._known.issuperset(shares):
+            return round_
         try:
             for node, share in shares.items():
                 self._send_share(node, share)
@@ -467,8 +488,7 @@ class Session:
             connection.unread = data[at:]
         if len(replies) == count and connection.unread:
             # More than the replies: the next request would not be answered by what comes.
-            del self._connections[connection.node]
-            connection.close()
+            self._close(connection)
 
     def _half_sent(
         self, nodes: tuple[int, ...], sent: int, rest: bytes, error: Exception
@@ -512,8 +532,7 @@ class Session:
                 connection.is_doubtful = code_of(reply) == messages.STALE_EPOCH
                 if closes(reply) or connection.buffer.size:
                     # Or the next request would be lost; or more came than the reply.
-                    del self._connections[connection.node]
-                    connection.close()
+                    self._close(connection)
             elif frames or not data or connection.buffer.error is not None:
                 reason = connection.ended(data, frames).reason
                 slots[at] = self._drop(connection, reason, sent=True)
@@ -521,8 +540,7 @@ class Session:
 
     def _drop(self, connection: Connection, reason: str, sent: bool) -> Lost:
         """Close a connection that failed under the hot path; the Lost stands in for its reply."""
-        del self._connections[connection.node]
-        connection.close()
+        self._close(connection)
         return Lost(0, connection.node, sent, ConnectionLost(connection.peer, reason))
 
     # --- the selector loop -----------------------------------------------------------------------
@@ -639,13 +657,15 @@ class Session:
             call.limit = self._pause_count
             at = time.monotonic() + step.limit_s
             heapq.heappush(self._limits, (at, self._pause_count, call, step.limit_s))
-        nodes, request_id, frame = step
+        nodes, request_id, _ = call.step = step
         call.replies = slots or [None] * len(nodes)
         call.missing = len(nodes)
-        for slot, (node, state) in enumerate(zip(nodes, list(call.replies), strict=True)):
+        call.unsent = [slot for slot, state in enumerate(call.replies) if state is None]
+        self._send_next(call)
+        for slot, state in enumerate(slots):
             if state is None:
-                self._send(call, slot, node, request_id, frame)
-            elif isinstance(state, Connection):
+                continue
+            if isinstance(state, Connection):
                 state.awaiting[request_id] = (call, slot, -1)
                 if state.outgoing:
                     self._unsent.add(state)
@@ -657,7 +677,26 @@ class Session:
         if not nodes:
             self._ready.append(call)
 
-    def _send(self, call: _Call, slot: int, node: int, request_id: int, frame: bytes) -> None:
+    def _send_next(self, call: _Call) -> None:
+        """Send to the nodes that are left; but a WRITE to one that is not known alone."""
+        nodes, _, frame = call.step
+        slots, call.unsent = call.unsent, []
+        assert call.replies is not None
+        while len(slots) > 1 and frame[KIND_AT] == WRITE:
+            first = stranger(nodes, slots, self._known)
+            if first is None:
+                break
+            slots.remove(first)
+            self._send(call, first)
+            if call.replies[first] is None:
+                call.unsent = slots
+                return
+        for slot in slots:
+            self._send(call, slot)
+
+    def _send(self, call: _Call, slot: int) -> None:
+        nodes, request_id, frame = call.step
+        node = nodes[slot]
         connection = self._connections.get(node)
         if connection is None or connection.is_doubtful:
             try:
@@ -692,6 +731,19 @@ class Session:
         call.replies[slot] = reply
         call.missing -= 1
         call.trouble = trouble_in(reply, call.trouble)
+        if is_refusal(reply):
+            self._known.discard(call.step[0][slot])
+        elif reply[0]:
+            self._known.add(call.step[0][slot])
+        if call.unsent and is_end(reply):
+            unasked = not_asked(call.step[0], call.unsent)
+            call.missing -= len(unasked)
+            for at, lost in unasked:
+                call.replies[at] = lost
+            call.unsent = []
+        elif call.unsent:
+            self._send_next(call)
+            return
         if not call.missing:
             self._ready.append(call)
 
@@ -784,9 +836,7 @@ class Session:
         """Close a connection. Whoever waits for a reply on it gets a Lost."""
         self._unwatch(connection)
         self._connecting.discard(connection)
-        if self._connections.get(connection.node) is connection:
-            del self._connections[connection.node]
-        connection.close()
+        self._close(connection)
         for call, slot, begin in connection.awaiting.values():
             sent = connection.sent_size > begin
             self._answer(call, slot, Lost(0, connection.node, sent, error))
@@ -852,6 +902,33 @@ def _gather(outgoing: deque[bytes | memoryview]) -> bytes:
         parts.append(outgoing.popleft())
         size += len(parts[-1])
     return b"".join(parts)
+
+
+def stranger(nodes: Sequence[int], slots: Iterable[int], known: Container[int]) -> int | None:
+    """The slot of the first node that is not known."""
+    return next((slot for slot in slots if nodes[slot] not in known), None)
+
+
+def is_refusal(reply: Reply) -> bool:
+    """Whether the node takes nothing: it has no place for this connection, or no room."""
+    return reply[0] == ERROR and code_of(reply) in _NO_PLACE  # type: ignore[arg-type]  # no Lost
+
+
+def is_end(reply: Reply) -> bool:
+    """Whether after this reply no other node is to be asked."""
+    is_late = isinstance(reply, Lost) and isinstance(reply.error, DeadlineExceeded)
+    return is_late or is_refusal(reply)
+
+
+def not_asked(nodes: Sequence[int], slots: Sequence[int]) -> list[tuple[int, Lost]]:
+    """What stands in these slots after such a reply."""
+    return [
+        (
+            slot,
+            Lost(0, nodes[slot], False, NetworkError(f"node {nodes[slot]}", "it was not asked")),
+        )
+        for slot in slots
+    ]
 
 
 def trouble_in(reply: Reply, known: GTStoreError | None) -> GTStoreError | None:

@@ -516,13 +516,22 @@ def test_a_refusal_of_what_others_hold(action: Any) -> None:
 
 
 def test_a_backup_without_room() -> None:
-    """C3: its refusal is as silence: it may have room again, or leave."""
+    """C3: the primary has the write, so the outcome is unknown; at once, if the backup is in sync.
+    One that still copies will leave (M7)."""
     network, client = cluster()
-    network.script(2, Write, NO_SPACE)
+    network.script(2, Write, *[NO_SPACE] * 2)
+    with pytest.raises(OutcomeUnknown, match="NO_SPACE") as caught:
+        client.put(KEY, b"v")
+    assert caught.value.acks == 1
+    with pytest.raises(OutcomeUnknown, match="NO_SPACE"):
+        client.append(KEY, b"v")
+    assert len(client.sent(Write)) == 2
+    network.change(PARTITION, *network.map.rows[PARTITION].owners[:1], network.owner(2, in_sync=0))
+    client.know()
+    network.script(2, Write, *[NO_SPACE] * 2)
     assert client.put(KEY, b"v").nodes == (1, 2)
-    network.script(2, Write, *[NO_SPACE] * 50)
-    with pytest.raises(OutcomeUnknown):
-        client.put(KEY, b"v", 0.2)
+    network.script(2, Write, *[NO_SPACE] * 2)
+    assert client.append(KEY, b"w") == b"vw"
 
 
 @pytest.mark.parametrize("old", [None, b"old"])
