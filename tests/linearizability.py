@@ -282,6 +282,7 @@ class _Search:
             if isinstance(value, bytes)
         )
         self._attempts = 0
+        self._is_seen_only = False
         self._goals_of: dict[int, _Goals] = {}
         # Once two unknown writes that do the same have started, one is as good as the other.
         same: dict[tuple[object, ...], int] = {}
@@ -295,16 +296,28 @@ class _Search:
         self._longest: tuple[int, _Place, _Path | None] = (-1, _Place(0, 0, _START, 0), None)
 
     def run(self) -> Violation | None:
+        """First along values that somebody saw, where unknown appends are concerned, which have too
+        many orders otherwise; then everywhere."""
+        is_proven = False
+        for self._is_seen_only in (True, False):
+            self._tried.clear()
+            self._attempts = 0
+            try:
+                if self._find():
+                    return None
+                is_proven = True
+            except _TooManyAttempts:
+                is_proven = False
+        return self._account(is_proven)
+
+    def _find(self) -> bool:
         """Depth first, without recursion: histories are longer than Python's stack."""
         later = [_Step(_Place(0, 0, _START, 0), None)]
-        try:
-            while later:
-                now, later = later, []
-                if self._search(now, later):
-                    return None
-        except _TooManyAttempts:
-            return self._account(is_proven=False)
-        return self._account(is_proven=True)
+        while later:
+            now, later = later, []
+            if self._search(now, later):
+                return True
+        return False
 
     def _search(self, first: Sequence[_Step], guesses: list[_Step]) -> bool:
         """Go on from some steps; whether there is an order of all operations. Mere guesses are left
@@ -409,6 +422,9 @@ class _Search:
                     used = before.unknown | 1 << number
                     if state is None or not _add(used, tried.setdefault(state, [])):
                         continue
+                    is_seen = write.what != "append" or self._was_seen(state)
+                    if self._is_seen_only and not is_seen:
+                        continue
                     self._count()
                     here = before._replace(state=state, unknown=used)
                     here_path = _Path(write, its_path)
@@ -419,11 +435,13 @@ class _Search:
     def _is_guess(self, done: Done, state: _State) -> bool:
         """Whether nobody saw a value that begins with the one that an operation led to, though what
         it told would fit other values too."""
-        if not _tells_little(done):
-            return False
+        return _tells_little(done) and not self._was_seen(state)
+
+    def _was_seen(self, state: _State) -> bool:
+        """Whether somebody saw a value that begins so."""
         value = state.value or b""
         at = bisect_left(self._seen, value)
-        return at == len(self._seen) or not self._seen[at].startswith(value)
+        return at < len(self._seen) and self._seen[at].startswith(value)
 
     def _goals(self, index: int) -> _Goals:
         goals = self._goals_of.get(index)

@@ -503,3 +503,13 @@ def test_short_forms_of_values() -> None:
     unknown = [append(b"a", 1, None), append(b"b", 2, 3, 2000), get(b"ab", 5, 6)]
     assert violations(unknown, size_of) == []
     assert violations([*unknown, append(b"c", 7, 8, 2999)], size_of) != []
+
+
+def test_many_unknown_appends_that_were_seen() -> None:
+    """They have a great many orders, of which a value that somebody saw tells the right one: also
+    where the next operation that is known tells a length only."""
+    values = [b"%d," % number for number in range(10)]
+    seen = b"".join(values[7:] + values[:7])
+    history = [append(value, 1, None) for value in values]
+    history += [append(b"last", 2, 4, len(seen) + 4), get(seen, 3, 5), get(seen + b"last", 6, 7)]
+    assert violations(history) == []
