@@ -143,6 +143,8 @@ local MESSAGES = {
     {name = "pid", filter = "gtstore.pid", type = "number", size = 4},
     {name = "port", filter = "gtstore.port", type = "number", size = 2},
     {name = "joins", filter = "gtstore.joins", type = "array", length = 4, record = "join"},
+    {name = "doubtful", filter = "gtstore.doubtful", type = "array", length = 4, record = "join"},
+    {name = "marks", filter = "gtstore.marks", type = "bytes", length = 2, min = 0, max = 1024},
   }},
   [0x86] = {name = "REGISTERED", fields = {
     {name = "epoch", filter = "gtstore.epoch", type = "epoch", size = 8},
@@ -161,6 +163,12 @@ local MESSAGES = {
     {name = "token", filter = "gtstore.token", type = "token", size = 16},
     {name = "node", filter = "gtstore.node", type = "number", size = 2},
     {name = "join", filter = "gtstore.join", type = "record", record = "join"},
+  }},
+  [0x0c] = {name = "NEW_MARK", fields = {
+    {name = "token", filter = "gtstore.token", type = "token", size = 16},
+    {name = "node", filter = "gtstore.node", type = "number", size = 2},
+    {name = "incarnation", filter = "gtstore.incarnation", type = "number", size = 4},
+    {name = "mark", filter = "gtstore.mark", type = "mark", size = 16},
   }},
   [0x09] = {name = "GET_STATISTICS", fields = {
   }},

@@ -19,6 +19,7 @@ import zlib
 from collections.abc import Callable, Container, Iterable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final, NamedTuple
 
 from .errors import DeadlineExceeded
@@ -110,6 +111,8 @@ def answer(replicas: Replicas, request_id: int, request: Request) -> bytes:
         is_able = source.in_sync and not replicas[partition].is_suspended
         if replicas.is_mine(source) and is_able and copier.node == request.node:
             join_epoch = copier.join_epoch
+    if row and _is_to_tell(replicas, row, request):
+        join_epoch = row.owners[0].join_epoch
     if not join_epoch:
         return replicas.refuse(request_id, partition, 0)
     replica = replicas[partition]
@@ -137,11 +140,23 @@ def answer(replicas: Replicas, request_id: int, request: Request) -> bytes:
     return b"".join((header, head, entries))
 
 
+def _is_to_tell(replicas: Replicas, row: Row, request: Request) -> bool:
+    """N2a: whether this node holds, as no owner, what the first owner of a partition asks for that
+    is not open, because nobody's log ends whole."""
+    return (
+        row.list_epoch == request.row.list_epoch
+        and row.owners[0].node == request.node
+        and replicas[row.partition].is_doubtful
+        and replicas.is_awaited(row.partition)
+    )
+
+
 # --- the copier ----------------------------------------------------------------------------------
 
 
 class _Source(NamedTuple):
-    """From whom a partition is to be copied: the owner before ours, and as what we joined."""
+    """From whom a partition is to be copied, usually the owner before ours, and as what we
+    joined."""
 
     node: int
     incarnation: int
@@ -235,7 +250,7 @@ def copy(
     next_number: Callable[[], int],
     pace: Pace,
 ) -> Operation[Outcome]:
-    """Copy one partition.
+    """Copy one partition (N6).
 
     It ends early, without a join, when there is nothing to copy any more; what came so far is kept
     as long as the join lasts, and does no harm.
@@ -245,6 +260,70 @@ def copy(
         next_number: a new request id.
         pace: that of all copies of this node.
     """
+    return _fetch(replicas, lock, partition, token, next_number, pace, _source_of, _former)
+
+
+def to_gather(replicas: Replicas) -> list[int]:
+    """The partitions that this node is to open, once it has what their other owners have, whose
+    logs do not end whole either (N2a)."""
+    return [p for p in range(len(replicas)) if _others(replicas, p) is not None]
+
+
+def _others(replicas: Replicas, partition: int) -> tuple[int, ...] | None:
+    row = replicas[partition].row
+    if row is None or not (replicas[partition].is_doubtful and replicas.is_awaited(partition)):
+        return None
+    first, *others = [owner.node for owner in row.owners if owner.in_sync]
+    return tuple(others) if first == replicas.node else None
+
+
+def gather(
+    replicas: Replicas,
+    lock: AbstractContextManager[object],
+    partition: int,
+    token: bytes,
+    next_number: Callable[[], int],
+    pace: Pace,
+) -> Operation[Join | None]:
+    """Take over what other owners have of a partition that is not open, where it is newer (N2a).
+    None: it need not be done any more. For the arguments see copy."""
+    join = None
+    with lock:
+        others = _others(replicas, partition)
+        if others is not None:
+            join = Join(partition, replicas[partition].join_epoch)
+    for other in others or ():
+        source_of = partial(_gathered_from, other)
+        outcome = yield from _fetch(
+            replicas, lock, partition, token, next_number, pace, source_of, _own
+        )
+        join = outcome.join
+        if join is None:
+            break
+    return join
+
+
+def _gathered_from(node: int, replicas: Replicas, partition: int) -> _Source | None:
+    """Another owner of a partition that this node is to open; None if that is not to be any
+    more."""
+    row = replicas[partition].row
+    if row is None or node not in (_others(replicas, partition) or ()):
+        return None
+    return _Source(node, 0, replicas[partition].join_epoch, row)
+
+
+def _fetch(
+    replicas: Replicas,
+    lock: AbstractContextManager[object],
+    partition: int,
+    token: bytes,
+    next_number: Callable[[], int],
+    pace: Pace,
+    source_of: Callable[[Replicas, int], _Source | None],
+    named: Callable[[Replica, bytes], dict[bytes, bytes]],
+) -> Operation[Outcome]:
+    """Get all that a source has of a partition. ``named(replica, after)`` is what the source need
+    not send if it has the same: entries of the next keys."""
     received: dict[bytes, bool] = {}  # key -> whether its entry was here already
     after = b""
     previous: tuple[int, int, int] | None = None
@@ -255,11 +334,11 @@ def copy(
             pause_s = pace.pause_before()
         yield Pause(pause_s)
         with lock:
-            source = _source_of(replicas, partition)
+            source = source_of(replicas, partition)
             if source is not None and source[:3] != previous:
                 previous, after = source[:3], b""  # another source: begin again
                 received.clear()
-            former = {} if source is None else _former(replicas[partition], after)
+            former = {} if source is None else named(replicas[partition], after)
         if source is None:
             return _outcome(received, None)
         request_id = next_number()
@@ -299,10 +378,20 @@ def _outcome(received: Mapping[bytes, bool], join: Join | None) -> Outcome:
 
 def _former(replica: Replica, after: bytes) -> dict[bytes, bytes]:
     """What we had of the next keys before we joined: not so much that others wait for it."""
+    return _some(replica.former.from_key(after + b"\0", KEYS_A_REPLY_MAX), replica.former.get)
+
+
+def _own(replica: Replica, after: bytes) -> dict[bytes, bytes]:
+    """The same of what we have."""
+    keys = replica.keys.from_key(after + b"\0", KEYS_A_REPLY_MAX)
+    return _some(keys or (), replica.entries.get)
+
+
+def _some(keys: Iterable[bytes], entry_of: Callable[[bytes], bytes | None]) -> dict[bytes, bytes]:
     entries = {}
     size = 0
-    for key in replica.former.from_key(after + b"\0", KEYS_A_REPLY_MAX):
-        entry = replica.former.get(key)
+    for key in keys:
+        entry = entry_of(key)
         if entry is not None:
             entries[key] = entry
             size += len(key) + len(entry)

@@ -12,6 +12,7 @@ What is committed is in a Store: names and values, both bytes, changed in atomic
 
 - partition (u32), generation (u32), key: an entry
 - ``P``, partition (u32): its generation, and Remembered
+- ``M``: marks, which tell this disk from an older copy of itself
 - other letters: what log_store.py keeps of the store itself
 
 Where a value stays it gets a checksum of its name and of itself (``sealed``), whatever it is. If
@@ -38,7 +39,8 @@ from typing import Any, Final, Protocol
 
 from .engine import Partition, Remembered
 from .errors import RecordDamaged, StoreDamaged
-from .wire.messages import Join
+from .wire.fields import MARK_SIZE
+from .wire.messages import MARKS_MAX, Join
 
 Changes = Mapping[bytes, bytes | None]
 """Names, and their new values; None removes one."""
@@ -46,7 +48,8 @@ Changes = Mapping[bytes, bytes | None]
 _PREFIX: Final = struct.Struct(">II")
 _CHECKSUM: Final = struct.Struct(">I")
 _STATE_NAME: Final = struct.Struct(">sI")
-_STATE: Final = struct.Struct(">IQ16sQQQ")
+_STATE: Final = struct.Struct(">IQ16sQQQ?")
+_MARKS: Final = b"M"
 _NO_FLOOR: Final = bytes(16)
 _GENERATION_MAX: Final = 0xFFFF_FFFF
 _GARBAGE_AT_ONCE: Final = 1000
@@ -99,10 +102,8 @@ class DiskEngine:
         state = _state_of(self._store, _STATE_NAME.pack(b"P", number))
         remembered = None
         if state is not None:
-            generation, *fields = state
-            join_epoch, floor, stored, tombstones, size = fields
-            floor = b"" if floor == _NO_FLOOR else floor
-            remembered = Remembered(join_epoch, floor, stored, tombstones, size)
+            generation, join_epoch, floor, *counts = state
+            remembered = Remembered(join_epoch, b"" if floor == _NO_FLOOR else floor, *counts)
         else:
             generation = _unused_generation(self._store, number)
         entries = DiskEntries(self, self._store, number, generation)
@@ -322,15 +323,38 @@ class FormerEntries:
             self._engine.collect()
 
 
-def remembered_joins(store: Store) -> tuple[Join, ...]:
+def remembered_joins(store: Store) -> tuple[tuple[Join, ...], tuple[Join, ...]]:
     """The partitions of which the store holds everything that was stored since it joined, and when
-    that was (N0)."""
-    joins = []
+    that was (N0); and those of which the last of it may be missing (N2a)."""
+    whole: list[Join] = []
+    doubtful: list[Join] = []
     for name in store.names(b"P"):
         state = _state_of(store, name)
         if state is not None and state[1]:
+            joins = doubtful if state[-1] else whole
             joins.append(Join(_STATE_NAME.unpack(name)[1], state[1]))
-    return tuple(joins)
+    return tuple(whole), tuple(doubtful)
+
+
+def doubted(store: Store) -> Changes:
+    """What is to be committed before anything else, where the log does not end whole: that the last
+    of what was acknowledged may be missing (N2a). From then on the log does end whole."""
+    states = ((name, _state_of(store, name)) for name in store.names(b"P"))
+    return {name: _STATE.pack(*state[:-1], True) for name, state in states if state is not None}
+
+
+def marks_on(store: Store) -> bytes:
+    """The marks that were put on this disk, the last one last (M6a); none if they are damaged."""
+    try:
+        return store.get(_MARKS) or b""
+    except RecordDamaged:
+        return b""
+
+
+def marked(store: Store, mark: bytes) -> Changes:
+    """What is to be committed to put one more there. The manager knows one of the last ones, but
+    not which."""
+    return {_MARKS: (marks_on(store) + mark)[-MARKS_MAX * MARK_SIZE :]}
 
 
 def _state_of(store: Store, name: bytes) -> tuple[Any, ...] | None:

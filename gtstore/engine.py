@@ -74,6 +74,7 @@ class Remembered(NamedTuple):
     stored: int
     tombstones: int
     size: int
+    is_doubtful: bool = False
 
 
 class Partition(NamedTuple):

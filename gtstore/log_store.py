@@ -222,6 +222,9 @@ class LogStore:
         }
         for batch in batches:
             changes |= batch
+        for name, value in changes.items():
+            if name[:1] == b"P" and value is not None:
+                changes[name] = value + b"\0"  # is_doubtful: see NOT_WHOLE below
         if self._about is not None:
             self._about = {**self._about, "format": _FORMAT}
             changes[_ABOUT] = json.dumps(self._about).encode()

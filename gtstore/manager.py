@@ -40,7 +40,17 @@ from .errors import (
     NetworkError,
     RemoteProtocolError,
 )
-from .membership import Action, Fence, Membership, Probe, Publish, Report, Silence, Start
+from .membership import (
+    Action,
+    Fence,
+    Membership,
+    Probe,
+    Publish,
+    Report,
+    Returned,
+    Silence,
+    Start,
+)
 from .nursery import Look, NodeProcess, Nursery
 from .operations import Lost, Operation
 from .placement import (
@@ -58,7 +68,7 @@ from .steady_clock import boot_id, steady_us, wall_us
 from .threads import GO_ON, INTERNAL_ERROR_EXIT, NO_MEMORY_EXIT, supervised
 from .wire import messages
 from .wire.codec import RowEncoder, decode, encode, head_word, reply_frame
-from .wire.fields import TOKEN_SIZE
+from .wire.fields import MARK_SIZE, TOKEN_SIZE
 
 logger = logging.getLogger("gtstore.manager")
 
@@ -140,6 +150,7 @@ class ManagerOptions:
     data_dir: Path | None = None
     lifeline: int | None = None
     log_file: Path | None = None
+    accepts_loss: bool = False
 
 
 class Manager:
@@ -171,6 +182,8 @@ class Manager:
         self._known: dict[int, Process] = {}  # the newest of each node, also if it had ended before
         self._looks: dict[int, Gathered[None]] = {}  # one for each of these
         self._registered: dict[int, messages.Member] = {}  # the newest of each node
+        self._marks: dict[int, bytes] = {}  # the last one of each node's disk (M6a)
+        self._new_marks: dict[int, bytes] = {}  # told of, and not gone by yet
         self._membership: Membership | None = None
         self._published = _NOTHING_PUBLISHED  # also guarded by _saving
         self._unsaved: _Unsaved | None = None  # also guarded by _saving
@@ -187,7 +200,7 @@ class Manager:
         self._handlers: dict[int, Handler] = {}
         # What nodes that were started again, and still live, have said, until the map of all of
         # them is made.
-        self._returns: dict[int, tuple[messages.Member, tuple[messages.Join, ...]]] | None = None
+        self._returns: dict[int, Returned] | None = None
         self._ended: set[int] = set()  # nodes whose process ended meanwhile
         try:
             # The port is also what keeps a second manager away from the state file.
@@ -276,6 +289,7 @@ class Manager:
         _end(processes)
         self._nursery.close()
         if self._directory:
+            self._save(is_last=True)  # the marks of the nodes' last orderly ends
             with self._saving:
                 self._directory.release()
         elif processes:
@@ -357,6 +371,7 @@ class Manager:
             **on_control_message(self.on_register, self._token),
             **on_control_message(self.on_in_sync, self._token),
             **on_control_message(self.on_leave, self._token),
+            **on_control_message(self.on_new_mark, self._token),
         }
         self._server.start()
 
@@ -417,6 +432,11 @@ class Manager:
             self._registered = dict(members)
             self._membership = self._new_membership(members.values(), saved.map, saved.held)
             self._published = _Published(saved.map, members)
+            self._marks = dict(saved.marks)
+            awaited_again = self._membership.awaited_again()
+        for node in awaited_again:
+            # What its disk vouches for it has told the last manager, and tells at its next start.
+            running[node].send_signal(signal.SIGKILL)
         for node, process in running.items():
             self._looks[node] = Gathered(partial(self._look_at, node, process))
         numbers = _ranges(sorted(running))
@@ -447,6 +467,7 @@ class Manager:
             self._membership = membership = self._new_membership(members, saved.map)
             self._registered = {member.node: member for member in members}
             self._returns = {}
+            self._marks = dict(saved.marks)
         self._serve()
         for known in saved.processes:
             process = self._spawn(known.node, known.incarnation + 1)
@@ -474,6 +495,11 @@ class Manager:
             self._apply(partial(membership.all_returned, returns.values(), time.monotonic()))
         self._publish(_FIRST_PUBLISH_TIMEOUT_S)
         self._check_published()
+        with self._changed:
+            while membership.opening() and time.monotonic() < end:
+                self._changed.wait(0.1)
+                if self._is_interrupted():
+                    raise ClusterError("stopped before all storage nodes were ready")
 
     def _check_published(self) -> None:
         """Raises ClusterError if there is no first map, because it could not be saved."""
@@ -495,6 +521,7 @@ class Manager:
             self._options.respawns,
             is_durable=self._options.engine != MEMORY,
             held=held,
+            accepts_loss=self._options.accepts_loss,
         )
 
     # --- the nodes' ports ------------------------------------------------------------------------
@@ -784,7 +811,7 @@ class Manager:
             self._changed.notify_all()
         return late
 
-    def _save(self, published: _Published | None = None) -> bool:
+    def _save(self, published: _Published | None = None, is_last: bool = False) -> bool:
         """Leave this, or what is known already, to a successor (M4), then make it known: M2's
         order. Return False if it must not become known, because it cannot be saved.
 
@@ -792,11 +819,12 @@ class Manager:
         """
         with self._saving:
             published = published or self._published  # not before: another one may just be saved
-            if not published.map.epoch or self._is_stopping.is_set():
+            if not published.map.epoch or (self._is_stopping.is_set() and not is_last):
                 return True  # nobody needs a successor before the first map, nor after the end
             with self._changed:
                 processes = [known for _, known in sorted(self._known.items())]
                 held = tuple(self._membership.held) if self._membership else ()
+                marks = self._take_marks()
             members = tuple(published.members.values())
             options = self._options
             state = SavedState(
@@ -811,6 +839,7 @@ class Manager:
                 tuple(processes),
                 held,
                 self._reached(),
+                marks,
             )
             try:
                 self._state_file.write(state)
@@ -1012,11 +1041,14 @@ class Manager:
             self._registered[request.node] = member
             self._changed.notify_all()
             membership = self._membership
+            returned = Returned(
+                member, request.joins, request.doubtful, self._is_older(request.node, request.marks)
+            )
             # In the same step: the process may end at any moment, and that must come after this.
             if self._returns is not None:
-                self._returns[request.node] = member, request.joins
+                self._returns[request.node] = returned
             elif membership is not None:
-                self._apply(partial(membership.returned, member, time.monotonic(), request.joins))
+                self._apply(partial(membership.all_returned, [returned], time.monotonic()))
         known_since = self._membership.map.epoch if self._membership else 0
         return messages.Registered(
             known_since or epoch_of(self._cluster_id, 0),
@@ -1024,6 +1056,31 @@ class Manager:
             self._options.replicas,
             self._options.hash_code,
         )
+
+    def _is_older(self, node: int, marks: bytes) -> bool:
+        """M6a: whether a disk with these marks lacks the last one that the node has told of."""
+        last = self._marks.get(node)
+        found = {marks[at : at + MARK_SIZE] for at in range(0, len(marks), MARK_SIZE)}
+        return last is not None and last not in found
+
+    def on_new_mark(self, request: messages.NewMark) -> messages.Noted:
+        """M6a. It is left to a successor with the next map, or at the end: until then the one
+        before is there, which the disk has, too."""
+        with self._changed:
+            process = self._processes.get(request.node)
+            if process is not None and process.incarnation == request.incarnation:
+                self._new_marks[request.node] = request.mark
+        return messages.Noted()
+
+    def _take_marks(self) -> dict[int, bytes]:
+        """The marks to go by from now on; ``_changed`` is held. A disk that some partition may be
+        opened with keeps the one before: if it is an older copy, it stays one as long as that
+        counts."""
+        if self._membership is not None:
+            awaited = self._membership.awaited_again()
+            for node in self._new_marks.keys() - awaited:
+                self._marks[node] = self._new_marks.pop(node)
+        return dict(self._marks)
 
     def on_in_sync(self, request: messages.InSync) -> messages.Noted:
         self._ready()

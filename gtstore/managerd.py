@@ -92,6 +92,12 @@ def parser() -> OneLineParser:
         "--no-pin", action="store_true", help="do not pin each node to one CPU (slower)"
     )
     result.add_argument(
+        "--accept-data-loss",
+        action="store_true",
+        help="with --data-dir, for this start: open partitions also with an older copy of a disk, "
+        "or with what is left of a damaged log, where nothing better is there",
+    )
+    result.add_argument(
         "--commands",
         action="store_true",
         help='for programs: stop and start nodes as lines on standard input say, {"stop": 3}',
@@ -156,6 +162,7 @@ def main(arguments: list[str] | None = None) -> int:
                 options.data_dir.absolute() if options.data_dir else None,
                 options.lifeline,
                 options.log_file,
+                options.accept_data_loss,
             ),
             stop.was_asked,
         )

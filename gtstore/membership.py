@@ -17,16 +17,18 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import partial
-from typing import Final, TypeAlias
+from typing import Final, NamedTuple, TypeAlias
 
 from .placement import (
     PartitionMap,
     home_owners,
+    is_open,
     row_begun_anew,
+    row_given_up,
     row_in_sync,
     row_reopened,
     row_repaired,
@@ -207,6 +209,17 @@ class Report:
 Action: TypeAlias = Probe | Fence | Publish | Start | Report
 
 
+class Returned(NamedTuple):
+    """A node that was started again, and what it has on its disk: of which partitions everything,
+    and of which nobody knows whether something is missing at the end (N2a). ``is_older``: the disk
+    is an older copy of what the node had (M6a)."""
+
+    member: Member
+    joins: Iterable[Join] = ()
+    doubtful: Iterable[Join] = ()
+    is_older: bool = False
+
+
 class Membership:
     """The members of one cluster and its partition map.
 
@@ -221,6 +234,8 @@ class Membership:
         joins_first: the same, of a node that holds nothing yet.
         is_durable: whether nodes come back with what they held.
         held: nodes that are to stay away, as after ``hold``.
+        accepts_loss: whether partitions are opened also with what may not be all of it, where there
+            is nothing better.
 
     Times are those of one clock that only goes forward, in seconds.
     """
@@ -237,6 +252,7 @@ class Membership:
         joins_first: int = JOINS_FIRST,
         is_durable: bool = False,
         held: Iterable[int] = (),
+        accepts_loss: bool = False,
     ) -> None:
         self.members = {member.node: member for member in members}
         self.map = partition_map
@@ -249,6 +265,8 @@ class Membership:
         self._is_durable = is_durable
         # Since its last answer: how many probes a node has missed, and what they count for.
         self._silent_probes: Counter[int] = Counter()
+        self._accepts_loss = accepts_loss
+        self._doubtful: dict[int, Mapping[int, int]] = {}  # of living nodes: see Returned
         self._misses: dict[int, Fraction] = dict.fromkeys(self.members, Fraction(0))
         self._spared: dict[int, str] = {}  # silent, and not killed for this reason
         self._fenced: set[int] = set()
@@ -425,13 +443,15 @@ class Membership:
             self._copies_missing_since = self._now
         self._fenced.discard(node)
         self._starting.pop(node, None)
+        self._doubtful.pop(node, None)
         actions: list[Action] = [Report(f"node {node} is dead: {how}")]
         is_first = self.members[node].state != DEAD
         actions += self._enter(node, EXITED)
         if is_first:
             if now > self._alive_since[node] + _SETTLED_S:
                 self._early_deaths[node] = 0
-            self.map = self.map.without(node)
+            living = self._living()
+            self._change(lambda row, epoch: row_without(row, node, living, epoch))
             lost = sum(
                 row.owners[0].node == node and not self.alive_owners(row.partition)
                 for row in self.map.rows
@@ -488,19 +508,18 @@ class Membership:
 
     def returned(self, member: Member, now: float, joins: Iterable[Join] = ()) -> list[Action]:
         """A node that was started again has registered: a new incarnation. See all_returned."""
-        return self.all_returned([(member, joins)], now)
+        return self.all_returned([Returned(member, joins)], now)
 
-    def all_returned(
-        self, members: Iterable[tuple[Member, Iterable[Join]]], now: float
-    ) -> list[Action]:
+    def all_returned(self, returned: Iterable[Returned], now: float) -> list[Action]:
         """Nodes that were started again have registered, each with what its disk has.
 
         A partition whose owners in sync had all died opens again with those of them that are back
-        (M5). Of the others these nodes own nothing yet (N0).
+        with everything (M5). Of the others these nodes own nothing yet (N0).
         """
         actions: list[Action] = []
-        held: dict[int, dict[int, int]] = {}
-        for member, joins in members:
+        whole: dict[int, Mapping[int, int]] = {}
+        older: dict[int, Mapping[int, int]] = {}
+        for member, joins, doubtful, is_older in returned:
             node = member.node
             actions += self._enter(node, RETURNED)
             self.members[node] = member
@@ -509,41 +528,126 @@ class Membership:
             self._starting.pop(node, None)
             self._awaited.pop(node, None)
             self._alive_since[node] = now
-            held[node] = {join.partition: join.join_epoch for join in joins}
-        living = self._living()
-        self._change(lambda row, epoch: row_reopened(row, living, held, epoch))
-        actions += self._report_what_is_missing(held)
+            whole[node], self._doubtful[node], older[node] = _by_partition(joins), {}, {}
+            if is_older:
+                older[node], whole[node] = {**whole[node], **_by_partition(doubtful)}, {}
+            else:
+                self._doubtful[node] = _by_partition(doubtful)
+        self._reopen(whole)
+        if self._accepts_loss:
+            actions += self._accept_loss(older)
+        for node in whole:
+            actions += self._report_what_is_missing(node, older[node])
         actions += self._begin_anew()
         self._repair()
         return [*actions, Publish()]
 
-    def _report_what_is_missing(self, returned: Collection[int]) -> list[Action]:
-        """Say which nodes are back without what only they had, of those that have returned."""
+    def _reopen(
+        self, held: Mapping[int, Mapping[int, int]], partitions: Iterable[int] | None = None
+    ) -> None:
+        """M5: open what these nodes have everything of; only these partitions, if any are given."""
+        living = self._living()
+        self._change(lambda row, epoch: row_reopened(row, living, held, epoch), partitions)
+
+    def _accept_loss(self, older: Mapping[int, Mapping[int, int]]) -> list[Action]:
+        """Open the rest with what there is: what logs have that do not end whole, after the nodes
+        have compared it (N2a), or else one older copy."""
+        living = self._living()
+        accepted: set[int] = set()
+
+        def change(row: Row, epoch: int) -> Row:
+            doubtful = [o.node for o in row.owners if _has(self._doubtful, o.node, row)]
+            changed = row_given_up(row, living, doubtful, epoch)
+            first = next((o.node for o in row.owners if _has(older, o.node, row)), 0)
+            if not doubtful and first:
+                changed = row_reopened(row, living, {first: older[first]}, epoch)
+            if changed is not row:
+                accepted.add(row.partition)
+            return changed
+
+        self._change(change)
+        if not accepted:
+            return []
+        text = f"{len(accepted)} partitions are opened with what there is (--accept-data-loss)"
+        return [Report(f"{text}: {_some(sorted(accepted))}")]
+
+    def opening(self) -> list[int]:
+        """The partitions that are not open, though all of their owners in sync are back: these are
+        comparing what they have (N2a)."""
+        living = self._living()
+        return [
+            row.partition
+            for row in self.map.rows
+            if not is_open(row, living)
+            and all(_has(self._doubtful, o.node, row) for o in row.owners if o.in_sync)
+        ]
+
+    def awaited_again(self) -> list[int]:
+        """The living nodes that may have on their disks what some partition can be opened with that
+        is not open."""
+        living = self._living()
+        return sorted(
+            {
+                owner.node
+                for row in self.map.rows
+                if not is_open(row, living)
+                for owner in row.owners
+                if owner.in_sync and owner.node in living
+            }
+        )
+
+    def _report_what_is_missing(self, node: int, older: Mapping[int, int]) -> list[Action]:
+        """Say of what a node that has returned does not have everything, though nobody else
+        has it."""
         if not self._is_durable:
             return []
-        lost = Counter(
-            owner.node
+        closed = [
+            row.partition
             for row in self.map.rows
             if not self.alive_owners(row.partition)
             for owner in row.owners
-            if owner.in_sync and owner.node in returned
-        )
-        return [
-            Report(
-                f"node {node} is back without its data of {count} partitions, which are "
+            if owner.in_sync and owner.node == node
+        ]
+        doubtful = [p for p in closed if p in self._doubtful[node]]
+        old = [p for p in closed if p in older]
+        lost = len(closed) - len(doubtful) - len(old)
+        actions: list[Action] = []
+        if older:
+            text = f"node {node} has an older copy of its disk: it copies what differs"
+            if old:
+                text = (
+                    f"node {node} has an older copy of its disk; {len(old)} partitions of which "
+                    "nobody has a newer one stay Unavailable until somebody has, or until this one "
+                    "is to count: --accept-data-loss (docs/OPERATIONS.md)"
+                )
+            actions.append(Report(text))
+        if doubtful:
+            text = (
+                f"the log of node {node} does not end whole: {len(doubtful)} partitions are opened "
+                "when their owners have compared what they have (docs/OPERATIONS.md)"
+            )
+            actions.append(Report(text))
+        if lost:
+            text = (
+                f"node {node} is back without its data of {lost} partitions, which are "
                 "Unavailable until it is started with it (docs/OPERATIONS.md)"
             )
-            for node, count in lost.items()
-        ]
+            actions.append(Report(text))
+        return actions
 
     def synced(self, node: int, joins: Iterable[Join]) -> list[Action]:
         """A node reports that it has copied everything of these partitions, as of these joins
-        (N6)."""
+        (N6); or all that there is of one that is not open (N2a), which opens with it."""
         before = self.map
-        join_epochs = {join.partition: join.join_epoch for join in joins}
+        join_epochs = {
+            partition: join_epoch
+            for partition, join_epoch in _by_partition(joins).items()
+            if partition < len(before.rows)
+        }
+        self._reopen({node: join_epochs}, join_epochs)
         self._change(
             lambda row, epoch: row_in_sync(row, node, join_epochs[row.partition], epoch),
-            [partition for partition in join_epochs if partition < len(before.rows)],
+            join_epochs,
         )
         if self.map is before:
             return []
@@ -556,7 +660,8 @@ class Membership:
         ``is_joined`` tells."""
         before = self.map
         if self.is_joined(node, join) and not self._is_last_living(node, join.partition):
-            self._change(lambda row, epoch: row_without(row, node, epoch), [join.partition])
+            living = self._living()
+            self._change(lambda row, epoch: row_without(row, node, living, epoch), [join.partition])
             self._repair()
         return [Publish()] if self.map is not before else []
 
@@ -609,7 +714,7 @@ class Membership:
         nodes, living = len(self.members), self._living()
         for node, full in self._full.items():
             if full == FULL_DISK:
-                self._change(partial(_without_syncing, node))
+                self._change(partial(_without_syncing, node, self._living()))
         joins = Counter(_joins(self.map.rows))
         held = Counter(o.node for row in self.map.rows for o in row.owners if o.in_sync)
 
@@ -679,10 +784,24 @@ class Membership:
         return [Report(f"node {node} is {'suspect' if state == SUSPECT else 'alive again'}")]
 
 
-def _without_syncing(node: int, row: Row, epoch: int) -> Row:
+def _without_syncing(node: int, living: Mapping[int, int], row: Row, epoch: int) -> Row:
     """Without this owner, if it still copies."""
     is_syncing = any(owner.node == node and not owner.in_sync for owner in row.owners)
-    return row_without(row, node, epoch) if is_syncing else row
+    return row_without(row, node, living, epoch) if is_syncing else row
+
+
+def _by_partition(joins: Iterable[Join]) -> dict[int, int]:
+    return {join.partition: join.join_epoch for join in joins}
+
+
+def _has(held: Mapping[int, Mapping[int, int]], node: int, row: Row) -> bool:
+    """Whether that node has a partition on its disk, as the owner in sync that the row names."""
+    return any(
+        owner.in_sync
+        and owner.node == node
+        and held.get(node, {}).get(row.partition) == owner.join_epoch
+        for owner in row.owners
+    )
 
 
 def _joins(rows: Iterable[Row]) -> Iterator[tuple[int, int]]:

@@ -129,10 +129,6 @@ class PartitionMap:
                 rows[partition], changed[partition] = row, epoch
         return PartitionMap(epoch, rows, changed) if epoch in changed else self
 
-    def without(self, node: int) -> PartitionMap:
-        """The next map after a node's death; see row_without."""
-        return self.changed_by(lambda row, epoch: row_without(row, node, epoch))
-
     def rows_since(self, epoch: int) -> tuple[Row, ...]:
         """The rows that somebody who holds the map of that epoch does not have yet."""
         return tuple(
@@ -161,11 +157,16 @@ def row_source(row: Row) -> int:
 # removal only.
 
 
-def row_without(row: Row, node: int, epoch: int) -> Row:
-    """A row after a node's death. The last owner in sync stays, dead or not (M5): nobody else may
-    answer for the partition."""
+def row_without(row: Row, node: int, living: Mapping[int, int], epoch: int) -> Row:
+    """A row without a node that has died, or that answers for the partition no more. Where no other
+    owner in sync lives, the row stays (M5): nobody else may answer for the partition, and any of
+    those that it names may be who opens it again.
+
+    Args:
+        living: the incarnation of each living node.
+    """
     owners = tuple(owner for owner in row.owners if owner.node != node)
-    if len(owners) == len(row.owners) or not any(owner.in_sync for owner in owners):
+    if len(owners) == len(row.owners) or not is_open(replace(row, owners=owners), living):
         return row
     return _row_with(row, owners, epoch)
 
@@ -200,7 +201,7 @@ def row_reopened(
         held: for nodes that have just returned, partition -> the join_epoch with which their disk
             has it.
     """
-    if any(living.get(owner.node) == owner.incarnation for owner in row.owners if owner.in_sync):
+    if is_open(row, living):
         return row
     owners = tuple(
         replace(owner, incarnation=living[owner.node])
@@ -210,6 +211,20 @@ def row_reopened(
         and held.get(owner.node, {}).get(row.partition) == owner.join_epoch
     )
     return _row_with(row, owners, epoch) if owners else row
+
+
+def row_given_up(row: Row, living: Mapping[int, int], nodes: Collection[int], epoch: int) -> Row:
+    """A row that is not open, without those of its owners in sync that are not among these: an
+    operator says that what they had is not to be waited for."""
+    owners = tuple(owner for owner in row.owners if owner.in_sync and owner.node in nodes)
+    if is_open(row, living) or not owners or owners == row.owners:
+        return row
+    return _row_with(row, owners, epoch)
+
+
+def is_open(row: Row, living: Mapping[int, int]) -> bool:
+    """Whether an owner in sync lives, so that the partition is answered for (M5)."""
+    return any(living.get(owner.node) == owner.incarnation for owner in row.owners if owner.in_sync)
 
 
 def row_repaired(

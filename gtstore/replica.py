@@ -111,9 +111,9 @@ class Replica:
     """
 
     __slots__ = (
-        "all_unsettled", "amend", "changed", "entries", "floor", "former", "is_shared",
-        "is_suspended", "join_epoch", "keys", "read_epoch", "row", "shown", "size", "stored",
-        "tombstones", "unsettled", "write_epoch",
+        "all_unsettled", "amend", "changed", "entries", "floor", "former", "is_doubtful",
+        "is_shared", "is_suspended", "join_epoch", "keys", "read_epoch", "row", "shown", "size",
+        "stored", "tombstones", "unsettled", "write_epoch",
     )  # fmt: skip
 
     def __init__(self, partition: Partition) -> None:
@@ -136,10 +136,14 @@ class Replica:
         """Of them, those whose entry is a tombstone."""
         self.size = 0
         """Bytes of all keys and entries, tombstones included."""
+        self.is_doubtful = False
+        """Whether what was acknowledged last may be missing: the log on the disk ended in a record
+        that could not be read (N2a)."""
         if partition.remembered is not None:
             self.join_epoch, self.floor, self.stored, self.tombstones, self.size = (
-                partition.remembered
+                partition.remembered[:5]
             )
+            self.is_doubtful = partition.remembered.is_doubtful
         self.write_epoch = _NOBODY
         self.read_epoch = _NOBODY
         self.is_shared = False
@@ -451,8 +455,9 @@ class Replicas:
             replica.row = dataclasses.replace(held, owners=owners)
 
     def _adopt_newer(self, replica: Replica, row: messages.Row) -> None:
-        mine = [owner for owner in row.owners if self.is_mine(owner)]
-        join_epoch = mine[0].join_epoch if mine else 0
+        join_epoch = next((o.join_epoch for o in row.owners if self.is_mine(o)), 0)
+        if not join_epoch and self._is_awaited(replica, row):
+            join_epoch = replica.join_epoch
         if join_epoch != replica.join_epoch:
             self._discard(replica)  # what was stored under another join is not vouched for (N2)
             replica.is_suspended = False
@@ -461,16 +466,42 @@ class Replicas:
         replica.row = row
         replica.is_shared = len(row.owners) > 1
         replica.join_epoch = join_epoch
+        if replica.is_doubtful and any(self.is_mine(owner) for owner in row.owners):
+            self.vouch(row.partition)  # an operator has said that it counts
         self._set_epochs(replica)
 
     def _set_epochs(self, replica: Replica) -> None:
         row = replica.row
-        is_owner = row is not None and bool(replica.join_epoch) and not replica.is_suspended
+        is_owner = (
+            row is not None
+            and not replica.is_suspended
+            and any(self.is_mine(owner) for owner in row.owners)
+        )
         replica.write_epoch = row.list_epoch if row and is_owner else _NOBODY
         is_primary = bool(
             row and is_owner and row.owners[0].in_sync and self.is_mine(row.owners[0])
         )
         replica.read_epoch = row.list_epoch if row and is_primary else _NOBODY
+
+    def _is_awaited(self, replica: Replica, row: messages.Row) -> bool:
+        """N2a: whether the row still names this node as the process before, with what the disk has:
+        nobody has gone on with the partition since, and this may be the newest copy there is."""
+        return bool(replica.join_epoch) and any(
+            owner.node == self.node
+            and owner.join_epoch == replica.join_epoch
+            and owner.incarnation < self.incarnation
+            for owner in row.owners
+        )
+
+    def is_awaited(self, partition: int) -> bool:
+        """Whether this node holds, as no owner, what the partition may be opened with."""
+        replica = self._replicas[partition]
+        return replica.row is not None and self._is_awaited(replica, replica.row)
+
+    def vouch(self, partition: int) -> None:
+        """All is there again that any owner of a partition had that is not open (N2a)."""
+        self._replicas[partition].is_doubtful = False
+        self._replicas[partition].changed()
 
     def suspend(self, partition: int) -> int:
         """Answer for this partition no more; return the join_epoch that it has. It ends by
@@ -499,7 +530,12 @@ class Replicas:
         """What a process of this node that comes later is to know of a partition (N2)."""
         replica = self._replicas[partition]
         return Remembered(
-            replica.join_epoch, replica.floor, replica.stored, replica.tombstones, replica.size
+            replica.join_epoch,
+            replica.floor,
+            replica.stored,
+            replica.tombstones,
+            replica.size,
+            replica.is_doubtful,
         )
 
     def merge(self, replica: Replica, key: bytes, entry: bytes) -> None:
@@ -550,6 +586,7 @@ class Replicas:
         replica.all_unsettled = False
         replica.size = replica.stored = replica.tombstones = 0
         replica.floor = b""
+        replica.is_doubtful = False
 
     # --- what is rare ----------------------------------------------------------------------------
 

@@ -21,8 +21,8 @@ import json
 import os
 import stat
 import tempfile
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +72,8 @@ class SavedState:
     """Nodes that are to stay away, as somebody has said to the manager."""
     reached: Reached | None = None
     """Cluster time when this was written (T1)."""
+    marks: Mapping[int, bytes] = field(default_factory=dict)
+    """The last mark that each node has put on its disk (M6a)."""
 
 
 def to_text(state: SavedState, encoder: RowEncoder | None = None) -> str:
@@ -89,6 +91,7 @@ def to_text(state: SavedState, encoder: RowEncoder | None = None) -> str:
         "processes": [asdict(process) for process in state.processes],
         "held": state.held,
         "reached": state.reached and state.reached._asdict(),
+        "marks": {str(node): mark.hex() for node, mark in sorted(state.marks.items())},
         "map": body.hex(),
     }
     return json.dumps({**form, "sha256": _checksum(form)})
@@ -124,9 +127,10 @@ def from_text(text: str) -> SavedState:
             PartitionMap(body.epoch, body.rows, [body.epoch] * len(body.rows)),
             tuple(Member(**member) for member in form["members"]),
             tuple(Process(**process) for process in form["processes"]),
-            # Versions before have no "held", or no "reached".
+            # Versions before have no "held", no "reached", or no "marks".
             tuple(form.get("held", ())),
             Reached(**form["reached"]) if form.get("reached") else None,
+            {int(node): bytes.fromhex(mark) for node, mark in form.get("marks", {}).items()},
         )
     except (KeyError, TypeError, StopIteration, AttributeError, RemoteProtocolError) as error:
         raise ValueError(f"{type(error).__name__}: {error}") from error
@@ -144,7 +148,7 @@ def _check(state: SavedState) -> None:
         and [row.partition for row in state.map.rows] == list(range(partition_count(state.nodes)))
         and [member.node for member in state.members] == numbers
         and [process.node for process in state.processes] == numbers
-        and all(node in numbers for node in state.held)
+        and all(node in numbers for node in (*state.held, *state.marks))
         and (state.reached is None or _is_reached(state.reached))
     ):
         raise ValueError("its parts do not fit together")

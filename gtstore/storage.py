@@ -14,18 +14,25 @@ import logging
 import os
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from . import copying, lmdb_store, scanning
 from .committer import Committer, end_node
 from .connection import call_once, describe
 from .data_directory import set_aside
-from .disk import DiskEngine, remembered_joins
+from .disk import Changes, DiskEngine, doubted, marked, marks_on, remembered_joins
 from .engine import MemoryEngine
-from .errors import ClusterError, NetworkError, StoreCorrupt, StoreDamaged, StoreError
+from .errors import (
+    ClusterError,
+    NetworkError,
+    StoreCorrupt,
+    StoreDamaged,
+    StoreError,
+    StoreFull,
+)
 from .inspection import damage_in
-from .log_store import LogStore
+from .log_store import NOT_WHOLE, LogStore
 from .placement import cluster_of
 from .reactor import Reactor
 from .replica import Behind, Replicas
@@ -42,11 +49,13 @@ from .steady_clock import steady_ns
 from .upkeep import Upkeep
 from .wire import messages
 from .wire.codec import decode
+from .wire.fields import MARK_SIZE
 
 logger = logging.getLogger("gtstore.storage")
 
 _REGISTER_TIMEOUT_S = 10.0
 _FETCH_TIMEOUT_S = 1.0
+_MARK_TIMEOUT_S = 1.0
 
 
 @dataclass(frozen=True)
@@ -115,6 +124,9 @@ class StorageNode:
         shape = self._register()
         if self._store:
             self._store.claim({"cluster": cluster_of(shape.epoch), "node": options.node})
+            if self._store.not_whole:
+                self._commit_now({**doubted(self._store), NOT_WHOLE: None})
+            self._put_mark()
         memory_max = options.max_memory_mb
         self._replicas = Replicas(
             options.node,
@@ -160,10 +172,33 @@ class StorageNode:
             self._committer.stop()
         if self._store:
             try:
+                self._put_mark()
                 with self._lock:  # other threads may still read
                     self._store.flush()
             except StoreError as error:
                 logger.warning("the log keeps what it has: %s", error)
+
+    def _commit_now(self, changes: Changes) -> None:
+        """Where no committer is at work. Raises StoreError."""
+        assert self._store
+        if changes:
+            self._store.commit(changes)
+            self._store.refresh()
+
+    def _put_mark(self) -> None:
+        """M6a: put a new mark on the disk, and tell the manager. In this order: what it knows is
+        then always there."""
+        assert self._store
+        mark = os.urandom(MARK_SIZE)
+        try:
+            with self._lock:  # other threads may read
+                self._commit_now(marked(self._store, mark))
+            request = messages.NewMark(
+                self._options.token, self._options.node, self._options.incarnation, mark
+            )
+            self._ask(request, _MARK_TIMEOUT_S)
+        except (StoreFull, NetworkError) as error:
+            logger.info("the mark of this disk stays the one before: %s", error)
 
     def _flush(self) -> None:
         if self._committer:
@@ -239,8 +274,12 @@ class StorageNode:
             options.incarnation,
             os.getpid(),
             self._server.port,
-            remembered_joins(self._store) if self._store else (),
         )
+        if self._store:
+            whole, doubtful = remembered_joins(self._store)
+            if self._store.not_whole:
+                whole, doubtful = (), whole + doubtful
+            request = replace(request, joins=whole, doubtful=doubtful, marks=marks_on(self._store))
         try:
             reply = self._ask(request, _REGISTER_TIMEOUT_S)
         except NetworkError as error:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import math
 import random
 import secrets
 import threading
@@ -130,6 +131,8 @@ class Upkeep:
     def start(self) -> None:
         supervised("copies", self._copy_forever, GO_ON)
         supervised("settler", self._settle_forever, GO_ON)
+        if self._is_doubtful():
+            supervised("gatherer", self._gather, GO_ON)
 
     def on_new_map(self) -> None:
         """To be called when the map has changed where this node is syncing: there may be something
@@ -220,6 +223,55 @@ class Upkeep:
                 copier.partitions += len(joins)
                 reported.update((join.partition, join.join_epoch) for join in joins)
         return not failed
+
+    # --- logs that do not end whole (N2a) --------------------------------------------------------
+
+    def _is_doubtful(self) -> bool:
+        with self._lock:
+            return any(self._replicas[p].is_doubtful for p in range(len(self._replicas)))
+
+    def _gather(self) -> None:
+        """As long as something that this node has is doubtful, look whether it is the one to open
+        the partition, and do so. Otherwise it waits here for the owners that it is to hear of."""
+        while self._is_doubtful():
+            with self._lock:
+                todo = copying.to_gather(self._replicas)
+            try:
+                for at in range(0, len(todo), _REPORTED_AT_ONCE):
+                    self._gather_some(todo[at : at + _REPORTED_AT_ONCE])
+            except Exception as error:
+                logger.warning("partitions are not opened yet: %s", error)
+            time.sleep(_LOOK_PAUSE_S)
+
+    def _gather_some(self, todo: list[int]) -> None:
+        session = Session(self._locate)
+        pace = copying.Pace(math.inf, time.monotonic)  # nobody works there meanwhile
+        try:
+            self._know_the_cluster(session)
+            outcomes = session.run_many(
+                (
+                    copying.gather(
+                        self._replicas, self._lock, p, self._token, self._next_number, pace
+                    )
+                    for p in todo
+                ),
+                _COPY_TIMEOUT_S,
+                len(todo),
+            )
+            joins = [join for join in outcomes if isinstance(join, Join)]
+            if not joins:
+                return
+            with self._lock:
+                for join in joins:
+                    self._replicas.vouch(join.partition)
+            self._flush()  # N2: the report says that it is all here, for good
+            report = copying.report(self._token, self._replicas.node, joins, self._next_number)
+            session.run(report, _COPY_TIMEOUT_S)
+            logger.warning(
+                "%d partitions have what is left of them on all disks, and open again", len(joins)
+            )
+        finally:
+            session.close()
 
     # --- damaged entries -------------------------------------------------------------------------
 

@@ -21,6 +21,7 @@ class ForgetfulStore:
 
     def __init__(self, synced: dict[bytes, bytes] | None = None, *, syncs: bool = True) -> None:
         self.synced = dict(synced or {})
+        self._before_last = dict(self.synced)
         self.written = dict(self.synced)
         self.shown = dict(self.synced)
         self.syncs = syncs
@@ -52,7 +53,7 @@ class ForgetfulStore:
             else:
                 self.written[name] = value
         if self.syncs:
-            self.synced = dict(self.written)
+            self._before_last, self.synced = self.synced, dict(self.written)
 
     def refresh(self) -> None:
         self.shown = dict(self.written)
@@ -69,8 +70,9 @@ class ForgetfulStore:
     def close(self) -> None:
         pass
 
-    def after_crash(self) -> ForgetfulStore:
-        """What the next process finds."""
-        store = ForgetfulStore(self.synced, syncs=self.syncs)
+    def after_crash(self, *, loses_last: bool = False) -> ForgetfulStore:
+        """What the next process finds; also if the last commit cannot be read any more."""
+        synced = self._before_last if loses_last else self.synced
+        store = ForgetfulStore(synced, syncs=self.syncs)
         store.damaged |= self.damaged
         return store

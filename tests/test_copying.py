@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gtstore import copying, key_order, keyed_entries
-from gtstore.errors import DeadlineExceeded, RemoteProtocolError
+from gtstore.errors import DeadlineExceeded, RemoteProtocolError, Unavailable
 from gtstore.operations import Limited, Lost, Pause
 from gtstore.wire import messages
 from gtstore.wire.codec import decode, encode, encode_record, fixed_format
@@ -725,3 +725,101 @@ def test_whatever_it_had_it_has_what_the_source_has(
     assert present <= len(same)
     if copy_size == held_size == 1000:
         assert present == len(same)
+
+
+# --- logs that do not end whole (N2a) ------------------------------------------------------------
+
+
+def doubtful(replicas: int = 2, *, damaged: int = 0) -> tuple[Network, Client]:
+    """A cluster in which no log ends whole; one node has lost the last record of its own."""
+    network, client = cluster(replicas, is_durable=True)
+    client.put(KEY, b"newest")
+    network.torn = set(network.nodes)
+    network.damaged = {damaged} if damaged else set()
+    network.restart(*network.nodes)
+    return network, client
+
+
+@pytest.mark.parametrize("damaged", [0, 1, 2, 3])
+def test_what_any_owner_has_is_gathered(damaged: int) -> None:
+    """The first owner takes over what is newer elsewhere; until it has said so nobody answers."""
+    network, client = doubtful(3, damaged=damaged)
+    assert [node for node in (1, 2, 3) if copying.to_gather(network.nodes[node].replicas)] == [
+        1, 2, 3,
+    ]  # fmt: skip  # each is the first owner of some
+    assert PARTITION in copying.to_gather(network.nodes[1].replicas)
+    assert PARTITION not in copying.to_gather(network.nodes[2].replicas)
+    with pytest.raises(Unavailable):
+        client.get(KEY)
+    network.gather(1, PARTITION).run()
+    assert owners(network) == [(1, 1), (2, 0), (3, 0)]
+    network.copy_all()
+    assert held(network, 1) == held(network, 2) == held(network, 3)
+    assert {key: client.get(key) for key in KEYS} == {**EVERYTHING, KEY: b"newest"}
+
+
+def test_the_gatherer_dies(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The next process of it goes on; what the others have stays, though some die, too."""
+    monkeypatch.setattr(copying, "COPY_SIZE", 1)
+    network, client = doubtful(2, damaged=1)
+    call = network.gather(1, PARTITION)
+    for _ in range(3):
+        call.advance()
+    for node in (2, 1):
+        network.kill(node)
+        network.bring_back(node)
+    network.gather(1, PARTITION).run()
+    network.copy_all()
+    assert client.get(KEY) == b"newest"
+
+
+def test_a_whole_log_comes_meanwhile() -> None:
+    """The gathering ends: the partition is open with what that one has."""
+    network, client = cluster(is_durable=True)
+    client.put(KEY, b"newest")
+    network.torn = {1, 3}
+    network.restart(1, 3)
+    assert PARTITION in copying.to_gather(network.nodes[1].replicas)
+    call = network.gather(1, PARTITION)
+    call.advance()
+    network.bring_back(2)
+    assert copying.to_gather(network.nodes[1].replicas) == []
+    call.run()
+    assert owners(network) == [(2, 1), (1, 0)]
+    network.copy_all()
+    assert client.get(KEY) == b"newest"
+
+
+def test_nothing_is_to_be_gathered_any_more() -> None:
+    """It is asked for all the same."""
+    network, _ = cluster(is_durable=True)
+    assert network.gather(1, PARTITION).run() is None
+    assert owners(network) == [(1, 1), (2, 1)]
+
+
+def test_who_does_not_tell() -> None:
+    """Only an owner that is as doubtful, under the same row, and only the first owner is told."""
+    network, _ = doubtful(2)
+    row = network.map.rows[PARTITION]
+    request = copying.Request(1, row, b"", {})
+    two = network.nodes[2].replicas
+
+    def kind_of(request: copying.Request) -> int:
+        return copying.answer(two, 1, request)[2]
+
+    assert kind_of(request) == Copied.kind
+    assert kind_of(dataclasses.replace(request, node=3)) == messages.Error.kind
+    older = dataclasses.replace(row, list_epoch=row.list_epoch - 1)
+    assert kind_of(dataclasses.replace(request, row=older)) == messages.Error.kind
+    two.vouch(PARTITION)
+    assert kind_of(request) == messages.Error.kind
+
+
+def test_what_an_operator_accepts_is_doubtful_no_more() -> None:
+    """The manager has put it into the row."""
+    network, _ = doubtful(2)
+    replica = network.nodes[1].replicas[PARTITION]
+    assert replica.is_doubtful
+    network.membership.synced(1, [messages.Join(PARTITION, replica.join_epoch)])
+    network.publish(network.map)
+    assert not replica.is_doubtful

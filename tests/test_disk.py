@@ -154,7 +154,7 @@ def test_what_is_remembered() -> None:
         Remembered(6, b"", 0, 0, 0),
         None,
     ]
-    assert remembered_joins(after.store) == (Join(0, 5), Join(1, 6))
+    assert remembered_joins(after.store) == ((Join(0, 5), Join(1, 6)), ())
 
 
 def test_discarding_is_one_step() -> None:
@@ -336,7 +336,7 @@ def test_a_partition_whose_record_is_damaged_begins_anew(is_missing: bool) -> No
         assert after.partitions[0].remembered is None
         assert (list(after.entries), after.entries.get(b"a")) == ([], None)
         assert after.entries.generation == 8
-        assert remembered_joins(after.store) == (Join(1, 6),)
+        assert remembered_joins(after.store) == ((Join(1, 6),), ())
         assert after.partitions[1].entries.get(b"a") == b"new"
         assert after.partitions[2].entries.generation == 0
     after.remembered[0] = Remembered(9, b"", 0, 0, 0)

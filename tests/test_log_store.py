@@ -612,11 +612,11 @@ def test_a_directory_of_format_2_is_rewritten(
     directory = Directory(tmp_path)
     for _ in range(2):
         names = (ONE, TWO, OTHER, b"P\0\0\0\1", b"P\0\0\0\2")
-        expected = [b"1", b"2", None, b"state", b"other"]
+        expected = [b"1", b"2", None, b"state\0", b"other\0"]  # is_doubtful is new
         if not flushed:
-            expected = [b"new", None, b"3", b"new state", b"other"]
+            expected = [b"new", None, b"3", b"new state\0", b"other\0"]
         assert [directory.store.get(name) for name in names] == expected
-        assert bool(directory.store.not_whole) is not flushed
+        assert bool(directory.store.not_whole) is (flushed == 0)
         directory.store.claim({"node": 1})
         for record in (b"A", b"L", b"P\0\0\0\1"):
             value = directory.store._below.get(record)
@@ -635,7 +635,7 @@ def test_a_directory_without_a_log_is_rewritten(tmp_path: Path) -> None:
     """Of format 1."""
     former(tmp_path, 1, [], 0, is_claimed=True)
     directory = Directory(tmp_path)
-    assert (directory.store.get(ONE), directory.store.get(b"P\0\0\0\1")) == (b"1", b"state")
+    assert (directory.store.get(ONE), directory.store.get(b"P\0\0\0\1")) == (b"1", b"state\0")
     assert not directory.store.not_whole
     directory.store.close()
 

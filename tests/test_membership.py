@@ -28,6 +28,7 @@ from gtstore.membership import (
     Probe,
     Publish,
     Report,
+    Returned,
     Silence,
     Start,
 )
@@ -933,7 +934,7 @@ def test_all_return_with_their_disks() -> None:
     with new incarnations, in a new tenure."""
     membership = durable_and_dead(3, 2)
     before = membership.map
-    returns = [(member(node, 2), joins_of(membership, node)) for node in (3, 1, 2)]
+    returns = [Returned(member(node, 2), joins_of(membership, node)) for node in (3, 1, 2)]
     assert membership.all_returned(returns, NOW)[-1] == Publish()
     for old, row in zip(before.rows, membership.map.rows, strict=True):
         assert [o.incarnation for o in row.owners] == [2, 2]
@@ -955,7 +956,7 @@ def test_one_that_is_late_has_to_copy() -> None:
     """What opens without it may be written to, so it joins as any other."""
     membership = durable_and_dead(3, 2)
     joins = joins_of(membership, 1)
-    membership.all_returned([(member(n, 2), joins_of(membership, n)) for n in (2, 3)], NOW)
+    membership.all_returned([Returned(member(n, 2), joins_of(membership, n)) for n in (2, 3)], NOW)
     assert [nodes_of(membership, p) for p in range(3)] == [
         [(2, 1), (3, 0)], [(2, 1), (3, 1)], [(3, 1), (2, 0)],
     ]  # fmt: skip
@@ -987,7 +988,7 @@ def test_a_node_of_two_has_lost_its_disk() -> None:
     """Its partitions open with the other one, and it joins them."""
     membership = durable_and_dead(2, 2)
     joins = joins_of(membership, 2)
-    actions = membership.all_returned([(member(1, 2), []), (member(2, 2), joins)], NOW)
+    actions = membership.all_returned([Returned(member(1, 2)), Returned(member(2, 2), joins)], NOW)
     assert "without" not in texts(actions)
     assert nodes_of(membership, 0) == [(2, 1), (1, 0)]
 
@@ -1222,3 +1223,136 @@ def test_a_successor_knows_who_is_held() -> None:
     membership = Membership([member(1), member(2)], first, 2, INTERVAL_S, MISSES_MAX, held=[2])
     assert starts(membership.exited(1, "killed", NOW)) == [1]
     assert starts(membership.exited(2, "stopped", NOW)) == []
+
+
+# --- disks that are not what they were (N2a, M6a) ------------------------------------------------
+
+
+def test_whose_log_ends_whole_goes_before_others() -> None:
+    """N2a: the primary's does not, so it joins anew where another owner in sync has everything."""
+    membership = durable_and_dead(3, 2)
+    joins = {node: joins_of(membership, node) for node in (1, 2, 3)}
+    actions = membership.all_returned(
+        [
+            Returned(member(1, 2), [], joins[1]),
+            Returned(member(2, 2), joins[2]),
+            Returned(member(3, 2), joins[3]),
+        ],
+        NOW,
+    )
+    assert [nodes_of(membership, p) for p in range(3)] == [
+        [(2, 1), (1, 0)], [(2, 1), (3, 1)], [(3, 1), (1, 0)],
+    ]  # fmt: skip
+    assert membership.opening() == []
+    assert "log" not in texts(actions)
+
+
+def test_no_log_ends_whole() -> None:
+    """N2a: nothing opens before the first owner reports that it has what all of them have; then it
+    opens with that one, and the others join anew."""
+    membership = durable_and_dead(3, 2)
+    before = membership.map
+    joins = {node: joins_of(membership, node) for node in (1, 2, 3)}
+    actions = membership.all_returned(
+        [Returned(member(node, 2), [], joins[node]) for node in (1, 2, 3)], NOW
+    )
+    assert membership.map.rows == before.rows
+    assert len(membership.opening()) == 192
+    assert membership.awaited_again() == [1, 2, 3]
+    assert "the log of node 1 does not end whole: 128 partitions are opened when" in texts(actions)
+    assert membership.synced(1, [Join(0, joins[1][0].join_epoch + 1)]) == []
+    assert membership.synced(1, [Join(0, joins[1][0].join_epoch), Join(99_999, 1)]) == [Publish()]
+    assert nodes_of(membership, 0) == [(1, 1), (2, 0)]
+    assert 0 not in membership.opening()
+    assert nodes_of(membership, 1) == [(2, 1), (3, 1)]
+
+
+def test_an_owner_that_dies_again_stays_awaited() -> None:
+    """M5: it may be the one that opens the partition, or has the newest that there is."""
+    membership = durable_and_dead(2, 2)
+    before = membership.map
+    joins = {node: joins_of(membership, node) for node in (1, 2)}
+    membership.returned(member(1, 2), NOW, [])
+    membership.exited(1, "killed", NOW)
+    membership.exited(2, "killed", NOW)
+    assert membership.map is before
+    membership.all_returned([Returned(member(1, 3), [], joins[1])], NOW)
+    assert membership.opening() == []
+    membership.all_returned([Returned(member(2, 2), [], joins[2])], NOW)
+    assert len(membership.opening()) == 128
+    membership.exited(1, "killed", NOW)
+    assert membership.opening() == []
+    assert membership.map is before
+
+
+def test_an_older_copy_of_a_disk_does_not_count() -> None:
+    """M6a: where another owner is back it joins anew, and nobody is told of losses."""
+    membership = durable_and_dead(2, 2)
+    joins = {node: joins_of(membership, node) for node in (1, 2)}
+    actions = membership.all_returned(
+        [Returned(member(1, 2), joins[1], is_older=True), Returned(member(2, 2), joins[2])], NOW
+    )
+    assert nodes_of(membership, 0) == [(2, 1), (1, 0)]
+    assert "node 1 has an older copy of its disk: it copies what differs" in texts(actions)
+
+
+def test_an_older_copy_is_all_there_is() -> None:
+    """M6a: its partitions stay Unavailable, and its disk is not taken for the newest one."""
+    membership = durable_and_dead(2, 1)
+    joins = joins_of(membership, 1)
+    actions = membership.all_returned([Returned(member(1, 2), joins, is_older=True)], NOW)
+    assert "node 1 has an older copy of its disk; 64 partitions" in texts(actions)
+    assert "--accept-data-loss" in texts(actions)
+    assert membership.alive_owners(0) == 0
+    assert membership.awaited_again() == [1]
+
+
+def accepting(nodes: int, replicas: int) -> Membership:
+    membership = durable_and_dead(nodes, replicas)
+    membership._accepts_loss = True
+    return membership
+
+
+def test_an_operator_accepts_an_older_copy() -> None:
+    """One of several, and only where nothing better is there."""
+    membership = accepting(3, 2)
+    joins = {node: joins_of(membership, node) for node in (1, 2, 3)}
+    actions = membership.all_returned(
+        [
+            Returned(member(1, 2), joins[1], is_older=True),
+            Returned(member(2, 2), [], joins[2], is_older=True),
+            Returned(member(3, 2), joins[3]),
+        ],
+        NOW,
+    )
+    assert [nodes_of(membership, p) for p in range(3)] == [
+        [(1, 1), (2, 0)], [(3, 1), (2, 0)], [(3, 1), (1, 0)],
+    ]  # fmt: skip
+    assert "64 partitions are opened with what there is (--accept-data-loss): 0 3" in texts(actions)
+
+
+def test_an_operator_gives_up_what_others_had() -> None:
+    """Of logs that do not end whole, what is there is compared; nobody is waited for any more."""
+    membership = accepting(3, 3)
+    joins = {node: joins_of(membership, node) for node in (1, 2)}
+    membership.all_returned(
+        [
+            Returned(member(1, 2), [], joins[1]),
+            Returned(member(2, 2), [], joins[2]),
+            Returned(member(3, 2)),
+        ],
+        NOW,
+    )
+    assert nodes_of(membership, 0) == [(1, 1), (2, 1)]
+    assert membership.alive_owners(0) == 0
+    assert len(membership.opening()) == 192
+    membership.synced(1, [Join(0, joins[1][0].join_epoch)])
+    assert nodes_of(membership, 0) == [(1, 1), (2, 0), (3, 0)]
+
+
+def test_an_operator_accepts_what_need_not_be_accepted() -> None:
+    """Everything is there."""
+    membership = accepting(2, 2)
+    returns = [Returned(member(node, 2), joins_of(membership, node)) for node in (1, 2)]
+    assert "data-loss" not in texts(membership.all_returned(returns, NOW))
+    assert nodes_of(membership, 0) == [(1, 1), (2, 1)]

@@ -946,8 +946,8 @@ def test_a_later_process_keeps_what_its_disk_has() -> None:
     replicas.raise_floor(replicas[PARTITION], b"f" * 16)
     save(replicas, engine, store)
     before = replicas.remembered(PARTITION)
-    assert before == (at(1), b"f" * 16, 2, 1, replicas.size)
-    assert remembered_joins(store) == (messages.Join(PARTITION, at(1)),)
+    assert before == (at(1), b"f" * 16, 2, 1, replicas.size, False)
+    assert remembered_joins(store) == ((messages.Join(PARTITION, at(1)),), ())
     later, _ = on_disk(store.after_crash(), INCARNATION + 1, first=5)
     assert code_of(get(later)) == messages.NOT_READY
     reopened = row(5, owner(1, incarnation=INCARNATION + 1), owner(2))

@@ -19,7 +19,7 @@ import pytest
 from gtstore import addresses, managerd, server, tap, threads, upkeep
 from gtstore.committer import Committer
 from gtstore.disk import DiskEngine
-from gtstore.engine import Remembered
+from gtstore.engine import MemoryEngine, Remembered
 from gtstore.errors import StoreDamaged
 from gtstore.log_store import LogStore
 from gtstore.manager import Manager, ManagerOptions
@@ -426,6 +426,10 @@ class Node:
     def __init__(self) -> None:
         self.node = 1
         self.is_suspended = False
+        # Threads may come to these after a test, and what it had put in their place, has ended.
+        self.row = None
+        self.is_doubtful = False
+        self.former = MemoryEngine().partition(0).former
 
     def __len__(self) -> int:
         return 1
@@ -497,6 +501,17 @@ def test_settler(idle: upkeep.Upkeep, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(idle, "_copy_forever", lambda: None)
     idle.start()
     wait_until(lambda: broken.calls_after > 0, "the next look")
+
+
+def test_gatherer(idle: upkeep.Upkeep, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It goes on to look, as long as something is doubtful."""
+    broken = Once(lambda _: [])
+    monkeypatch.setattr(upkeep.copying, "to_gather", broken)
+    monkeypatch.setattr(idle, "_is_doubtful", lambda: broken.calls_after < 2)
+    for name in ("_copy_forever", "_settle_forever"):
+        monkeypatch.setattr(idle, name, lambda: None)
+    idle.start()
+    wait_until(lambda: broken.calls_after == 2, "more looks")
 
 
 def test_leaver(idle: upkeep.Upkeep, monkeypatch: pytest.MonkeyPatch) -> None:

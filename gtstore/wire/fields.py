@@ -313,5 +313,7 @@ Time = Annotated[int, Integer("time", "Q")]
 Version = Annotated[bytes, Fixed("version", 16)]
 TOKEN_SIZE: Final = 16
 Token = Annotated[bytes, Fixed("token", TOKEN_SIZE)]
+MARK_SIZE: Final = 16
+Mark = Annotated[bytes, Fixed("mark", MARK_SIZE)]
 Text = Annotated[str, Characters("text", _U16, 1000)]
 OptionalTime = Annotated[int | None, IfFlag(8, Integer("time", "Q"))]

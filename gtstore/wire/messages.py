@@ -17,6 +17,7 @@ from typing import Annotated, Any, ClassVar, Final, TypeVar, dataclass_transform
 
 from .fields import (
     MALFORMED,
+    MARK_SIZE,
     U8,
     U16,
     U32,
@@ -25,6 +26,7 @@ from .fields import (
     Counted,
     Epoch,
     Integer,
+    Mark,
     OptionalTime,
     Record,
     Rest,
@@ -82,6 +84,7 @@ CLIENT_TIMEOUT_S: Final = 5.0
 CLIENT_CONNECTIONS_MAX: Final = 64
 CLIENT_IDLE_S: Final = 60.0
 TTL_MAX_S: Final = 100 * 365 * 24 * 60 * 60
+MARKS_MAX: Final = 64
 
 
 @dataclass(frozen=True)
@@ -527,7 +530,18 @@ class Register(Message):
         tuple[Join, ...],
         Array(_U32, Record(Join)),
         "the partitions of which its disk has everything since it joined; none without a disk",
-    ]
+    ] = ()
+    doubtful: Annotated[
+        tuple[Join, ...],
+        Array(_U32, Record(Join)),
+        "the same, but the log on its disk ends in a record that cannot be read: what was "
+        "acknowledged last may be missing",
+    ] = ()
+    marks: Annotated[
+        bytes,
+        Counted("marks", _U16, 0, MARKS_MAX * MARK_SIZE),
+        "the newest marks that are on its disk, 16 bytes each, the last one last (NEW_MARK)",
+    ] = b""
 
 
 @message(0x86, MANAGER, NODE)
@@ -552,7 +566,7 @@ class InSync(Message):
 
 @message(0x87, MANAGER, NODE)
 class Noted(Message):
-    """The answer to IN_SYNC and LEAVE."""
+    """The answer to IN_SYNC, LEAVE and NEW_MARK."""
 
 
 @message(0x08, NODE, MANAGER, replies=("NOTED", "NOT_ALLOWED", "NOT_READY", "UNAVAILABLE"))
@@ -564,6 +578,17 @@ class Leave(Message):
     token: Annotated[Token, "the secret that the manager gave to the process"]
     node: Annotated[U16, "its number"]
     join: Annotated[Join, Record(Join), "the partition, and when it joined it"]
+
+
+@message(0x0C, NODE, MANAGER, replies=("NOTED", "NOT_ALLOWED"))
+class NewMark(Message):
+    """A node has put a new mark on its disk, as it does at each start and at an orderly stop. The
+    manager keeps the last one of each node: a disk that does not have it is an older copy."""
+
+    token: Annotated[Token, "the secret that the manager gave to the process"]
+    node: Annotated[U16, "its number"]
+    incarnation: Annotated[U32, "which start of the node this is"]
+    mark: Annotated[Mark, "a random number"]
 
 
 @message(0x09, CLIENT, NODE, replies=("STATISTICS",))
@@ -780,6 +805,10 @@ class Copy(Message):
     goes by the row given here, if it does not have it yet, and answers as long as it is in sync
     itself and the asking node comes after it. The keys come in the order of their bytes, each entry
     as it is when it is sent.
+
+    So does the first owner of a partition that is not open, for the logs of all its owners end in
+    records that cannot be read (`doubtful` in REGISTER): it asks each of the others, and these
+    answer as long as that is so with them, too.
 
     A node that has come back names in `held` what its disk still has from before, in the order of
     keys, all of it above `after`. What is the same at the source is not sent. The answer goes no

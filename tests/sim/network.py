@@ -20,7 +20,7 @@ from typing import Any, Generic, TypeAlias, TypeVar
 
 from gtstore import copying, operations, scanning
 from gtstore.cluster_time import ClusterTime
-from gtstore.disk import DiskEngine, remembered_joins
+from gtstore.disk import DiskEngine, doubted, remembered_joins
 from gtstore.engine import MemoryEngine
 from gtstore.errors import (
     ConnectError,
@@ -29,7 +29,7 @@ from gtstore.errors import (
     GTStoreError,
     RemoteProtocolError,
 )
-from gtstore.membership import Membership
+from gtstore.membership import Membership, Returned
 from gtstore.operations import MANAGER, Lost, Operation, Pause, Reply, Source
 from gtstore.placement import HASH_FUNCTIONS, PartitionMap, Routes, cluster_of, partition_count
 from gtstore.replica import Behind, Replicas
@@ -143,9 +143,15 @@ class Node:
         return floor if join_epoch == replica.join_epoch else b""
 
     @property
-    def joins(self) -> tuple[messages.Join, ...]:
-        """What the next process can say of this one's disk."""
-        return remembered_joins(self.store.after_crash()) if self.store else ()
+    def joins(self) -> tuple[tuple[messages.Join, ...], tuple[messages.Join, ...]]:
+        """What the next process can say of this one's disk: see Returned."""
+        return remembered_joins(self.store.after_crash()) if self.store else ((), ())
+
+    def knows_its_joins(self) -> bool:
+        """Whether it would also without the last record of its log."""
+        assert self.store
+        last = remembered_joins(self.store.after_crash(loses_last=True))
+        return last == remembered_joins(self.store.after_crash())
 
     def handle(self, frame: bytes) -> bytes:
         """Handle a request, and return the reply when it may leave."""
@@ -245,6 +251,11 @@ class Network:
         """What the peers were given to handle, in order."""
         self.asked: list[tuple[int, Message]] = []
         """What the clients sent, done or not, in order."""
+        self.torn: set[int] = set()
+        """Dead nodes whose logs end in records that were being written."""
+        self.damaged: set[int] = set()
+        """Dead nodes whose logs' last records cannot be read any more: nobody can tell these from
+        the others (N2a)."""
         self.present = 0
         """Entries that a copier had already, of all copies that came to an end."""
         self.troubles: tuple[messages.Trouble, ...] = ()
@@ -298,7 +309,12 @@ class Network:
         """A new process on a node's old address, with what is on its disk, if it has one. It has
         not registered yet."""
         old = self.nodes[node]
-        store = old.store.after_crash() if old.store else None
+        store = old.store.after_crash(loses_last=node in self.damaged) if old.store else None
+        if store and node in self.damaged | self.torn:
+            store.commit(doubted(store))
+            store.refresh()
+        self.damaged.discard(node)
+        self.torn.discard(node)
         self.nodes[node] = Node(self, node, old.incarnation + 1, store)
 
     def bring_back(self, *nodes: int) -> None:
@@ -308,7 +324,8 @@ class Network:
             self.notice(node)
             self.start(node)
         self.membership.all_returned(
-            [(self._member(node), self.nodes[node].joins) for node in nodes], self.now_us / 1e6
+            [Returned(self._member(node), *self.nodes[node].joins) for node in nodes],
+            self.now_us / 1e6,
         )
         for number in nodes:
             node = self.nodes[number]
@@ -360,6 +377,22 @@ class Network:
             return moved
 
         return client.call(copy_and_report())
+
+    def gather(self, node: int, partition: int) -> Call[None]:
+        """A node's gathering of what all owners have of a partition that is not open (N2a), and its
+        report, to be advanced."""
+        number = Client(self).source.next_number
+        replicas = self.nodes[node].replicas
+
+        def gather_and_report() -> Operation[None]:
+            lock = contextlib.nullcontext()
+            join = yield from copying.gather(replicas, lock, partition, TOKEN, number, NO_PACE)
+            if join is not None:
+                replicas.vouch(partition)
+                self.nodes[node].save()
+                yield from copying.report(TOKEN, node, [join], number)
+
+        return Client(self).call(gather_and_report())
 
     def copy_all(self) -> None:
         """Let all copying be done."""

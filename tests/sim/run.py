@@ -104,7 +104,8 @@ class Run:
         self.events = 0
         self.in_vain = 0  # processes that ended before they were members
         self.copied = 0  # partitions
-        self.copies: dict[Replica, tuple[Node, Call[int]]] = {}
+        self.copies: dict[Replica, tuple[Node, Call[Any]]] = {}
+        self.gathered = 0
         self.settled = 0
         self.dropped = 0  # tombstones
         self.settling: list[tuple[Node, int, bytes, bytes, Call[bool]]] = []
@@ -241,6 +242,11 @@ class Run:
                     if node.replicas[partition] not in self.copies:
                         call = network.copy(number, partition)
                         self.copies[node.replicas[partition]] = node, call
+                for partition in copying.to_gather(node.replicas):
+                    if node.replicas[partition] not in self.copies:
+                        self.gathered += 1
+                        gathering = network.gather(number, partition)
+                        self.copies[node.replicas[partition]] = node, gathering
         if self.copies:
             self.random.choice(list(self.copies.values()))[1].advance()
         return bool(self.copies)
@@ -504,6 +510,8 @@ class DurableRun(Run):
         super().__init__(seed)
         self.restarts = self.random.randint(0, 2)
         self.reopened = 0
+        self.damages = self.random.randint(0, 1)
+        self.torn_rate = self.random.choice((0.0, 0.3, 1.0))
 
     def choose(self, peer: int, request: Any) -> Fault:
         if self.kills and peer and not self.is_healed and self.random.random() < 0.01:
@@ -519,8 +527,30 @@ class DurableRun(Run):
             some = self.random.sample(nodes, self.random.randint(1, len(nodes)))
             others = self.random.sample(nodes, self.random.choice((0, 0, 1)))
             self.in_vain += len(others)
+            self.damage(nodes)
             self.network.restart(*some, in_vain=others)
         super().event()
+
+    def damage(self, nodes: list[int]) -> None:
+        """The logs of some nodes do not end whole; of one of them the last record was synced, and
+        is damaged. Nobody has the only copy of what it had, nor does it say of what the node is an
+        owner: then the partition stays closed, until somebody says that what is lost is lost."""
+        network = self.network
+        network.torn = {node for node in nodes if self.random.random() < self.torn_rate}
+        candidates = [
+            node
+            for node in nodes
+            if not network.map.is_last_in_sync(node) and network.nodes[node].knows_its_joins()
+        ]
+        if self.damages and candidates:
+            self.damages -= 1
+            network.damaged = {self.random.choice(candidates)}
+            # It goes back, which invariant 1 forbids: but for what was never complete.
+            self.holds = {
+                place: version
+                for place, version in self.holds.items()
+                if place[0] not in network.damaged
+            }
 
     def kill(self, number: int) -> None:
         """Kill a node, also the last one."""
@@ -531,4 +561,5 @@ class DurableRun(Run):
     def count(self, outcomes: Counter[str]) -> None:
         super().count(outcomes)
         outcomes["reopened"] += self.reopened
+        outcomes["gathered"] += self.gathered
         outcomes["present"] += self.network.present

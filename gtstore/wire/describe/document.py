@@ -48,6 +48,8 @@ TYPE_MEANINGS: Final = {
     "time": "microseconds since 1970-01-01 00:00 UTC",
     "version": "the first 16 bytes of an entry: its time and its client",
     "token": "a secret of the cluster's own processes",
+    "mark": "a random number that a node has put on its disk",
+    "marks": "some of these, one after the other",
     "key": "any bytes",
     "value": "any bytes",
     "text": "for a person to read, or a host's name",

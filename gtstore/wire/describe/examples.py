@@ -18,6 +18,7 @@ _NEXT_EPOCH: Final = _CLUSTER_ID | 2
 _TIME: Final = 1_700_000_000_000_000
 _PUT_CLIENT: Final = 0x1122334455667788
 _TOKEN: Final = bytes(range(0xA0, 0xB0))
+_MARK: Final = bytes(range(0x60, 0x70))
 _KEY: Final = b"key1"
 _PARTITION: Final = 186
 _ROW: Final = messages.Row(
@@ -58,11 +59,17 @@ EXAMPLES: Final[Mapping[int, tuple[int, messages.Message]]] = {
         (4, messages.KeyNodes(_KEY)),
         (5, messages.NextPrimary(1, _KEY)),
         (4, messages.Owners(_ROW, _MEMBERS[:2])),
-        (1, messages.Register(_TOKEN, 1, 1, 4001, 10001, (messages.Join(_PARTITION, _EPOCH),))),
+        (
+            1,
+            messages.Register(
+                _TOKEN, 1, 1, 4001, 10001, (messages.Join(_PARTITION, _EPOCH),), (), _MARK
+            ),
+        ),
         (1, messages.Registered(_CLUSTER_ID, 3, 2, messages.HASH_ADDITIVE)),
         (1, messages.InSync(_TOKEN, 3, (messages.Join(_PARTITION, _NEXT_EPOCH),))),
         (1, messages.Noted()),
         (2, messages.Leave(_TOKEN, 1, messages.Join(_PARTITION, _EPOCH))),
+        (3, messages.NewMark(_TOKEN, 1, 2, _MARK)),
         (1, messages.GetStatistics()),
         (1, messages.Statistics(1, 20, 12, 3)),
         (7, messages.GetTroubles()),
