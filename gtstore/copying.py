@@ -260,7 +260,9 @@ def copy(
         next_number: a new request id.
         pace: that of all copies of this node.
     """
-    return _fetch(replicas, lock, partition, token, next_number, pace, _source_of, _former)
+    return _fetch(
+        replicas, lock, partition, token, next_number, pace, _source_of, _former, replicas.merge
+    )
 
 
 def to_gather(replicas: Replicas) -> list[int]:
@@ -294,8 +296,9 @@ def gather(
             join = Join(partition, replicas[partition].join_epoch)
     for other in others or ():
         source_of = partial(_gathered_from, other)
+        take = partial(_take_gathered, replicas)
         outcome = yield from _fetch(
-            replicas, lock, partition, token, next_number, pace, source_of, _own
+            replicas, lock, partition, token, next_number, pace, source_of, _own, take
         )
         join = outcome.join
         if join is None:
@@ -312,6 +315,13 @@ def _gathered_from(node: int, replicas: Replicas, partition: int) -> _Source | N
     return _Source(node, 0, replicas[partition].join_epoch, row)
 
 
+def _take_gathered(replicas: Replicas, replica: Replica, key: bytes, entry: bytes) -> None:
+    """N7: what is not here, and not above the floor, was deleted here; only the other owner's log
+    has lost that."""
+    if replica.entries.get(key) is not None or entry[:VERSION_SIZE] > replica.floor:
+        replicas.merge(replica, key, entry)
+
+
 def _fetch(
     replicas: Replicas,
     lock: AbstractContextManager[object],
@@ -321,9 +331,11 @@ def _fetch(
     pace: Pace,
     source_of: Callable[[Replicas, int], _Source | None],
     named: Callable[[Replica, bytes], dict[bytes, bytes]],
+    take: Callable[[Replica, bytes, bytes], None],
 ) -> Operation[Outcome]:
     """Get all that a source has of a partition. ``named(replica, after)`` is what the source need
-    not send if it has the same: entries of the next keys."""
+    not send if it has the same: entries of the next keys; ``take(replica, key, entry)`` stores
+    one."""
     received: dict[bytes, bool] = {}  # key -> whether its entry was here already
     after = b""
     previous: tuple[int, int, int] | None = None
@@ -354,7 +366,7 @@ def _fetch(
         batch = _taken_apart(reply[3], after, former)
         with lock:
             pace.came(batch.size)
-            after, is_last = _take_batch(replicas, partition, source, after, batch, received)
+            after, is_last = _take_batch(replicas, partition, source, after, batch, received, take)
         if is_last:
             return _outcome(received, Join(partition, source.join_epoch))
 
@@ -454,6 +466,7 @@ def _take_batch(
     after: bytes,
     batch: _Copied,
     received: dict[bytes, bool],
+    take: Callable[[Replica, bytes, bytes], None],
 ) -> tuple[bytes, bool]:
     """Store one batch, and add its keys to those that were received; return its last key, and
     whether it was the last one. A batch of another join is ignored."""
@@ -461,7 +474,7 @@ def _take_batch(
     if not replica.join_epoch == source.join_epoch == batch.join_epoch:
         return b"", False
     for key, entry, is_here in batch.entries:
-        replicas.merge(replica, key, entry)
+        take(replica, key, entry)
         received[key] = is_here
     if batch.is_last and batch.floor != _NO_FLOOR:
         _take_floor(replicas, replica, batch.floor, received)

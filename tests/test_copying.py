@@ -758,6 +758,33 @@ def test_what_any_owner_has_is_gathered(damaged: int) -> None:
     assert {key: client.get(key) for key in KEYS} == {**EVERYTHING, KEY: b"newest"}
 
 
+@pytest.mark.parametrize("damaged", [1, 2])
+def test_what_was_deleted_long_ago_does_not_come_back(damaged: int) -> None:
+    """N7: one owner has dropped the tombstone, the other one has lost it with its last record, and
+    still has the value."""
+    network, client = cluster(is_durable=True)
+    deleted = client.delete(KEY)
+    other = network.nodes[3 - damaged]
+    replica = other.replicas[PARTITION]
+    network.deliver_owed(client.source.owed)
+    other.replicas.raise_floor(replica, encode_record(entry_of(deleted))[:16])
+    other.replicas.drop(replica, KEY)
+    other.save()
+    network.torn = {1, 2, 3}
+    network.damaged = {damaged}
+    network.restart(1, 2, 3)
+    network.gather(1, PARTITION).run()
+    network.copy_all()
+    assert client.get(KEY) is None
+    assert {key: client.get(key) for key in KEYS[1:]} == {
+        key: value for key, value in EVERYTHING.items() if key != KEY
+    }
+
+
+def entry_of(result: Any) -> Entry:
+    return Entry(result.version.time, result.version.client, 0, 0, None, b"")
+
+
 def test_the_gatherer_dies(monkeypatch: pytest.MonkeyPatch) -> None:
     """The next process of it goes on; what the others have stays, though some die, too."""
     monkeypatch.setattr(copying, "COPY_SIZE", 1)

@@ -452,10 +452,10 @@ def idle(monkeypatch: pytest.MonkeyPatch) -> Iterator[upkeep.Upkeep]:
     monkeypatch.setattr(upkeep, "_REPORT_AGAIN_S", 0.01)
     some: Any = Node()
     lock = TokenLock()
-    made = upkeep.Upkeep(some, lambda: 1, lock, ("127.0.0.1", 1), b"token", lambda: None)
+    made = upkeep.Upkeep(some, lambda: 0, lock, ("127.0.0.1", 1), b"token", lambda: None)
     monkeypatch.setattr(made, "_look_through", lambda _: (1, []))
     yield made
-    lock.acquire = threading.Event().wait  # type: ignore[assignment]  # its threads sleep
+    lock.acquire()  # its threads go no further, and end with the tests
 
 
 def test_copies(idle: upkeep.Upkeep, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -376,10 +376,10 @@ def test_a_damaged_log(tmp_path: Path) -> None:
         cluster.kill_everything()
     node = tmp_path / "data" / "node-2"
     log = bytearray((node / "log-0").read_bytes())
-    log[100] ^= 1  # in the first record: the state of its partitions
+    log[100] ^= 1  # in the second record: the state of its partitions
     (node / "log-0").write_bytes(log)
     with on_disk(tmp_path) as cluster, cluster.connect() as client:
-        wait_until(lambda: "node-2 is damaged: record 1 is missing" in cluster.log(), "its report")
+        wait_until(lambda: "node-2 is damaged: record 2 is missing" in cluster.log(), "its report")
         assert client.get_many(list(values)) == values
         wait_until(lambda: client.status()["nodes"][1]["state"] == "alive", "its return")
         cluster.wait_in_sync()
