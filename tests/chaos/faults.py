@@ -285,7 +285,7 @@ class Faults:
         }
         self._cluster.node_pids.update(nodes)
         is_time = self.counts["kill"] and not self.counts["kill everything"]
-        if self._is_durable and (is_time or self._random.random() < 0.15):
+        if self._is_durable and (is_time or self._random.random() < 0.08):
             self._kill_everything()
             return
         if self.counts["kill"] and self._random.random() < 0.2:

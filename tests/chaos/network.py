@@ -23,7 +23,8 @@ from .shim.skew import PROXY_HOST, let_connections_be
 SERVER_HOST = "127.0.0.1"
 QUIET_S: Final = 5.0
 """After such a time one way of a connection, on average, something happens to what comes next."""
-KINDS: Final = {"stall one way": 2, "single bytes": 5, "reset": 1}
+KINDS: Final = {"stall one way": 6, "single bytes": 13, "reset": 1}
+"""Each reset may leave the outcome of what is under way there unknown."""
 STALL_S: Final = (0.05, 2.0)
 SINGLE_BYTES_MAX: Final = 300
 _BLOCK_SIZE: Final = 64 * 1024
@@ -84,12 +85,15 @@ async def _serve_until_told(pipe: Connection, ports: Sequence[int], seed: int) -
 
         return serve
 
-    for port in ports:
-        await asyncio.start_server(accept(port), PROXY_HOST, port, backlog=1024)
+    servers = [
+        await asyncio.start_server(accept(port), PROXY_HOST, port, backlog=1024) for port in ports
+    ]
     told = asyncio.Event()
     asyncio.get_running_loop().add_reader(pipe.fileno(), told.set)
     pipe.send(None)
     await told.wait()
+    for server in servers:
+        server.close()
     for link in list(links):
         link.reset()
     try:
@@ -134,13 +138,11 @@ class _Link:
         while data := await reader.read(_BLOCK_SIZE):
             if now() > quiet_until:
                 at = self._chance.randrange(len(data))
-                writer.write(data[:at])
+                _write(writer, data[:at])
                 data = await self._trouble(data[at:], writer)
                 quiet_until = now() + self._drawn_quiet_s()
-            writer.write(data)
+            _write(writer, data)
             await writer.drain()
-            if writer.is_closing():
-                raise ConnectionResetError  # the other way was reset
         if writer.can_write_eof():
             writer.write_eof()
 
@@ -158,7 +160,7 @@ class _Link:
             case "single bytes":
                 count = min(len(data), self._chance.randint(1, SINGLE_BYTES_MAX))
                 for at in range(count):
-                    writer.write(data[at : at + 1])
+                    _write(writer, data[at : at + 1])
                     await asyncio.sleep(0)
                 data = data[count:]
             case "reset":
@@ -172,3 +174,9 @@ class _Link:
             if sock is not None and not writer.transport.is_closing():
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
             writer.transport.abort()
+
+
+def _write(writer: asyncio.StreamWriter, data: bytes) -> None:
+    if writer.is_closing():
+        raise ConnectionResetError  # the other way was reset
+    writer.write(data)
