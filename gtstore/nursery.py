@@ -39,6 +39,7 @@ from .membership import Evidence
 _ANSWER_TIMEOUT_S = 5.0
 _REAP_TIMEOUT_S = 1.0
 _WORTH_MENTIONING_S = 1.0
+_THREADS_LOOKED_AT = 256
 _TICKS_A_SECOND = os.sysconf("SC_CLK_TCK")
 
 
@@ -149,8 +150,10 @@ def _moved_size(pid: int) -> int:
 
 
 def _thread_numbers(pid: int) -> list[str]:
+    """Of its first threads, without which it does nothing; there may be thousands more, one for
+    each connection."""
     try:
-        return os.listdir(f"/proc/{pid}/task")
+        return sorted(os.listdir(f"/proc/{pid}/task"), key=int)[:_THREADS_LOOKED_AT]
     except OSError:
         return []  # it has ended, and was reaped
 
