@@ -274,8 +274,8 @@ class Membership:
         self._late_at = math.inf  # a tick after that comes too late
         self._now = -math.inf  # of the last event that had a time
         self._copies_missing_since = -math.inf  # holds while any are
-        self.patience_s = probe_interval_s
-        """How long a probe waits for its answer."""
+        self._patience_s = probe_interval_s
+        self._are_stopped = False  # all who were silent in the last round
         self._alive_since = dict.fromkeys(self.members, -math.inf)
         self._early_deaths = dict.fromkeys(self.members, 0)
         self._starting: dict[int, float] = {}  # started at that time, and not back yet
@@ -334,20 +334,26 @@ class Membership:
         """When ``tick`` is due again, on the caller's clock."""
         return self._next_tick or 0.0
 
+    @property
+    def patience_s(self) -> float:
+        """How long a probe waits for its answer. Who is stopped is not waited for longer."""
+        return self._interval_s if self._are_stopped else self._patience_s
+
     def probed(self, round_: Mapping[int, Silence | None], took_s: float) -> list[Action]:
         """A round of probes is over, and took so long: None for each node that has answered."""
         silent = {node: silence for node, silence in round_.items() if silence is not None}
+        evidence = [silence.evidence for silence in silent.values()]
         doubt = ""
         if took_s > _LATE * self.patience_s:
             doubt = f"the manager itself was late, by {took_s - self.patience_s:.2f} s"
         elif len(silent) == len(round_) > 1:
             # M1: they are all on one machine, which is the manager's.
             doubt = "all nodes are silent at once, so it is the manager, or the machine"
-        is_short = any(one.evidence and one.evidence.has_waited for one in silent.values())
-        if doubt or is_short:
-            self.patience_s = min(2 * self.patience_s, _PATIENCE_MAX * self._interval_s)
+        self._are_stopped = bool(silent) and all(one and one.is_stopped for one in evidence)
+        if doubt or any(one and one.has_waited for one in evidence):
+            self._patience_s = min(2 * self._patience_s, _PATIENCE_MAX * self._interval_s)
         else:
-            self.patience_s = max(_PATIENCE_FALLS * self.patience_s, self._interval_s)
+            self._patience_s = max(_PATIENCE_FALLS * self._patience_s, self._interval_s)
         actions: list[Action] = []
         for node, silence in round_.items():
             if silence is None:

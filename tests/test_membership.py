@@ -379,6 +379,20 @@ def test_patience_while_processors_are_short() -> None:
     assert membership.patience_s == INTERVAL_S
 
 
+def test_who_is_stopped_is_not_waited_for_longer() -> None:
+    """Also while processors are short: the system has said it already."""
+    membership = cluster(3, 2)
+    for _ in range(3):
+        probed(membership, {1: OVERLOADED["waited"]})
+    assert membership.patience_s == 8 * INTERVAL_S
+    probed(membership, {2: STOPPED})
+    assert membership.patience_s == INTERVAL_S
+    probed(membership, {1: OVERLOADED["waited"], 2: STOPPED})
+    assert membership.patience_s == 8 * INTERVAL_S
+    probed(membership, {})
+    assert membership.patience_s > 7 * INTERVAL_S
+
+
 # --- one after the other -------------------------------------------------------------------------
 
 
