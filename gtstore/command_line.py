@@ -132,7 +132,8 @@ class StopSignals:
         self.has_log_file = False
         """Then a SIGHUP may mean that, also on a terminal, as long as the terminal is there."""
         self._terminals = [n for n in (0, 1, 2) if has_terminal and os.isatty(n)]
-        self._cause: signal.Signals | None = None
+        self.cause: str | None = None
+        """Why the program is to stop; None: it is not."""
         self._is_hung_up = False  # a SIGHUP is to be answered
         self._reader, writer = os.pipe()
         os.set_blocking(self._reader, False)
@@ -145,20 +146,13 @@ class StopSignals:
 
     def was_asked(self) -> bool:
         """Whether the program is to stop."""
-        return self._cause is not None
-
-    @property
-    def cause(self) -> str:
-        """Why the program is to stop."""
-        if self._cause == signal.SIGHUP:
-            return "SIGHUP: its terminal was closed"
-        return self._cause.name if self._cause is not None else "no signal"
+        return self.cause is not None
 
     def wait(
         self, poll: Callable[[], None] | None = None, hang_up: Callable[[], None] = lambda: None
     ) -> None:
-        """Wait until one comes that asks to stop; meanwhile call ``poll`` once a second, and
-        ``hang_up`` when a SIGHUP has come that does not ask for that."""
+        """Wait until one comes that asks to stop; meanwhile call ``poll`` once a second, which may
+        set the cause, too, and ``hang_up`` when a SIGHUP has come that does not ask for that."""
         while True:
             if self._is_hung_up:
                 self._is_hung_up = False
@@ -176,8 +170,11 @@ class StopSignals:
     def _note(self, number: int, _: object) -> None:
         if number == signal.SIGHUP and not self._is_terminal_closed():
             self._is_hung_up = True
-        elif self._cause is None:
-            self._cause = signal.Signals(number)
+        elif self.cause is None:
+            is_hang_up = number == signal.SIGHUP
+            self.cause = (
+                "SIGHUP: its terminal was closed" if is_hang_up else signal.Signals(number).name
+            )
 
     def _is_terminal_closed(self) -> bool:
         """Standard error is one, so nobody rotates it; or one is no terminal any more."""

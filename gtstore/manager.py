@@ -239,6 +239,10 @@ class Manager:
             if saved and (adopted or self._directory):
                 self._check_shape(saved, adopted)
             if saved and adopted:
+                self._check_address(saved, adopted)
+            elif self._directory:
+                self._check_memory()
+            if saved and adopted:
                 self._take_over(saved, adopted)
             elif saved and saved.engine != MEMORY:
                 self._check_node_ports()
@@ -415,6 +419,31 @@ class Manager:
             f"with these, or stop them with: kill {pids}"
         )
 
+    def _check_address(self, saved: SavedState, running: dict[int, NodeProcess]) -> None:
+        """Nodes that run report to the address that they were started with."""
+        if saved.address in (None, (self._options.host, self._server.port)):
+            return
+        host, port = saved.address
+        pids = " ".join(str(process.pid) for process in running.values())
+        raise ClusterError(
+            f"the nodes of a manager that was killed still run, and report to "
+            f"{format_address(host, port)}: start it with --host {host} --port {port}, or stop "
+            f"them with: kill {pids}"
+        )
+
+    def _check_memory(self) -> None:
+        """There may be a cluster without a data directory, whose manager was here."""
+        file = StateFile.of_address(self._options.host, self._server.port)
+        running = [
+            process for saved in file.read() for process in self._find_running(saved).values()
+        ]
+        if running:
+            pids = " ".join(str(process.pid) for process in running)
+            raise ClusterError(
+                "the nodes of a manager that was killed still run on this port, and have their "
+                f"data in memory: start it without --data-dir, or stop them with: kill {pids}"
+            )
+
     def _take_over(self, saved: SavedState, running: dict[int, NodeProcess]) -> None:
         """Go on where the last manager was: the nodes that run are members; for the others it is as
         if they had died now."""
@@ -440,7 +469,11 @@ class Manager:
         for node, process in running.items():
             self._looks[node] = Gathered(partial(self._look_at, node, process))
         numbers = _ranges(sorted(running))
-        logger.warning("took over the cluster of a manager that is gone: nodes %s run", numbers)
+        logger.warning(
+            "took over the cluster of a manager that is gone: nodes %s run, each with the options "
+            "that it was started with",
+            numbers,
+        )
         for known in saved.processes:
             node = known.node
             if node in running:
@@ -491,6 +524,7 @@ class Manager:
             returns, self._returns = self._returns, None
             if not returns:
                 raise ClusterError("no storage node has started; their lines above say why")
+            self._check_age(saved, returns.values())
             # In the same step: whoever dies now has returned.
             self._apply(partial(membership.all_returned, returns.values(), time.monotonic()))
         self._publish(_FIRST_PUBLISH_TIMEOUT_S)
@@ -500,6 +534,23 @@ class Manager:
                 self._changed.wait(0.1)
                 if self._is_interrupted():
                     raise ClusterError("stopped before all storage nodes were ready")
+
+    def _check_age(
+        self,
+        saved: SavedState,
+        returns: Iterable[tuple[messages.Member, tuple[messages.Join, ...]]],
+    ) -> None:
+        """A state from before the last change of the map would use epochs again (M4). Nodes that
+        became owners since then know better."""
+        for member, joins in returns:
+            newest = max((join.join_epoch for join in joins), default=0)
+            if cluster_of(newest) == saved.cluster_id and newest > saved.map.epoch:
+                raise ClusterError(
+                    f"{self._state_file.path} is of map {saved.map.epoch & 0xFFFF_FFFF}, but node "
+                    f"{member.node} has been in map {newest & 0xFFFF_FFFF}: it is an old one. "
+                    "Without the last one nobody knows what the nodes' data is worth: "
+                    "docs/OPERATIONS.md"
+                )
 
     def _check_published(self) -> None:
         """Raises ClusterError if there is no first map, because it could not be saved."""
@@ -840,6 +891,7 @@ class Manager:
                 held,
                 self._reached(),
                 marks,
+                (options.host, self._server.port),
             )
             try:
                 self._state_file.write(state)

@@ -74,6 +74,8 @@ class SavedState:
     """Cluster time when this was written (T1)."""
     marks: Mapping[int, bytes] = field(default_factory=dict)
     """The last mark that each node has put on its disk (M6a)."""
+    address: tuple[str, int] | None = None
+    """Where the manager listens, which is where its nodes report to. None: not known."""
 
 
 def to_text(state: SavedState, encoder: RowEncoder | None = None) -> str:
@@ -92,6 +94,7 @@ def to_text(state: SavedState, encoder: RowEncoder | None = None) -> str:
         "held": state.held,
         "reached": state.reached and state.reached._asdict(),
         "marks": {str(node): mark.hex() for node, mark in sorted(state.marks.items())},
+        "address": state.address,
         "map": body.hex(),
     }
     return json.dumps({**form, "sha256": _checksum(form)})
@@ -127,10 +130,11 @@ def from_text(text: str) -> SavedState:
             PartitionMap(body.epoch, body.rows, [body.epoch] * len(body.rows)),
             tuple(Member(**member) for member in form["members"]),
             tuple(Process(**process) for process in form["processes"]),
-            # Versions before have no "held", no "reached", or no "marks".
+            # Versions before have no "held", no "reached", no "marks", or no "address".
             tuple(form.get("held", ())),
             Reached(**form["reached"]) if form.get("reached") else None,
             {int(node): bytes.fromhex(mark) for node, mark in form.get("marks", {}).items()},
+            tuple(form["address"]) if form.get("address") else None,
         )
     except (KeyError, TypeError, StopIteration, AttributeError, RemoteProtocolError) as error:
         raise ValueError(f"{type(error).__name__}: {error}") from error

@@ -25,6 +25,7 @@ from .disk import Changes, DiskEngine, doubted, marked, marks_on, remembered_joi
 from .engine import MemoryEngine
 from .errors import (
     ClusterError,
+    GTStoreError,
     NetworkError,
     StoreCorrupt,
     StoreDamaged,
@@ -156,6 +157,18 @@ class StorageNode:
     def has_map(self) -> bool:
         """Whether the manager has ever given it a map."""
         return self._replicas.epoch != 0
+
+    def other_cluster(self) -> int:
+        """Ask at the manager's address: the id of another cluster whose manager answers there, or
+        0."""
+        try:
+            reply = self._ask(messages.Ping(), _FETCH_TIMEOUT_S)
+        except GTStoreError:
+            return 0
+        if not isinstance(reply, messages.Pong) or reply.role != messages.ROLE_MANAGER:
+            return 0
+        found = cluster_of(reply.epoch)  # 0: it is still starting
+        return 0 if found == self._replicas.cluster_id else found
 
     def start(self) -> None:
         """Serve, in threads of its own."""

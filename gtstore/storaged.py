@@ -7,6 +7,7 @@ users of the machine cannot read it.
 from __future__ import annotations
 
 import argparse
+import itertools
 import logging
 import os
 import signal
@@ -32,10 +33,15 @@ from .committer import DISK_FAILED_EXIT
 from .connection import parse_address
 from .errors import ClusterError, StoreError
 from .lifeline import hold_on
+from .placement import format_address
 from .storage import NodeOptions, StorageNode
 from .wire.messages import NODES_MAX
 
 logger = logging.getLogger("gtstore.storaged")
+
+_LOOK_EVERY_S = 3
+_LOOKS = 3
+"""So many times another cluster must have answered at the manager's address."""
 
 
 def parser() -> OneLineParser:
@@ -131,13 +137,29 @@ def run_node(arguments: dict[str, Any]) -> int:
         return DISK_FAILED_EXIT
     node.start()
 
-    def leave_if_orphaned() -> None:
+    seconds = itertools.count()
+    others: list[int] = []  # clusters that have answered in the place of this one's manager
+
+    def look_around() -> None:
+        if os.getppid() == options.parent:
+            return  # its manager is there
         # A node that has a map goes on without its manager; one that has none is of no use.
-        if not node.has_map and os.getppid() != options.parent:
+        if not node.has_map:
             logger.error("the manager is gone before it gave this node a map: stopping")
             sys.exit(1)
+        if next(seconds) % _LOOK_EVERY_S:
+            return
+        if other := node.other_cluster():
+            others.append(other)
+        else:
+            others.clear()
+        # What it has in memory may be the only copy: once is not enough.
+        if others[-_LOOKS:] == [other] * _LOOKS:
+            where = format_address(*options.manager)
+            logger.error("the manager of another cluster (%08x) answers at %s", other, where)
+            stop.cause = "this cluster is over"
 
-    stop.wait(leave_if_orphaned, lambda: logs.reopen(log))
+    stop.wait(look_around, lambda: logs.reopen(log))
     logger.info("stopping: %s", stop.cause)
     node.stop()
     logger.info("stopped")

@@ -39,6 +39,7 @@ def a_state() -> SavedState:
         tuple(Process(n, 1 + (n == 2), 100 + n, 5000 + n) for n in numbers),
         held=(2,),
         reached=Reached(1_700_000_000_000_000, 5_000, "a boot"),
+        address=("::1", 9001),
     )
 
 
