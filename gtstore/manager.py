@@ -535,19 +535,15 @@ class Manager:
                 if self._is_interrupted():
                     raise ClusterError("stopped before all storage nodes were ready")
 
-    def _check_age(
-        self,
-        saved: SavedState,
-        returns: Iterable[tuple[messages.Member, tuple[messages.Join, ...]]],
-    ) -> None:
+    def _check_age(self, saved: SavedState, returns: Iterable[Returned]) -> None:
         """A state from before the last change of the map would use epochs again (M4). Nodes that
         became owners since then know better."""
-        for member, joins in returns:
-            newest = max((join.join_epoch for join in joins), default=0)
+        for returned in returns:
+            newest = max((join.join_epoch for join in returned.joins), default=0)
             if cluster_of(newest) == saved.cluster_id and newest > saved.map.epoch:
                 raise ClusterError(
                     f"{self._state_file.path} is of map {saved.map.epoch & 0xFFFF_FFFF}, but node "
-                    f"{member.node} has been in map {newest & 0xFFFF_FFFF}: it is an old one. "
+                    f"{returned.member.node} has been in map {newest & 0xFFFF_FFFF}: it is an old one. "
                     "Without the last one nobody knows what the nodes' data is worth: "
                     "docs/OPERATIONS.md"
                 )

@@ -161,3 +161,36 @@ def test_a_terminal_is_closed(tmp_path: Path, has_log_file: bool) -> None:
         text = (tmp_path / "log").read_text()
         assert "manager: stopping: SIGHUP: its terminal was closed" in text
         assert text.splitlines()[-1].endswith("manager: stopped")
+
+
+@pytest.mark.parametrize("is_full", [False, True])
+def test_the_ready_line(is_full: bool) -> None:
+    """Where it cannot be printed nothing is left running; where it only is not read, the cluster
+    works, and can be stopped."""
+    number = os.open("/dev/full", os.O_WRONLY)
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    try:
+        while True:
+            os.write(writer, bytes(4096))
+    except BlockingIOError:
+        os.set_blocking(writer, True)
+    command = [sys.executable, "-m", "gtstore.managerd", "1", "1"]
+    command += ["--port", "0", "--node-port", "0"]
+    with subprocess.Popen(
+        command, stdout=number if is_full else writer, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stderr is not None
+        if is_full:
+            assert (
+                "gtstore: cannot print the ready line: No space left on device\n"
+                in process.stderr.read()
+            )
+        else:
+            while "nobody reads standard output" not in process.stderr.readline():
+                assert process.poll() is None
+            process.terminate()
+            process.stderr.read()
+        assert process.wait(60) == (2 if is_full else 0)
+    for each in (number, reader, writer):
+        os.close(each)

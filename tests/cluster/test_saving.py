@@ -7,6 +7,8 @@ that it writes may grow beyond what its log takes.
 from __future__ import annotations
 
 import resource
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -195,3 +197,33 @@ def test_a_start_whose_process_cannot_be_saved(
             "the one after the next",
         )
         assert len({first, *tried}) == 3
+
+
+@pytest.mark.parametrize("name", ["lock", "state.json.spare"])
+def test_a_first_state_that_cannot_be_written(tmp_path: Path, name: str) -> None:
+    """One line, exit 2, and nothing runs: no first map may be known before it is written down."""
+    (tmp_path / "manager" / name).mkdir(parents=True)
+    command = [sys.executable, "-m", "gtstore.managerd", "1", "1", "--port", "0"]
+    command += ["--node-port", "0", "--data-dir", str(tmp_path), "--log-level", "error"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (2, "")
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("gtstore: ")
+    assert str(tmp_path) in last
+    assert "is a directory" in last.lower()
+
+
+def test_a_stop_that_cannot_remove_its_file(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is a stop all the same."""
+
+    def fail(*_: object) -> None:
+        raise OSError(30, "Read-only file system")
+
+    with a_manager() as manager:
+        path = manager._state_file.path
+        monkeypatch.setattr(manager._state_file, "remove", fail)
+    assert f"{path} stays: read-only file system" in caplog.text
+    path.unlink()
+    path.with_name(f"{path.name}.spare").unlink()
