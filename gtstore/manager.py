@@ -543,8 +543,8 @@ class Manager:
             if cluster_of(newest) == saved.cluster_id and newest > saved.map.epoch:
                 raise ClusterError(
                     f"{self._state_file.path} is of map {saved.map.epoch & 0xFFFF_FFFF}, but node "
-                    f"{returned.member.node} has been in map {newest & 0xFFFF_FFFF}: it is an old one. "
-                    "Without the last one nobody knows what the nodes' data is worth: "
+                    f"{returned.member.node} has been in map {newest & 0xFFFF_FFFF}: it is an old "
+                    "one. Without the last one nobody knows what the nodes' data is worth: "
                     "docs/OPERATIONS.md"
                 )
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from gtstore.state_file import StateFile
-from gtstore.testing import Cluster, wait_until
+from gtstore.testing import Cluster, _state, wait_until
 
 pytestmark = pytest.mark.cluster
 
@@ -29,7 +29,8 @@ def port_of(cluster: Cluster) -> int:
 
 
 def is_gone(pid: int) -> bool:
-    return not os.path.exists(f"/proc/{pid}")
+    """Also if nobody has reaped it yet."""
+    return _state(pid) == "Z"
 
 
 @pytest.mark.parametrize("options", [[], ["--no-respawn"]])
