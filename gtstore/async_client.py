@@ -76,8 +76,9 @@ class AsyncClient:
     ``gtstore.connect_async`` makes one.
 
     Use it in an ``async with`` statement, or await it and close it. Any number of tasks may use it
-    at once: it has one connection to each node, and what they send in one turn of the loop goes
-    together. The methods are those of ``Client``; they take, return and raise the same.
+    at once: it has one connection to each node, whatever their number, and what they send in one
+    turn of the loop goes together. The methods are those of ``Client``; they take, return and raise
+    the same.
 
     A call that is cancelled ends at once. If it was a write, it may have happened, or happen yet,
     at most once, as after OutcomeUnknown.

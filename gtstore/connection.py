@@ -111,7 +111,7 @@ class Connection:
     __slots__ = (
         "_ends_at", "_reasons", "_search", "_target", "address", "awaiting", "buffer",
         "descriptor", "feed", "is_connecting", "is_doubtful", "node", "outgoing", "peer",
-        "queued_size", "recv", "seen_size", "sent_size", "sock", "try_until", "unread", "watched",
+        "queued_size", "recv", "sent_size", "sock", "try_until", "unread", "used_at", "watched",
     )  # fmt: skip
 
     sock: socket.socket
@@ -136,7 +136,7 @@ class Connection:
         self.outgoing: deque[Any] = deque()
         self.queued_size = 0  # bytes that were ever put into outgoing
         self.sent_size = 0  # bytes of them that the kernel took
-        self.seen_size = -1  # queued_size when somebody last looked whether it is used
+        self.used_at = time.monotonic()  # when the manager was last asked something here
         self.watched = 0  # the selector's events
         self.unread = b""  # what was received and not looked at yet
 

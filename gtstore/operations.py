@@ -937,7 +937,11 @@ def _failure(key: bytes, reason: int, entry: bytes) -> OperationFailed:
 def begin_get(routes: Routes, source: Source, key: bytes) -> Begun:
     """Place the key and make the frame of a get. The map must be known."""
     route = routes.find(key)
-    number = source.next_number()
+    # As next_number does it.
+    source._number = number = source._number + 1
+    if number == _NUMBER_MAX:
+        source._number = 0
+        source.identity = Identity(source._new_client())
     size = len(key)
     frame = _pack_labeled(_GET_WORD, number, _KEY_AT + size, route.label, size) + key
     return route, number, frame, _NO_VERSION, b"", b"", source.identity

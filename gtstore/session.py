@@ -54,6 +54,7 @@ from .operations import (
 from .placement import Routes, format_address
 from .wire import messages
 from .wire.codec import ERROR, HEADER, HEADER_WORDS, WRITE, Frame, head_word
+from .wire.messages import CLIENT_IDLE_S
 from .wire.stream import HEADER_SIZE, RECEIVE_SIZE, SHORT_RECEIVE_SIZE
 
 Result = TypeVar("Result")
@@ -277,13 +278,11 @@ class Session:
             connection.close()
 
     def close_unused(self) -> None:
-        """Close the connection to the manager if nothing was asked there since the last time. All
-        clients have one, and few need it for long."""
+        """Close the connection to the manager if nothing was asked there for a while. All clients
+        have one, and few need it for long."""
         connection = self._connections.get(MANAGER)
-        if connection is not None:
-            if connection.seen_size == connection.queued_size:
-                self.forget(MANAGER)
-            connection.seen_size = connection.queued_size
+        if connection is not None and connection.used_at + CLIENT_IDLE_S <= time.monotonic():
+            self.forget(MANAGER)
 
     def abort(self) -> None:
         """Close all connections as they are."""
@@ -698,6 +697,14 @@ class Session:
         nodes, request_id, frame = call.step
         node = nodes[slot]
         connection = self._connections.get(node)
+        if node == MANAGER and connection is not None:
+            # The manager is about to close one that was idle for long; or has, on the way to us.
+            now = time.monotonic()
+            if connection.used_at + CLIENT_IDLE_S <= now and not connection.awaiting:
+                self._fail(connection, ConnectionLost(connection.peer, "it was idle"))
+                connection = None
+            else:
+                connection.used_at = now
         if connection is None or connection.is_doubtful:
             try:
                 connection = self._connect(node)

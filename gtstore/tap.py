@@ -20,8 +20,8 @@ from collections.abc import Callable
 from functools import partial
 from typing import Final
 
-from .connection import describe
-from .errors import ClusterError, ProtocolError
+from .connection import Connection, Deadline, describe, set_up
+from .errors import ClusterError, ConnectError, ProtocolError
 from .placement import format_address
 from .threads import GO_ON, OVER, supervised
 from .wire import messages
@@ -100,14 +100,13 @@ class Tap:
         number = self.taps.next_number()
         with client:
             try:
-                server = socket.create_connection(self.target, _CONNECT_TIMEOUT_S)
-            except OSError as error:
-                self.show(number, f"{self.name} cannot be reached: {describe(error)}")
+                opened = Connection.open(self.name, *self.target, Deadline(_CONNECT_TIMEOUT_S))
+            except ConnectError as error:
+                self.show(number, f"{self.name} cannot be reached: {error.reason}")
                 return
-            with server:
+            with opened.sock as server:
                 server.settimeout(None)
-                for sock in (client, server):
-                    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                set_up(client)
                 self.show(number, f"connected to {self.name}")
                 shared: tuple[dict[int, float], list[str]] = ({}, [])
                 there = _Way(self, number, client, server, *shared, is_request=True)

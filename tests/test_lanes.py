@@ -22,7 +22,7 @@ from gtstore.errors import DeadlineExceeded, GTStoreError, InvalidInput, Operati
 from gtstore.lanes import Lane
 from gtstore.living import Living
 from gtstore.testing import wait_until
-from gtstore.wire.messages import CLIENT_IDLE_S
+from gtstore.wire.messages import CLIENT_IDLE_S, IDLE_TIMEOUT_S
 
 from .test_hostile_peers import FakeCluster
 
@@ -286,6 +286,27 @@ def test_the_manager_is_left_alone(cluster: FakeCluster, monkeypatch: pytest.Mon
             store.where("key")
             clock.move(CLIENT_IDLE_S / 2)
         assert 0 in lane.session._connections
+        assert 2 * CLIENT_IDLE_S < IDLE_TIMEOUT_S, "the client goes before the manager closes"
+
+
+def test_the_manager_is_asked_over_a_fresh_connection(
+    cluster: FakeCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also by a client that works with nodes all the time: no connection to the manager is used
+    that it may have closed meanwhile."""
+    clock = Clock(monkeypatch)
+    with gtstore.connect(cluster.address) as store:
+        store.where("key")
+        (lane,) = lanes_of(store)
+        before = lane.session._connections[0]
+        clock.move(CLIENT_IDLE_S * 0.9)
+        store.where("key")
+        assert lane.session._connections[0] is before
+        lane.look_at += 1000  # nobody looks in between
+        clock.move(CLIENT_IDLE_S)
+        store.where("key")
+        assert lane.session._connections[0] is not before
+        assert before.sock.fileno() == -1
 
 
 # --- anything may come between -------------------------------------------------------------------
