@@ -442,19 +442,20 @@ def test_pages_that_are_bad_at_the_start(tmp_path: Path, damage: str) -> None:
 def test_values_that_look_like_a_log(tmp_path: Path) -> None:
     """A start takes a time that is proportional to what the log has, whatever that is. (It took
     minutes, and was given up each time, when lengths were believed that stood in values.)"""
-    like_a_log = b"".join(
-        struct.pack(">4sQII", magic, 1 << 60, 1 << 20, 12345) for magic in (b"GTSL", b"GTSR")
-    )
-    value = like_a_log * ((2 << 20) // len(like_a_log))
+    values = {}
+    for magic in ("GTSL", "GTSR"):
+        head = struct.pack(">4sQII", magic.encode(), 1 << 60, 1 << 20, 12345)
+        for number in (1, 2):
+            values[f"{magic}-{number}"] = head * ((2 << 20) // len(head))
     options = ["--data-dir", str(tmp_path / "data")]
-    with Cluster(1, 1, options) as cluster:
-        with cluster.connect(timeout=20.0) as client:
-            for i in range(2):
-                client.put(f"key{i}", value)
-        cluster.kill_everything()
-        cluster.start()
-        with cluster.connect(timeout=20.0) as client:
-            assert client.get_many(["key0", "key1"]) == {"key0": value, "key1": value}
+    with Cluster(1, 1, options) as cluster, cluster.connect(timeout=20.0) as client:
+        for key, value in values.items():
+            client.put(key, value)
+    for _ in range(2):  # stopped in order, and killed
+        with Cluster(1, 1, options) as cluster, cluster.connect(timeout=20.0) as client:
+            assert client.get_many(list(values)) == values
+            client.put("GTSR-1", values["GTSR-1"])
+            cluster.kill_everything()
 
 
 @pytest.mark.skipif(shutil.which("strace") is None, reason="needs strace: apt install strace")
