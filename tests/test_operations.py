@@ -173,6 +173,19 @@ def test_put_goes_on_from_a_first_round_that_was_made_already() -> None:
     assert client.steps[1] == (get_begun[0].primary, get_begun[1], get_begun[2])
 
 
+@pytest.mark.parametrize("begin", [operations.begin_get, operations.begin_put])
+def test_the_last_of_an_identitys_numbers(begin: Callable[..., operations.Begun]) -> None:
+    """Request ids have 32 bits and are used once by each identity: then comes another one."""
+    _, client = cluster()
+    source = client.source
+    source._number = 0xFFFF_FFFD
+    value = [] if begin is operations.begin_get else [b"v"]
+    first = source.identity
+    numbers = [begin(client.routes, source, KEY, *value)[1] for _ in range(3)]
+    assert numbers == [0xFFFF_FFFE, 0xFFFF_FFFF, 1]
+    assert source.identity is not first
+
+
 def test_superseded_by_a_backup_counts() -> None:
     """C3: the primary ACKs; a backup that holds a higher version answered too."""
     network, client = cluster()
