@@ -201,7 +201,7 @@ def test_an_address_without_any_answer(
     monkeypatch.setattr(Connection, "_has_connected", never_there)
     names.addresses = [SILENT, HERE]
     with silent:
-        way("a.name", peer.port, 3)
+        way("a.name", peer.port, 4)
 
 
 def test_no_address_answers(names: Names, peers: Callable[..., Peer], way: Way) -> None:

@@ -24,6 +24,7 @@ from gtstore.living import Living
 from gtstore.testing import wait_until
 from gtstore.wire.messages import CLIENT_IDLE_S, IDLE_TIMEOUT_S
 
+from .blocking import set_timeout
 from .test_hostile_peers import FakeCluster
 
 
@@ -129,13 +130,15 @@ def test_no_lane_in_time(
 ) -> None:
     """A call waits no longer than it may take in all, and says what to do; a write did not
     happen. Then all is as before."""
-    with gtstore.connect(cluster.address, 0.25, max_connections=1) as store:
+    with gtstore.connect(cluster.address, 30, max_connections=1) as store:
         store.get("key")
         lane = store._lanes.take(time.monotonic(), 1)  # as a call of this very thread has it
+        set_timeout(store, 0.25)
         with pytest.raises(error, match=r"calls for 0\.25 s; give it a larger max_connections, or"):
             call(store)
         assert not store._wanted
         store._give_back(lane)
+        set_timeout(store, 30)
         assert store.get("key") is None
 
 
