@@ -37,7 +37,9 @@ ALL_S = 60.0
 SETTLE_S = 20.0
 """How long to wait at most until the cluster can stand that another node fails."""
 PAUSE_S = (0.1, 1.5)
-"""Between two faults."""
+"""Between two faults; where operations take long, SLOW times as much, or too large a part of them
+would be under way when something is killed."""
+SLOW = 2.5
 STALL_S = (0.05, 0.6)
 """How long a node is stopped that shall go on: less than it takes the manager to give it up."""
 CLIENT_STALL_S = (0.05, 1.0)
@@ -129,7 +131,10 @@ class Faults:
                 self._replicas: int = store.status()["replicas"]
                 self._nodes_may_fail = self._replicas > 1 or self._is_durable
                 self._partitions = _partition_counts(store.status())
-                while not self._pause(PAUSE_S):
+                slow = self._world.has_long_values or self._world.has_bad_network
+                low, high = PAUSE_S
+                pause_s = (SLOW * low, SLOW * high) if slow else PAUSE_S
+                while not self._pause(pause_s):
                     is_turn = not self.counts["kill"] or self._random.random() < NODES_SHARE
                     if self._nodes_may_fail and is_turn and self._is_settled():
                         self._hurt_cluster()
