@@ -47,7 +47,7 @@ DURABLE_WARM_UP = 100
 UNIT = 100
 """Counts are a multiple of a batch's size."""
 CONFIDENCE = 0.95
-HERE = Path(__file__).parent
+HERE = Path(__file__).resolve().parent
 TREE = HERE.parent
 
 
@@ -103,6 +103,8 @@ class Side:
                 str(section.nodes), str(section.replicas), str(cpu),
                 *([str(place)] if section.is_durable else ()),
             ],
+            # What the side starts with "python -m" is looked for in its directory first.
+            cwd=checkout,
             env={**os.environ, "PYTHONPATH": str(checkout)},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -111,8 +113,8 @@ class Side:
         self._checkout = checkout
 
     def __enter__(self) -> Side:
-        found = Path(self._answer()["from"])
-        assert found.samefile(self._checkout), f"it runs {found}, not {self._checkout}"
+        found = map(Path, self._answer()["from"])
+        assert all(each.samefile(self._checkout) for each in found), "another checkout is at work"
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -228,6 +230,7 @@ def main() -> int:
     add("--only", default=",".join(SECTIONS), help="(%(default)s)")
     add("--dir", type=Path, default=TREE / "build", help="for the checkout and durable data")
     options = parser.parse_args()
+    options.dir = options.dir.resolve()
     options.dir.mkdir(exist_ok=True)
     print(
         f"This tree against {options.commit}, {options.rounds} rounds; {about()}. In memory "

@@ -3,9 +3,9 @@ when they are told to, so that two sides can take turns.
 
     python bench/side.py NODES REPLICAS CPU [DATA_DIR]
 
-CPU is the one that all of it is bound to, or -1. First it says ``{"from": DIRECTORY}``, and then it
-answers each line ``["put", COUNT]`` with how long that took, and the CPU time of client and nodes.
-It ends with its input.
+CPU is the one that all of it is bound to, or -1. First it says ``{"from": [PATH, ...]}``, where the
+code of client and nodes is from. Then it answers each line ``["put", COUNT]`` with how long
+that took, and the CPU time of client and nodes. It ends with its input.
 """
 
 from __future__ import annotations
@@ -78,11 +78,18 @@ async def connected(address: str) -> gtstore.AsyncClient:
     return await gtstore.connect_async(address)
 
 
+def checkout_of(pid: int) -> str:
+    """Where a node's code is from: whoever has forked it has put that first."""
+    environment = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+    (path,) = (each for each in environment if each.startswith(b"PYTHONPATH="))
+    return path.partition(b"=")[2].decode().split(os.pathsep)[0]
+
+
 def main() -> None:
-    nodes, replicas, cpu, *places = sys.argv[1:]
+    nodes, replicas, cpu, *data_dir = sys.argv[1:]
     if int(cpu) >= 0:
         os.sched_setaffinity(0, {int(cpu)})
-    options = ["--data-dir", places[0]] if places else []
+    options = ["--data-dir", *data_dir] if data_dir else []
     with (
         Cluster(int(nodes), int(replicas), options) as cluster,
         cluster.connect(30) as store,
@@ -92,7 +99,8 @@ def main() -> None:
         do = works(store, cluster.address, runner)
         pids = list(cluster.node_pids.values())
         gc.freeze()
-        print(json.dumps({"from": str(Path(gtstore.__file__).parent.parent)}), flush=True)
+        places = [str(Path(gtstore.__file__).parent.parent), *map(checkout_of, pids)]
+        print(json.dumps({"from": places}), flush=True)
         for line in sys.stdin:
             name, count = json.loads(line)
             nodes_s, client_s = cpu_s(pids), time.process_time()
