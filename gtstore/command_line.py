@@ -106,6 +106,16 @@ def raise_file_limit() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
+def have_standard_files() -> None:
+    """Have something open as standard input, output and error, if nothing is: sockets and files of
+    ours would get these numbers, and whatever is printed."""
+    for number in (0, 1, 2):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # the lowest number that is free
+
+
 def share_processor() -> None:
     """Let this process's threads take turns more often than Python does by itself (every 5 ms).
 

@@ -17,6 +17,7 @@ from .command_line import (
     OneLineParser,
     StopSignals,
     add_daemon_options,
+    have_standard_files,
     integer,
     raise_file_limit,
     share_processor,
@@ -108,6 +109,7 @@ def parser() -> OneLineParser:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the program; return its exit code."""
+    have_standard_files()
     stop = StopSignals()
     options = (arguments_parser := parser()).parse_args(arguments)
     if options.lifeline is not None:

@@ -321,7 +321,9 @@ def _fork(run_node: Callable[[dict[str, Any]], int], options: dict[str, Any]) ->
     except BaseException:
         traceback.print_exc()
     finally:
-        # What the interpreter's end would do.
-        logging.shutdown()
-        sys.stderr.flush()
-        os._exit(code)
+        try:
+            # What the interpreter's end would do.
+            logging.shutdown()
+            sys.stderr.flush()
+        finally:
+            os._exit(code)

@@ -18,6 +18,8 @@ import pytest
 import gtstore
 from gtstore.testing import Cluster, wait_until
 
+from .test_manager import free_ports
+
 pytestmark = pytest.mark.cluster
 
 
@@ -194,3 +196,24 @@ def test_the_ready_line(is_full: bool) -> None:
         assert process.wait(60) == (2 if is_full else 0)
     for each in (number, reader, writer):
         os.close(each)
+
+
+def test_without_standard_files() -> None:
+    """Started with all of them closed, as some supervisors do: it works, and its sockets do not get
+    their numbers."""
+    first = free_ports(3)
+    command = (
+        f"exec {sys.executable} -m gtstore.managerd 2 2 --port {first} --node-port {first + 1} "
+        "<&- >&- 2>&-"
+    )
+    with subprocess.Popen(["sh", "-c", command]) as process:
+        try:
+            with gtstore.connect(f"127.0.0.1:{first}", 30.0) as store:
+                store.put("key", b"value")
+                die_and_return(store, 1)
+                assert store.get("key") == b"value"
+            for number in (0, 1, 2):
+                assert os.readlink(f"/proc/{process.pid}/fd/{number}") == os.devnull
+        finally:
+            process.terminate()
+        assert process.wait(60) == 0
