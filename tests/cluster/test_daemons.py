@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 import gtstore
+from gtstore.manager import describe_holders
 from gtstore.testing import Cluster, wait_until
 
 from .test_manager import free_ports
@@ -208,6 +209,7 @@ def test_without_standard_files() -> None:
     )
     with subprocess.Popen(["sh", "-c", command]) as process:
         try:
+            wait_until(lambda: describe_holders("127.0.0.1", [first]), "the manager")
             with gtstore.connect(f"127.0.0.1:{first}", 30.0) as store:
                 store.put("key", b"value")
                 die_and_return(store, 1)
