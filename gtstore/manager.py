@@ -798,12 +798,14 @@ class Manager:
         return actions
 
     def _publish_forever(self) -> None:
+        def is_due() -> bool:
+            return self._is_publish_due or self._is_stopping.is_set()
+
         while True:
             with self._changed:
-                self._changed.wait_for(
-                    lambda: self._is_publish_due or self._is_stopping.is_set(),
-                    _SAVE_RETRY_S if self._unsaved else None,
-                )
+                self._changed.wait_for(lambda: is_due() or self._unsaved is not None)
+                # What could not be saved, whoever tried it, is tried again without being asked.
+                self._changed.wait_for(is_due, _SAVE_RETRY_S)
                 if self._is_stopping.is_set():
                     return
                 self._is_publish_due = False

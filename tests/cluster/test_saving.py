@@ -171,6 +171,25 @@ def test_neither_written_nor_removed(manager: Manager, monkeypatch: pytest.Monke
         assert store.get("key") == b"value"
 
 
+def test_it_is_tried_again_whoever_has_tried(
+    manager: Manager, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also what is saved though the map has not changed, as once an hour."""
+
+    def fail(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    path = manager._state_file.path
+    with gtstore.connect(address_of(manager)) as store, monkeypatch.context() as patch:
+        patch.setattr(manager._state_file, "write", fail)
+        assert manager._save()
+        assert not path.exists()
+        assert reasons(store)
+        patch.undo()
+        wait_until(path.exists, "the file")
+        wait_until(lambda: not reasons(store), "that this is known")
+
+
 def test_a_start_whose_process_cannot_be_saved(
     manager: Manager, monkeypatch: pytest.MonkeyPatch
 ) -> None:
