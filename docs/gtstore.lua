@@ -257,6 +257,12 @@ local MESSAGES = {
     {name = "floor", filter = "gtstore.floor", type = "version", size = 16},
     {name = "entries", filter = "gtstore.entries", type = "array", length = 4, record = "keyedentry"},
   }},
+  [0x22] = {name = "DIFFERS", fields = {
+    {name = "token", filter = "gtstore.token", type = "token", size = 16},
+    {name = "partition", filter = "gtstore.partition", type = "number", size = 4},
+    {name = "version", filter = "gtstore.version", type = "version", size = 16},
+    {name = "key", filter = "gtstore.key", type = "text", length = 2, min = 1, max = 500},
+  }},
   [0xff] = {name = "ERROR", fields = {
     {name = "code", filter = "gtstore.code", type = "number", size = 2, names = {[1] = "BAD_MAGIC", [2] = "UNSUPPORTED_VERSION", [3] = "FRAME_TOO_LONG", [4] = "UNKNOWN_KIND", [5] = "UNKNOWN_FLAGS", [6] = "MALFORMED", [7] = "FRAME_TIMEOUT", [8] = "NOT_ALLOWED", [9] = "BUSY", [10] = "VALUE_TOO_LONG", [11] = "NOT_READY", [12] = "STALE_EPOCH", [13] = "BEHIND", [14] = "WRONG_PARTITION", [15] = "TOO_FAR", [16] = "NO_SPACE", [17] = "UNAVAILABLE", [18] = "INTERNAL", [19] = "TOO_OLD"}},
     {name = "message", filter = "gtstore.message", type = "text", length = 2, min = 0, max = 1000},

@@ -45,6 +45,17 @@ def integer(low: int, high: int) -> Callable[[str], int]:
     return parse
 
 
+def percent(text: str) -> float:
+    """An argument type: a number from 0 to 100."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = -1
+    if not 0 <= number <= 100:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number from 0 to 100")
+    return number
+
+
 def argument(parse: Callable[[str], object]) -> Callable[[str], object]:
     """An argument type from a function that raises InvalidInput."""
 
@@ -59,7 +70,7 @@ def argument(parse: Callable[[str], object]) -> Callable[[str], object]:
 
 def add_daemon_options(parser: argparse.ArgumentParser) -> None:
     """The options that managers and nodes share; a manager passes them on."""
-    from .wire.messages import CONNECTIONS_MAX, FRAME_TIMEOUT_MS
+    from .wire.messages import CONNECTIONS_MAX, FRAME_TIMEOUT_MS, SCRUB_PERCENT
 
     parser.add_argument(
         "--max-connections",
@@ -74,6 +85,14 @@ def add_daemon_options(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="memory of each node's entries, in MiB; beyond it, writes that grow it are refused "
         "(default: unlimited)",
+    )
+    parser.add_argument(
+        "--scrub-percent",
+        type=percent,
+        default=SCRUB_PERCENT,
+        metavar="N",
+        help="share of a processor's time in which each node with a disk reads what it has, and "
+        "compares it with what others have; 0: never (default: %(default)s)",
     )
     parser.add_argument(
         "--frame-timeout-ms",

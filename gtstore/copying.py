@@ -50,6 +50,7 @@ BYTES_A_SECOND: Final = 9 * messages.MIB // 2
 """What a node asks for at most, with all that it copies at once (``Pace``). bench/fail_over.py
 measures what clients feel of it."""
 _NO_FLOOR: Final = bytes(VERSION_SIZE)
+_MORE_KEYS: Final = 16
 _PAUSE_FIRST_S: Final = 0.005
 _PAUSE_MAX_S: Final = 0.5
 PATIENCE_S: Final = 10.0
@@ -116,18 +117,19 @@ def answer(replicas: Replicas, request_id: int, request: Request) -> bytes:
     if not join_epoch:
         return replicas.refuse(request_id, partition, 0)
     replica = replicas[partition]
-    keys = replica.keys.from_key(request.after + b"\0", KEYS_A_REPLY_MAX)  # the next possible key
     held = request.held
+    # As many as may be in the answer: who names few entries wants a short one.
+    count = min(KEYS_A_REPLY_MAX, 2 * len(held) + _MORE_KEYS) if held else KEYS_A_REPLY_MAX
+    keys = replica.keys.from_key(request.after + b"\0", count)  # the next possible key
     end = next(reversed(held), None)
     batch = Batch(COPY_SIZE)
-    is_last = keys is not None and len(keys) < KEYS_A_REPLY_MAX
+    is_last = keys is not None and len(keys) < count
     looked_at = 0  # bytes: short answers may be about long entries
     for key in keys or ():
         if batch.size and (looked_at > HELD_SIZE or (end is not None and key > end)):
             is_last = False
             break
-        entry = replica.entries.get(key)
-        assert entry is not None
+        entry = replicas.entry_of(partition, key)
         looked_at += len(entry)
         if key in held and held[key] == identity(entry):
             entry = entry[FLAGS_AT : FLAGS_AT + FLAGS_SIZE]
@@ -354,7 +356,7 @@ def _fetch(
         if source is None:
             return _outcome(received, None)
         request_id = next_number()
-        frame = _frame(Copy(token, replicas.node, source.row, after, ()), former, request_id)
+        frame = copy_frame(Copy(token, replicas.node, source.row, after, ()), former, request_id)
         (reply,) = yield Limited(((source.node,), request_id, frame), patience_s)
         if reply[0] != Copied.kind or isinstance(reply, Lost):
             patience_s = _patience_after(reply, patience_s)
@@ -363,7 +365,7 @@ def _fetch(
             attempt += 1
             continue
         attempt = 0
-        batch = _taken_apart(reply[3], after, former)
+        batch = taken_apart(reply[3], after, former)
         with lock:
             pace.came(batch.size)
             after, is_last = _take_batch(replicas, partition, source, after, batch, received, take)
@@ -376,7 +378,7 @@ def _patience_after(reply: Reply, patience_s: float) -> float:
     return min(2 * patience_s, _PATIENCE_MAX_S) if is_late else patience_s
 
 
-def _frame(request: Copy, former: Mapping[bytes, bytes], request_id: int) -> bytes:
+def copy_frame(request: Copy, former: Mapping[bytes, bytes], request_id: int) -> bytes:
     """The request, with these entries named."""
     held = pack_held({key: identity(entry) for key, entry in former.items()})
     body = encode(request)[messages.HEADER_SIZE : -COUNT.size] + held
@@ -427,7 +429,7 @@ class _Copied(NamedTuple):
         return sum(len(key) + len(entry) for key, entry, _ in self.entries)
 
 
-def _taken_apart(body: bytes, after: bytes, former: Mapping[bytes, bytes]) -> _Copied:
+def taken_apart(body: bytes, after: bytes, former: Mapping[bytes, bytes]) -> _Copied:
     """Raises MALFORMED, and nothing of the batch is stored then.
 
     Args:

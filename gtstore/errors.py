@@ -240,11 +240,11 @@ class RecordDamaged(StoreCorrupt):
 
 class StoreDamaged(StoreError):
     """An entry on the disk is not the one that was stored there. ``partition`` and ``key`` tell
-    which one."""
+    which one, ``what`` how that shows."""
 
-    def __init__(self, partition: int, key: bytes) -> None:
+    def __init__(self, partition: int, key: bytes, what: str = "is damaged") -> None:
         name = printable(key.decode("utf-8", "backslashreplace"))
-        text = f"the stored entry of key {name}, in partition {partition}, is damaged"
-        self._say(text, partition, key)
+        text = f"the stored entry of key {name}, in partition {partition}, {what}"
+        self._say(text, partition, key, what)
         self.partition = partition
         self.key = key

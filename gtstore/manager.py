@@ -151,6 +151,7 @@ class ManagerOptions:
     lifeline: int | None = None
     log_file: Path | None = None
     accepts_loss: bool = False
+    scrub_percent: float = messages.SCRUB_PERCENT
 
 
 class Manager:
@@ -622,6 +623,7 @@ class Manager:
                     "log_file": str(options.log_file) if options.log_file else None,
                     "data_dir": self._data_path(node),
                     "suspect": self._is_suspect(node),
+                    "scrub_percent": options.scrub_percent,
                     "clock_offset_us": self._clock_offset_us,
                     "lifeline": options.lifeline,
                 },

@@ -165,6 +165,7 @@ def main(arguments: list[str] | None = None) -> int:
                 options.lifeline,
                 options.log_file,
                 options.accept_data_loss,
+                options.scrub_percent,
             ),
             stop.was_asked,
         )

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable
 from typing import Final
 
 from .engine import Engine, Partition, Remembered
-from .errors import RemoteProtocolError
+from .errors import RemoteProtocolError, StoreDamaged
 from .placement import HASH_FUNCTIONS, cluster_of, partition_count
 from .read_modify_write import (
     EVALUATE,
@@ -537,6 +537,14 @@ class Replicas:
             replica.size,
             replica.is_doubtful,
         )
+
+    def entry_of(self, partition: int, key: bytes) -> bytes:
+        """The entry of one of a partition's ``keys``. Raises StoreDamaged; also where a disk names
+        a key, and does not find it."""
+        entry = self._replicas[partition].entries.get(key)
+        if entry is None:
+            raise StoreDamaged(partition, key, "is named on the disk, and cannot be found there")
+        return entry
 
     def merge(self, replica: Replica, key: bytes, entry: bytes) -> None:
         """Take an entry that was copied from another owner (N6): the higher version wins, and one

@@ -78,6 +78,8 @@ class NodeOptions:
     the node has it exactly, for as long as it lives, also without the manager (T1)."""
     is_suspect: bool = False
     """Whether the process before has ended as one does that meets a damage."""
+    scrub_share: float = 0
+    """See Upkeep."""
 
 
 class StorageNode:
@@ -144,13 +146,20 @@ class StorageNode:
         handlers[messages.Scan.kind] = self.scan
         handlers |= on_control_message(self.on_map_update, options.token)
         handlers |= guarded({messages.Copy.kind: self.copy}, options.token)
+        handlers |= on_control_message(self.on_differs, options.token)
         if isinstance(self._engine, DiskEngine):
             handlers |= on_disk(handlers, self._engine)
         handlers |= on_message(self.on_ping)
         handlers |= on_message(self.on_get_statistics)
         self._full_since = 0.0
         self._upkeep = Upkeep(
-            self._replicas, self._now_us, self._lock, options.manager, options.token, self._flush
+            self._replicas,
+            self._now_us,
+            self._lock,
+            options.manager,
+            options.token,
+            self._flush,
+            options.scrub_share if self._store else 0,
         )
 
     @property
@@ -276,6 +285,9 @@ class StorageNode:
     def copy(self, request_id: int, body: bytes) -> bytes:
         """COPY, by a node that joins one of our partitions."""
         return copying.answer(self._replicas, request_id, copying.request_of(body))
+
+    def on_differs(self, request: messages.Differs) -> messages.Noted:
+        return self._upkeep.on_differs(request)
 
     # --- the manager -----------------------------------------------------------------------------
 

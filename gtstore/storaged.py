@@ -123,6 +123,7 @@ def run_node(arguments: dict[str, Any]) -> int:
                 Path(options.data_dir) if options.data_dir else None,
                 options.clock_offset_us,
                 options.suspect,
+                options.scrub_percent / 100,
             )
         )
     except ClusterError as error:

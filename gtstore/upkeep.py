@@ -18,7 +18,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Final
 
-from . import copying, operations, settling
+from . import copying, operations, scrubbing, settling
 from .connection import call_once
 from .errors import (
     ConnectError,
@@ -38,6 +38,7 @@ from .wire.messages import (
     SETTLE_AFTER_S,
     UNAVAILABLE,
     AliveDetail,
+    Differs,
     Error,
     Join,
     Leave,
@@ -66,6 +67,8 @@ _SETTLE_PAUSE_S: Final = 0.02
 some thousand entries, because every client waits for them: on two processors the work of a second
 at once could be felt as 60 ms."""
 _SETTLE_TIMEOUT_S: Final = 5.0
+_SCRUB_TIMEOUT_S: Final = 30.0
+_SCRUB_PAUSE_S: Final = 1.0
 
 
 class _Copier:
@@ -103,6 +106,8 @@ class Upkeep:
         token: the cluster's.
         lock: guards the replicas.
         flush: returns when everything that is stored now cannot be lost any more. Raises OSError.
+        scrub_share: the part of a processor's time in which this node compares what it holds; 0: it
+            does not.
     """
 
     def __init__(
@@ -113,8 +118,11 @@ class Upkeep:
         manager: tuple[str, int],
         token: bytes,
         flush: Callable[[], None],
+        scrub_share: float = 0,
     ) -> None:
         self._replicas = replicas
+        self._scrub_share = scrub_share
+        self._told: set[tuple[int, scrubbing.Difference]] = set()
         self._now_us = now_us
         self._lock = lock
         self._manager = manager
@@ -133,6 +141,8 @@ class Upkeep:
         supervised("settler", self._settle_forever, GO_ON)
         if self._is_doubtful():
             supervised("gatherer", self._gather, GO_ON)
+        if self._scrub_share:
+            supervised("scrub", self._scrub_forever, GO_ON)
 
     def on_new_map(self) -> None:
         """To be called when the map has changed where this node is syncing: there may be something
@@ -273,6 +283,89 @@ class Upkeep:
         finally:
             session.close()
 
+    # --- scrub (N10) -----------------------------------------------------------------------------
+
+    def _scrub_forever(self) -> None:
+        """Read everything, and compare it with what others have, again and again, in a small share
+        of a processor's time."""
+        session = Session(self._locate)
+        partitions = list(range(len(self._replicas)))
+        while True:
+            random.shuffle(partitions)  # or all nodes would be at the same ones at once
+            for partition in partitions:
+                try:
+                    self._scrub(session, partition)
+                except StoreDamaged as error:
+                    if partition not in self._last_copies:
+                        self.on_damage(error)
+                except GTStoreError as error:
+                    logger.debug("partition %d is compared another time: %s", partition, error)
+            logger.debug("all that is here was read, and compared with what others have")
+            time.sleep(_SCRUB_PAUSE_S)
+
+    def _scrub(self, session: Session, partition: int) -> None:
+        self._know_the_cluster(session)
+        after: bytes | None = b""
+        while after is not None:
+            began_s = time.thread_time()
+            looking = scrubbing.look(
+                self._replicas,
+                self._lock,
+                partition,
+                after,
+                self._token,
+                self._next_number,
+                self._now_us,
+            )
+            portion = session.run(looking, _SCRUB_TIMEOUT_S)
+            after = portion.after
+            for found in portion.differences:
+                self._on_difference(partition, portion.other, found)
+            spent_s = time.thread_time() - began_s
+            time.sleep(spent_s / self._scrub_share)
+
+    def _on_difference(self, partition: int, other: int, found: scrubbing.Difference) -> None:
+        """Raises StoreDamaged if this node has to copy the partition anew."""
+        key = operations.shown(found.key)
+        if found.wrong is scrubbing.Wrong.HERE:
+            what = f"is older than what node {other} has committed"
+            raise StoreDamaged(partition, found.key, what)
+        if found.wrong is scrubbing.Wrong.THERE:
+            logger.error("node %d lacks what is committed here of key %s", other, key)
+            message = Differs(self._token, partition, found.version, found.key)
+            try:
+                call_once(*self._locate(other), message, _INIT_TIMEOUT_S)
+            except NetworkError as error:
+                logger.warning("node %d is told of it another time: %s", other, error)
+        elif (partition, found) not in self._told:
+            self._told.add((partition, found))
+            logger.error(
+                "node %d and this one do not hold the same of key %s (partition %d), and nobody "
+                "can tell which is right: both stay as they are (docs/OPERATIONS.md)",
+                other,
+                key,
+                partition,
+            )
+
+    def on_differs(self, request: Differs) -> Noted:
+        """The lock is held. Raises StoreDamaged if it is so: then ``on_damage`` is to be called,
+        and after that this again."""
+        if request.partition < len(self._replicas):
+            key, version = request.key, request.version
+            is_so = scrubbing.lacks(self._replicas, request.partition, key, version)
+            if is_so:
+                what = "is older than what another owner has committed"
+                raise StoreDamaged(request.partition, key, what)
+            if is_so is None:
+                logger.error(
+                    "another owner has committed an entry of key %s (partition %d) that is not "
+                    "here, and nobody can tell whether it was deleted: both stay as they are "
+                    "(docs/OPERATIONS.md)",
+                    operations.shown(key),
+                    request.partition,
+                )
+        return Noted()
+
     # --- damaged entries -------------------------------------------------------------------------
 
     def on_damage(self, error: StoreDamaged) -> bool:
@@ -329,17 +422,11 @@ class Upkeep:
 
     def _settle_forever(self) -> None:
         """Go round all partitions, in a second or as long as it takes."""
-        looks = 0
         while True:
             source = Source(lambda: secrets.randbits(64), steady_ns, random.random)
             session = Session(self._locate, source.owed)
             ends_at = time.monotonic() + SETTLE_AFTER_S
             try:
-                # Now and then all of a partition, so that damage on the disk is found though nobody
-                # reads what has it.
-                with self._lock:
-                    self._replicas[looks % len(self._replicas)].all_unsettled = True
-                looks += 1
                 at = 0
                 while at < len(self._replicas):
                     at, found = self._look_through(at)

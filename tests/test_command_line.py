@@ -20,7 +20,7 @@ from gtstore.command_line import (
     integer,
 )
 from gtstore.errors import InvalidInput
-from gtstore.wire.messages import CONNECTIONS_MAX, FRAME_TIMEOUT_MS
+from gtstore.wire.messages import CONNECTIONS_MAX, FRAME_TIMEOUT_MS, SCRUB_PERCENT
 
 # --- arguments -----------------------------------------------------------------------------------
 
@@ -105,6 +105,7 @@ def test_daemon_options() -> None:
     assert vars(daemon.parse_args([])) == {
         "max_connections": CONNECTIONS_MAX,
         "max_memory_mb": None,
+        "scrub_percent": SCRUB_PERCENT,
         "frame_timeout_ms": FRAME_TIMEOUT_MS,
         "lifeline": None,
         "log_file": None,
@@ -113,11 +114,12 @@ def test_daemon_options() -> None:
     }
     given = (
         "--max-connections 5 --max-memory-mb 6 --frame-timeout-ms 700 --log-level debug "
-        "--log-format json --log-file a.log"
+        "--log-format json --log-file a.log --scrub-percent 0.5"
     )
     assert vars(daemon.parse_args(given.split())) == {
         "max_connections": 5,
         "max_memory_mb": 6,
+        "scrub_percent": 0.5,
         "frame_timeout_ms": 700,
         "lifeline": None,
         "log_file": Path("a.log"),
@@ -132,6 +134,9 @@ def test_daemon_options() -> None:
         "--max-connections 0",
         "--frame-timeout-ms 9",
         "--max-memory-mb 0",
+        "--scrub-percent 101",
+        "--scrub-percent -1",
+        "--scrub-percent much",
         "--log-level loud",
         "--log-format xml",
     ],

@@ -37,6 +37,7 @@ GIVEN: dict[str, Any] = {
     "required": 2,
     "results": {"a": PutResult((1, 2), Version(3, 4))},
     "version": Version(5, 6),
+    "what": "is older than another one's",
 }
 """What constructors take, by the parameters' names."""
 

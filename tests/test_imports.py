@@ -50,6 +50,7 @@ LAYERS = (
     ("gtstore.format_2",),
     ("gtstore.replica", "gtstore.operations", "gtstore.membership", "gtstore.frame_words"),
     ("gtstore.copying", "gtstore.scan_operation", "gtstore.scanning", "gtstore.settling"),
+    ("gtstore.scrubbing",),
     ("gtstore.json_lines", "gtstore.progress", "gtstore.inputs"),
     ("gtstore.mapping",),
     ("gtstore.addresses",),
@@ -113,6 +114,7 @@ PURE = {
     "gtstore.scan_operation",
     "gtstore.scanning",
     "gtstore.settling",
+    "gtstore.scrubbing",
 }
 
 WALL_CLOCKS = {"time", "time_ns", "CLOCK_REALTIME"}

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from gtstore.disk import DiskEngine, remembered_joins
 from gtstore.engine import MemoryEngine
-from gtstore.errors import RemoteProtocolError
+from gtstore.errors import RemoteProtocolError, StoreDamaged
 from gtstore.placement import HASH_FUNCTIONS, epoch_of
 from gtstore.read_modify_write import FLAGS_AT
 from gtstore.replica import ENTRY_OVERHEAD_SIZE, Behind, Replicas
@@ -1008,3 +1008,15 @@ def test_a_suspended_partition_answers_nothing() -> None:
     replicas.suspend(PARTITION)
     replicas.adopt(at(3), [row(3, owner(3), owner(1, join=3, in_sync=0))])
     assert write(replicas, entry(), epoch=at(3)) == messages.Ack()
+
+
+def test_a_key_that_is_named_and_cannot_be_found() -> None:
+    """A flipped bit in a name takes it out of the order in which the disk looks for names."""
+    store = ForgetfulStore()
+    replicas, engine = on_disk(store, INCARNATION)
+    replicas.adopt(at(1), [row(1, owner(1))])
+    write(replicas, entry())
+    save(replicas, engine, store)
+    assert replicas.entry_of(PARTITION, KEY) == entry()
+    with pytest.raises(StoreDamaged, match="is named on the disk, and cannot be found"):
+        replicas.entry_of(PARTITION, b"1yek")

@@ -503,6 +503,19 @@ def test_settler(idle: upkeep.Upkeep, monkeypatch: pytest.MonkeyPatch) -> None:
     wait_until(lambda: broken.calls_after > 0, "the next look")
 
 
+def test_scrub(idle: upkeep.Upkeep, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It begins again."""
+    broken = Once(lambda *_: None)
+    monkeypatch.setattr(idle, "_scrub", broken)
+    monkeypatch.setattr(idle, "_scrub_share", 1)
+    monkeypatch.setattr(upkeep, "_SCRUB_PAUSE_S", 0.01)
+    for name in ("_copy_forever", "_settle_forever"):
+        monkeypatch.setattr(idle, name, lambda: None)
+    idle.start()
+    wait_until(lambda: broken.calls_after > 1, "another round")
+    monkeypatch.setattr(idle, "_scrub", lambda *_: threading.Event().wait())
+
+
 def test_gatherer(idle: upkeep.Upkeep, monkeypatch: pytest.MonkeyPatch) -> None:
     """It goes on to look, as long as something is doubtful."""
     broken = Once(lambda _: [])

@@ -86,6 +86,7 @@ CLIENT_TIMEOUT_S: Final = 5.0
 CLIENT_CONNECTIONS_MAX: Final = 64
 TTL_MAX_S: Final = 100 * 365 * 24 * 60 * 60
 MARKS_MAX: Final = 64
+SCRUB_PERCENT: Final = 0.1
 
 
 @dataclass(frozen=True)
@@ -565,9 +566,9 @@ class InSync(Message):
     joins: Annotated[tuple[Join, ...], Array(_U32, Record(Join)), "what it has copied"]
 
 
-@message(0x87, MANAGER, NODE)
+@message(0x87, "manager or node", NODE)
 class Noted(Message):
-    """The answer to IN_SYNC, LEAVE and NEW_MARK."""
+    """The answer to IN_SYNC, LEAVE, NEW_MARK and DIFFERS."""
 
 
 @message(0x08, NODE, MANAGER, replies=("NOTED", "NOT_ALLOWED", "NOT_READY", "UNAVAILABLE"))
@@ -811,6 +812,9 @@ class Copy(Message):
     records that cannot be read (`doubtful` in REGISTER): it asks each of the others, and these
     answer as long as that is so with them, too.
 
+    An owner in sync asks as well, now and then, naming all that it has, to see whether it is the
+    same.
+
     A node that has come back names in `held` what its disk still has from before, in the order of
     keys, all of it above `after`. What is the same at the source is not sent. The answer goes no
     further than the last key that is named, unless it had no entry then: so what comes after that
@@ -842,6 +846,17 @@ class Copied(Message):
         "node that asks drops what it has up to it and was not sent, and goes by it; otherwise 0",
     ]
     entries: Annotated[tuple[KeyedEntry, ...], Array(_U32, Record(KeyedEntry)), "in order of keys"]
+
+
+@message(0x22, NODE, NODE, replies=("NOTED", "NOT_ALLOWED", "UNAVAILABLE"))
+class Differs(Message):
+    """An owner has found, by COPY, that another one holds less than what is committed here. That
+    one looks for itself, and if it is so it leaves the partition and joins it anew."""
+
+    token: Annotated[Token, "the secret that the manager gave to the process"]
+    partition: Annotated[U32, "the partition"]
+    version: Annotated[Version, "that is committed here"]
+    key: Annotated[Key, "the key"]
 
 
 @message(0xFF, "manager or node", CLIENT)

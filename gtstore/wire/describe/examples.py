@@ -116,6 +116,7 @@ EXAMPLES: Final[Mapping[int, tuple[int, messages.Message]]] = {
                 ),
             ),
         ),
+        (4, messages.Differs(_TOKEN, _PARTITION, _VERSION, _KEY)),
         (
             6,
             messages.Error(
