@@ -61,8 +61,11 @@ JOINS_FIRST: Final = 2
 _HELD_A_JOIN: Final = 4
 """A node that has just come back, and holds nothing, begins with two, and may have one more for
 each four partitions that it holds. Its start is felt enough by itself."""
-_SETTLED_S: Final = 60.0
-"""A node that lived so long does not keep dying."""
+_SETTLED_MIN_S: Final = 5.0
+_SETTLED_PAUSES: Final = 5
+_SETTLED_MAX_S: Final = 60.0
+"""A node that lived for five times its last pause, and for five seconds, does not keep dying; one
+that lived for a minute does not in any case."""
 _SHARE: Final = 0.2
 """A process that ran, or waited for a processor, for this part of the time does not hang."""
 _NOT_HUNG: Final = Fraction(1, 10)
@@ -454,7 +457,9 @@ class Membership:
         is_first = self.members[node].state != DEAD
         actions += self._enter(node, EXITED)
         if is_first:
-            if now > self._alive_since[node] + _SETTLED_S:
+            lived_s = _SETTLED_PAUSES * _pause_s(self._early_deaths[node])
+            lived_s = min(max(lived_s, _SETTLED_MIN_S), _SETTLED_MAX_S)
+            if now > self._alive_since[node] + lived_s:
                 self._early_deaths[node] = 0
             living = self._living()
             self._change(lambda row, epoch: row_without(row, node, living, epoch))
@@ -689,10 +694,10 @@ class Membership:
     def _respawn_pause_s(self, node: int) -> float:
         """How long after its death it is started again. At once if something is Unavailable until
         then; 1, 2, 4 .. seconds, longer each time, while it keeps dying soon after its start."""
-        deaths = self._early_deaths[node]
         self._early_deaths[node] += 1
-        if deaths:
-            return float(min(2 ** min(deaths - 1, 10), RESPAWN_PAUSE_MAX_S))
+        deaths = self._early_deaths[node]
+        if deaths > 1:
+            return _pause_s(deaths)
         is_missed = any(row.owners[0].node == node for row in self.map.rows)
         return 0.0 if is_missed else CLIENTS_FIRST_S
 
@@ -794,6 +799,11 @@ def _without_syncing(node: int, living: Mapping[int, int], row: Row, epoch: int)
     """Without this owner, if it still copies."""
     is_syncing = any(owner.node == node and not owner.in_sync for owner in row.owners)
     return row_without(row, node, living, epoch) if is_syncing else row
+
+
+def _pause_s(deaths: int) -> float:
+    """The pause after so many early deaths, one after the other, from the second one on."""
+    return float(min(2 ** min(deaths - 2, 10), RESPAWN_PAUSE_MAX_S)) if deaths > 1 else 0.0
 
 
 def _by_partition(joins: Iterable[Join]) -> dict[int, int]:

@@ -844,6 +844,26 @@ def test_what_keeps_dying_is_started_later_each_time() -> None:
     assert nodes_of(membership, 0) == [(2, 1), (3, 0)]
 
 
+def test_what_is_killed_now_and_then_does_not_keep_dying() -> None:
+    """It lives long enough in between: 40 deaths of five nodes, one after the other."""
+    membership = cluster(5, 3)
+    now = NOW
+    for death in range(40):
+        node = 1 + death % 5
+        assert membership.exited(node, "killed", now)[-1] == Start(node, CLIENTS_FIRST_S)
+        now += 1
+        membership.returned(member(node, 2 + death // 5), now)
+        while syncing := [
+            (owner.node, row.partition)
+            for row in membership.map.rows
+            for owner in row.owners
+            if not owner.in_sync
+        ]:
+            for each, partition in syncing:
+                sync(membership, each, partition)
+        now += 1
+
+
 def test_what_is_unavailable_is_started_at_once() -> None:
     """Nobody has to be let go first: some clients wait for nothing else."""
     membership = cluster(3, 1)
