@@ -100,9 +100,9 @@ class Connection:
 
     ``recv`` is the socket's own method, for the hot path: it waits, but no longer than PATIENCE_S;
     then it raises TimeoutError. That limit is a poll's, with an end on the clock. SO_RCVTIMEO would
-    save its system call, a hundredth of a get, but signals that come faster would prolong it for
-    ever, because Python begins an interrupted receive anew (PEP 475), and where gevent has taken
-    the sockets' place it means nothing.
+    save its system call, 0.4 microseconds, but signals that come faster would prolong it for ever,
+    because Python begins an interrupted receive anew (PEP 475), and where gevent has taken the
+    sockets' place it means nothing.
 
     ``send`` and ``recv_now`` never wait: they raise BlockingIOError. They are the system's own
     calls on ``descriptor``, since the socket's methods would poll first.
