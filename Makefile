@@ -18,7 +18,7 @@ WHEEL_DIR := build/wheel
 # These take no socket, clock or thread, so their tests can reach every branch.
 PURE := gtstore/wire/fields.py gtstore/wire/messages.py gtstore/wire/codec.py \
 	gtstore/wire/stream.py gtstore/wire/explain.py gtstore/wire/json_form.py \
-	gtstore/cluster_time.py gtstore/placement.py gtstore/read_modify_write.py gtstore/disk.py gtstore/replica.py \
+	gtstore/cluster_time.py gtstore/turns.py gtstore/placement.py gtstore/read_modify_write.py gtstore/disk.py gtstore/replica.py \
 	gtstore/operations.py gtstore/membership.py gtstore/copying.py gtstore/settling.py gtstore/frame_words.py \
 	gtstore/key_order.py gtstore/keyed_entries.py gtstore/scanning.py gtstore/scan_operation.py gtstore/scrubbing.py \
 	gtstore/json_lines.py gtstore/mapping.py gtstore/results.py gtstore/write_ahead_log.py gtstore/format_2.py gtstore/text_table.py \

@@ -100,7 +100,8 @@ class Lanes:
             DeadlineExceeded: none was given back in time.
             GTStoreError: the client was closed.
         """
-        return self._take_now() or self._wait(began_at + timeout_s, timeout_s)
+        lane = None if self.wanted else self._take_now()  # who has waited longer goes first
+        return lane or self._wait(began_at + timeout_s, timeout_s)
 
     def _take_now(self) -> Lane | None:
         if self.is_closed:
@@ -141,9 +142,10 @@ class Lanes:
                 self.wanted.append(waiter)
             while True:
                 # It is in the queue, so whoever gives a lane back from now on sees it.
-                lane = self._take_now()
-                if lane is not None:
-                    return lane
+                if self.is_closed or self.wanted[0] is waiter:
+                    lane = self._take_now()
+                    if lane is not None:
+                        return lane
                 left_s = ends_at - time.monotonic()
                 if left_s <= 0:
                     raise DeadlineExceeded(

@@ -58,6 +58,7 @@ from .placement import (
     under_replicated,
 )
 from .results import ClusterStatus, Location, NodeStatus, PutResult, StoredEntry, Version
+from .turns import Ticket
 from .wire import messages
 from .wire.codec import (
     ACK,
@@ -454,6 +455,7 @@ class _Mutation:
         self._counter = 0
         self._flags = 0
         self._touched = False
+        self._ticket: Ticket | None = None
         self._is_clock_right = False  # the manager was asked for it since this began
 
     @property
@@ -512,6 +514,18 @@ class _Mutation:
             self._take_time(above)
             return
 
+    def _take_turn(self) -> Generator[Step, Sequence[Reply], None]:
+        """Wait until none of this client's calls that have lost before is in front of this one."""
+        turns = self._routes.turns
+        self._ticket = self._ticket or turns.join(self._key)
+        while wait_s := turns.wait_s(self._key, self._ticket):
+            yield Pause(min(wait_s, _PAUSE_MAX_S))
+
+    def _end_turn(self) -> None:
+        if self._ticket is not None:
+            self._routes.turns.leave(self._key, self._ticket)
+            self._ticket = None
+
     def _check_room(self, route: Route, replies: Sequence[Reply]) -> None:
         """Raise OutcomeUnknown if a backup in sync has no room: the primary has the write, and that
         will not change soon. One that still copies leaves then (M7)."""
@@ -541,11 +555,12 @@ class _Mutation:
     def _rise(self, reply: Reply, versions: int) -> Generator[Step, Sequence[Reply], None]:
         """Take another version, above that of a SUPERSEDED; ``versions`` were used so far."""
         assert not isinstance(reply, Lost)
-        if versions > 1:
-            yield Pause(self._source.backoff_s(versions))
+        yield from self._take_turn()
         above = int.from_bytes(reply[3][:8], "big")
         if len(reply[3]) != _VERSION_SIZE or above >= TIME_END_US:
             raise malformed(f"SUPERSEDED with the version {reply[3].hex()}")
+        self._routes.turns.lost(self._key, above, versions > 1)
+        above = max(above, self._routes.turns.known(self._key)[1])
         self._source.learn(above, self._routes.clock.offset_us)
         # One client may lose this race again and again, so its versions jump further each time; not
         # as far as the clock goes meanwhile, or the versions of a busy key would run away from it.
@@ -601,6 +616,8 @@ class _Write(_Mutation):
                 replies = yield from self._send(route)
         except (DeadlineExceeded, Unavailable, RemoteError, RemoteProtocolError) as error:
             raise self._unfinished(route, error) from error
+        finally:
+            self._end_turn()
 
     def _take_in(self, route: Route, replies: Sequence[Reply]) -> bool:
         """Learn the facts from one round's replies; say whether every owner answered ACK or
@@ -629,6 +646,7 @@ class _Write(_Mutation):
         only this primary was asked, and from then on all owners refuse it."""
         if self._acked or self._unresolved:
             return False
+        self._end_turn()  # or the touch would wait for it
         touch = _Change(self._routes, self._source, self._key, messages.TOUCH, b"", b"", 0)
         touch.go_above(self._time)
         try:
@@ -815,6 +833,13 @@ class _Change(_Mutation):
         attempt = 0
         route = self._routes.find(self._key)
         try:
+            if self._key in self._routes.turns:
+                yield from self._take_turn()
+                pace_s, time = self._routes.turns.known(self._key)
+                if pace_s:
+                    yield Pause(pace_s * self._source.random())
+                self._take_time(max(time, self._time))
+                route = self._routes.find(self._key)
             while True:
                 replies = yield from self._ask_primary(route)
                 reply = replies[0]
@@ -843,6 +868,8 @@ class _Change(_Mutation):
                 route = following
         except (DeadlineExceeded, Unavailable, RemoteError, RemoteProtocolError) as error:
             raise self._unfinished(route, error) from error
+        finally:
+            self._end_turn()
 
     def _ask_primary(self, route: Route) -> Generator[Step, Sequence[Reply], Sequence[Reply]]:
         entry = self._head() + self._operand
@@ -868,6 +895,7 @@ class _Change(_Mutation):
 
     def _succeed(self, route: Route) -> Changed:
         self.tenure = route.tenure
+        self._routes.turns.won(self._key, self._time, self._versions == 1)
         _owe_commit(self._source, route, self._key, self._executed)
         time, client, _, flags = ENTRY_HEAD.unpack_from(self._executed)
         value_at = ENTRY_HEAD_SIZE + (8 if flags & EXPIRES else 0)
@@ -1144,7 +1172,8 @@ def recover(
         Unavailable: the manager says that no owner is alive, or a node that its entry is damaged.
         RemoteError: a node refused for a reason that sending again cannot mend.
     """
-    pause = attempt > 0
+    # Who has only lost a race goes on at once: others begin meanwhile (turns.py).
+    pause = attempt > 0 and not _all_hold(replies)
     for reply in replies:
         if isinstance(reply, Lost):
             # A connection that was lost may only have been old: try a new one before asking.

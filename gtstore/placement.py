@@ -18,6 +18,7 @@ from dataclasses import replace
 from typing import Final
 
 from .cluster_time import ClusterTime
+from .turns import Turns
 from .wire.fields import malformed
 from .wire.messages import (
     ALIVE,
@@ -361,6 +362,8 @@ class Routes:
         self.members: dict[int, Member] = {}
         self.asked_about: set[int] = set()
         """Nodes that some operation is asking the manager about: the others wait for its answer."""
+        self.turns = Turns()
+        """Of this client's calls at keys that several of them want to change."""
         self._routes: list[Route] = []
 
     def replace(self, cluster: Cluster, rows: Iterable[Row], clock: ClusterTime) -> None:

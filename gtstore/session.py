@@ -599,7 +599,12 @@ class Session:
                 wake_at = min(wake_at, connection.try_until)
             if self._limits:
                 wake_at = min(wake_at, self._limits[0][0])
-            for key, events in self._selector.select(max(wake_at - time.monotonic(), 0)):
+            left_s = max(wake_at - time.monotonic(), 0)
+            if self._pauses and self._active == 1:
+                # Nothing is awaited, and a selector would wait a millisecond at least.
+                time.sleep(left_s)
+                left_s = 0
+            for key, events in self._selector.select(left_s):
                 self._on_events(key.data, events)
             for connection in [one for one in self._connecting if one.is_due()]:
                 self._go_on_connecting(connection)

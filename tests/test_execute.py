@@ -16,6 +16,7 @@ from gtstore.errors import (
     VersionMismatch,
 )
 from gtstore.results import Version
+from gtstore.turns import PACE_MAX_S
 from gtstore.wire import messages
 from gtstore.wire.codec import encode_record
 from gtstore.wire.messages import (
@@ -178,13 +179,41 @@ def test_overtaken_before_it_was_executed() -> None:
 
 
 def test_overtaken_again_and_again() -> None:
-    """Each further version is made after a pause, and jumps further."""
+    """Liveness: it goes on at once; who comes to that key next waits, until calls win again."""
     network, client = cluster()
     other = another(network)
     calls = [after(lambda i=i: other.put(KEY, b"%d" % i)) for i in range(4)]
     network.script(1, Execute, *calls)
     assert client.append(KEY, b"!") == b"3!"
-    assert client.pauses
+    assert client.pauses == []
+    for _ in range(20):
+        client.append(KEY, b"+")
+    pauses = client.pauses
+    assert 1 <= len(pauses) < 19
+    assert max(pauses) <= PACE_MAX_S
+    client.append(KEY, b"+")
+    assert client.pauses == pauses
+
+
+def test_calls_of_one_client_go_in_turn() -> None:
+    """Liveness: who has lost goes first, and newcomers behind; nobody loses to them any more."""
+    network, client = cluster()
+    lost = client.call(operations.execute(client.routes, client.source, KEY, APPEND, b"1"))
+    lost.advance()
+    another(network, ahead_s=1).put(KEY, b"0")
+    lost.advance()
+    lost.advance()
+    assert KEY in client.routes.turns
+    fellow = Client(network, routes=client.routes, seed=7)
+    later = fellow.call(operations.execute(fellow.routes, fellow.source, KEY, APPEND, b"2"))
+    for _ in range(5):
+        later.advance()
+    assert len(fellow.pauses) > 1
+    assert fellow.sent(Execute) == []
+    assert lost.run().value == b"01"
+    assert later.run().value == b"012"
+    assert len(fellow.sent(Execute)) == 1
+    assert KEY not in client.routes.turns
 
 
 # --- failures ------------------------------------------------------------------------------------

@@ -42,7 +42,7 @@ LAYERS = (
     ("gtstore.wire.describe.document",),
     ("gtstore.wire.describe.lua",),
     ("gtstore.wire.describe.__main__",),
-    ("gtstore.key_order", "gtstore.keyed_entries"),
+    ("gtstore.key_order", "gtstore.keyed_entries", "gtstore.turns"),
     # The interface that replica.py stores through is declared next to the engines that have it.
     ("gtstore.placement", "gtstore.engine", "gtstore.read_modify_write"),
     ("gtstore.disk",),
@@ -103,6 +103,7 @@ PURE = {
     "gtstore.key_order",
     "gtstore.keyed_entries",
     "gtstore.placement",
+    "gtstore.turns",
     "gtstore.read_modify_write",
     "gtstore.disk",
     "gtstore.write_ahead_log",

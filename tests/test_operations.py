@@ -259,7 +259,7 @@ def test_a_superseded_delete_stays_a_delete() -> None:
 
 
 def test_an_overtaken_client_jumps_further_each_time() -> None:
-    """Liveness: it pauses, and its versions' lead over the one that refused it grows."""
+    """Liveness: it goes on at once, and its versions' lead over the one that refused it grows."""
     network, client = cluster()
     other = another(network)
     stored: list[int] = []
@@ -275,12 +275,12 @@ def test_an_overtaken_client_jumps_further_each_time() -> None:
     client.put(KEY, b"mine")
     entries = list(dict.fromkeys(entry for _, entry in writes(client)))
     assert len(entries) == 6
-    assert len(client.pauses) > 4
+    assert client.pauses == []
     assert all(entry.flags == ORDERED for entry in entries[1:])
     assert client.get(KEY) == b"mine"
     leads = [mine.time - theirs for mine, theirs in zip(entries[1:], stored, strict=True)]
     assert leads == sorted(leads)
-    assert leads[-1] > 10_000
+    assert leads[-1] > 256
 
 
 def test_after_silence_the_same_version_is_sent_to_all() -> None:
