@@ -29,6 +29,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import struct
+from abc import abstractmethod
 from collections.abc import Callable, Generator, Sequence
 from typing import Any, ClassVar, Final, NamedTuple, TypeAlias, TypeVar
 
@@ -544,9 +545,9 @@ class _Mutation:
     def _not_done(self, error: GTStoreError) -> OperationFailed:
         return OperationFailed(f"{self._what} did not happen: {error}")
 
+    @abstractmethod
     def _unfinished(self, route: Route, error: GTStoreError) -> GTStoreError:
         """What to raise when it cannot go on."""
-        raise NotImplementedError
 
     def _take_time(self, above: int) -> None:
         """Take another version, of a time above that one."""
