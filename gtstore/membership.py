@@ -61,11 +61,9 @@ JOINS_FIRST: Final = 2
 _HELD_A_JOIN: Final = 4
 """A node that has just come back, and holds nothing, begins with two, and may have one more for
 each four partitions that it holds. Its start is felt enough by itself."""
-_SETTLED_MIN_S: Final = 5.0
-_SETTLED_PAUSES: Final = 5
-_SETTLED_MAX_S: Final = 60.0
-"""A node that lived for five times its last pause, and for five seconds, does not keep dying; one
-that lived for a minute does not in any case."""
+_SETTLED_MIN_S: Final = 2.0
+"""A node that lived for that long, and for longer than its last pause, does not keep dying. One
+that was back in sync before it died has shown that it works, and waits for a second at most."""
 _SHARE: Final = 0.2
 """A process that ran, or waited for a processor, for this part of the time does not hang."""
 _NOT_HUNG: Final = Fraction(1, 10)
@@ -457,10 +455,11 @@ class Membership:
         is_first = self.members[node].state != DEAD
         actions += self._enter(node, EXITED)
         if is_first:
-            lived_s = _SETTLED_PAUSES * _pause_s(self._early_deaths[node])
-            lived_s = min(max(lived_s, _SETTLED_MIN_S), _SETTLED_MAX_S)
-            if now > self._alive_since[node] + lived_s:
+            settled_s = max(_SETTLED_MIN_S, _pause_s(self._early_deaths[node]))
+            if now > self._alive_since[node] + settled_s:
                 self._early_deaths[node] = 0
+            elif self._is_in_sync(node):
+                self._early_deaths[node] = min(self._early_deaths[node], 1)
             living = self._living()
             self._change(lambda row, epoch: row_without(row, node, living, epoch))
             lost = sum(
@@ -690,6 +689,11 @@ class Membership:
             owner.in_sync and owner.node != node and living.get(owner.node) == owner.incarnation
             for owner in self.map.rows[partition].owners
         )
+
+    def _is_in_sync(self, node: int) -> bool:
+        """Whether it has everything of all that it owns, and owns something."""
+        flags = {o.in_sync for row in self.map.rows for o in row.owners if o.node == node}
+        return flags == {1}
 
     def _respawn_pause_s(self, node: int) -> float:
         """How long after its death it is started again. At once if something is Unavailable until

@@ -844,6 +844,24 @@ def test_what_keeps_dying_is_started_later_each_time() -> None:
     assert nodes_of(membership, 0) == [(2, 1), (3, 0)]
 
 
+def test_what_works_until_it_is_killed_waits_for_a_second() -> None:
+    """It is in sync each time; so its copies are not missed for long."""
+    membership = cluster(3, 2)
+    pauses = []
+    for incarnation in range(2, 8):
+        pauses.append(membership.exited(1, "killed", NOW)[-1])
+        membership.returned(member(1, incarnation), NOW)
+        while joining := [
+            row.partition
+            for row in membership.map.rows
+            for owner in row.owners
+            if owner.node == 1 and not owner.in_sync
+        ]:
+            for partition in joining:
+                sync(membership, 1, partition)
+    assert pauses == [Start(1, CLIENTS_FIRST_S), *[Start(1, 1.0)] * 5]
+
+
 def test_what_is_killed_now_and_then_does_not_keep_dying() -> None:
     """It lives long enough in between: 40 deaths of five nodes, one after the other."""
     membership = cluster(5, 3)

@@ -163,8 +163,8 @@ LIMITS: Final = (
     Limit(
         "pause before a node is started again",
         f"0.2, 1, 2, 4 .. {RESPAWN_PAUSE_MAX_S} s",
-        "longer while it keeps dying soon: within 5 times the last pause, from 5 s to a minute; "
-        "none before the first time if something is "
+        "longer while it keeps dying within 2 s, or within its last pause, but not if it was in "
+        "sync by then; none before the first time if something is "
         f"Unavailable; a process that does not register within {START_TIMEOUT_S} s is killed",
     ),
     Limit(
