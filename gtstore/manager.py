@@ -540,7 +540,8 @@ class Manager:
         """A state from before the last change of the map would use epochs again (M4). Nodes that
         became owners since then know better."""
         for returned in returns:
-            newest = max((join.join_epoch for join in returned.joins), default=0)
+            joins = (*returned.joins, *returned.doubtful)
+            newest = max((join.join_epoch for join in joins), default=0)
             if cluster_of(newest) == saved.cluster_id and newest > saved.map.epoch:
                 raise ClusterError(
                     f"{self._state_file.path} is of map {saved.map.epoch & 0xFFFF_FFFF}, but node "
@@ -875,7 +876,7 @@ class Manager:
             with self._changed:
                 processes = [known for _, known in sorted(self._known.items())]
                 held = tuple(self._membership.held) if self._membership else ()
-                marks = self._take_marks()
+                marks = self._take_marks(published.map)
             members = tuple(published.members.values())
             options = self._options
             state = SavedState(
@@ -1124,12 +1125,13 @@ class Manager:
                 self._new_marks[request.node] = request.mark
         return messages.Noted()
 
-    def _take_marks(self) -> dict[int, bytes]:
-        """The marks to go by from now on; ``_changed`` is held. A disk that some partition may be
-        opened with keeps the one before: if it is an older copy, it stays one as long as that
-        counts."""
+    def _take_marks(self, saved: PartitionMap) -> dict[int, bytes]:
+        """The marks to go by from now on, which are left to a successor with this map;
+        ``_changed`` is held. A disk that some partition may be opened with keeps the one before: if
+        it is an older copy, it stays one as long as that counts. So it is also where the partition
+        is open by now, but not in the map that a successor finds."""
         if self._membership is not None:
-            awaited = self._membership.awaited_again()
+            awaited = self._membership.awaited_again(saved)
             for node in self._new_marks.keys() - awaited:
                 self._marks[node] = self._new_marks.pop(node)
         return dict(self._marks)

@@ -592,14 +592,14 @@ class Membership:
             and all(_has(self._doubtful, o.node, row) for o in row.owners if o.in_sync)
         ]
 
-    def awaited_again(self) -> list[int]:
+    def awaited_again(self, saved: PartitionMap | None = None) -> list[int]:
         """The living nodes that may have on their disks what some partition can be opened with that
-        is not open."""
+        is not open; as of the map, or of an earlier one."""
         living = self._living()
         return sorted(
             {
                 owner.node
-                for row in self.map.rows
+                for row in (saved or self.map).rows
                 if not is_open(row, living)
                 for owner in row.owners
                 if owner.in_sync and owner.node in living

@@ -101,7 +101,7 @@ def _look_once(
         if not is_mine or row is None:
             return Portion(None, 0, frozenset())
         own, end = _own(replicas, partition, after)
-        floor = replicas[partition].floor
+        floor, join_epoch = replicas[partition].floor, replicas[partition].join_epoch
     if not other:
         return Portion(end, 0, frozenset())
     request_id = next_number()
@@ -110,6 +110,8 @@ def _look_once(
     if reply[0] != Copied.kind or isinstance(reply, Lost):
         return Portion(end, 0, frozenset())  # another time
     copied = taken_apart(reply[3], after, own)
+    if copied.join_epoch != join_epoch:
+        return Portion(end, 0, frozenset())  # we have left, and joined anew: our row is old
     theirs = {key: None if is_here else entry for key, entry, is_here in copied.entries}
     ends = [key for key in (end, None if copied.is_last else copied.entries[-1][0]) if key]
     bound = min(ends, default=None)

@@ -243,17 +243,21 @@ class Upkeep:
     def _gather(self) -> None:
         """As long as something that this node has is doubtful, look whether it is the one to open
         the partition, and do so. Otherwise it waits here for the owners that it is to hear of."""
-        while self._is_doubtful():
+        gathered: list[Join] = []  # all of it is here, and the manager does not know that yet
+        while gathered or self._is_doubtful():
             with self._lock:
                 todo = copying.to_gather(self._replicas)
             try:
-                for at in range(0, len(todo), _REPORTED_AT_ONCE):
-                    self._gather_some(todo[at : at + _REPORTED_AT_ONCE])
+                for at in range(0, max(len(todo), bool(gathered)), _REPORTED_AT_ONCE):
+                    self._gather_some(todo[at : at + _REPORTED_AT_ONCE], gathered)
             except Exception as error:
-                logger.warning("partitions are not opened yet: %s", error)
+                logger.warning(
+                    "partitions are not opened yet; it goes on in %g s: %s", _REPORT_AGAIN_S, error
+                )
+                time.sleep(_REPORT_AGAIN_S)
             time.sleep(_LOOK_PAUSE_S)
 
-    def _gather_some(self, todo: list[int]) -> None:
+    def _gather_some(self, todo: list[int], gathered: list[Join]) -> None:
         session = Session(self._locate)
         pace = copying.Pace(math.inf, time.monotonic)  # nobody works there meanwhile
         try:
@@ -269,17 +273,20 @@ class Upkeep:
                 len(todo),
             )
             joins = [join for join in outcomes if isinstance(join, Join)]
-            if not joins:
-                return
             with self._lock:
                 for join in joins:
                     self._replicas.vouch(join.partition)
+            gathered += joins
+            if not gathered:
+                return
             self._flush()  # N2: the report says that it is all here, for good
-            report = copying.report(self._token, self._replicas.node, joins, self._next_number)
+            report = copying.report(self._token, self._replicas.node, gathered, self._next_number)
             session.run(report, _COPY_TIMEOUT_S)
             logger.warning(
-                "%d partitions have what is left of them on all disks, and open again", len(joins)
+                "%d partitions have what is left of them on all disks, and open again",
+                len(gathered),
             )
+            gathered.clear()
         finally:
             session.close()
 

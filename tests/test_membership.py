@@ -1359,6 +1359,18 @@ def test_an_older_copy_is_all_there_is() -> None:
     assert membership.awaited_again() == [1]
 
 
+def test_an_older_copy_is_one_as_long_as_the_saved_map_may_open_with_it() -> None:
+    """M6a: a successor that finds the map from before would take its disk for the newest one, if it
+    found its new mark, too."""
+    membership = durable_and_dead(2, 2)
+    joins = {node: joins_of(membership, node) for node in (1, 2)}
+    membership.all_returned([Returned(member(1, 2), joins[1], is_older=True)], NOW)
+    saved = membership.map
+    membership.all_returned([Returned(member(2, 2), joins[2])], NOW)
+    assert membership.awaited_again() == []
+    assert membership.awaited_again(saved) == [1, 2]
+
+
 def accepting(nodes: int, replicas: int) -> Membership:
     membership = durable_and_dead(nodes, replicas)
     membership._accepts_loss = True

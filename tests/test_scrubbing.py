@@ -192,3 +192,14 @@ def test_who_does_not_compare() -> None:
     asked = len(network.asked)
     assert scrub(network, 2) == scrub(network, 3) == []
     assert len(network.asked) == asked
+
+
+def test_who_does_not_know_yet_that_it_joins_anew() -> None:
+    """What the others have written without it is not missing: it is about to be copied."""
+    network = cluster()
+    network.membership.left(
+        2, messages.Join(PARTITION, network.nodes[2].replicas[PARTITION].join_epoch)
+    )
+    network.nodes[1].replicas.adopt(network.membership.map.epoch, network.membership.map.rows)
+    change(network, 2, KEY, None)
+    assert step(network, 2, b"") == Portion(None, 0, frozenset())

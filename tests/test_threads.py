@@ -29,7 +29,7 @@ from gtstore.server import FrameServer, TokenLock, on_message
 from gtstore.testing import wait_until
 from gtstore.threads import END, GO_ON, OVER, Supervised, supervised
 from gtstore.wire.codec import encode
-from gtstore.wire.messages import HASH_ADDITIVE, Noted, Ping, Pong
+from gtstore.wire.messages import HASH_ADDITIVE, Join, Noted, Ping, Pong
 
 from .forgetful_store import ForgetfulStore
 from .peers import PONG, Talk
@@ -441,6 +441,9 @@ class Node:
         self.is_suspended = True
         return 5
 
+    def vouch(self, _: int) -> None:
+        self.is_doubtful = False
+
     def resume(self, _: int) -> None:
         self.is_suspended = False
 
@@ -525,6 +528,33 @@ def test_gatherer(idle: upkeep.Upkeep, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(idle, name, lambda: None)
     idle.start()
     wait_until(lambda: broken.calls_after == 2, "more looks")
+
+
+def test_what_was_gathered_is_reported_again(
+    idle: upkeep.Upkeep, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """N2a: the disk was full at that moment, for example. Nothing is doubtful any more, but as long
+    as the manager does not know that, the partition is not open."""
+    join = Join(0, 5)
+    todo = [[0]]
+    reported = []
+
+    def gather(*_: Any) -> Iterator[Any]:
+        yield from ()
+        return join
+
+    def report(_: bytes, node: int, joins: list[Join], *__: Any) -> Iterator[Any]:
+        reported.append((node, tuple(joins)))
+        yield from ()
+
+    monkeypatch.setattr(upkeep.copying, "to_gather", lambda _: todo.pop() if todo else [])
+    monkeypatch.setattr(upkeep.copying, "gather", gather)
+    monkeypatch.setattr(upkeep.copying, "report", report)
+    monkeypatch.setattr(idle, "_know_the_cluster", lambda _: None)
+    monkeypatch.setattr(idle, "_flush", Once(lambda: None, ConnectionAbortedError("no room")))
+    monkeypatch.setattr(idle, "_is_doubtful", lambda: bool(todo))
+    idle._gather()
+    assert reported == [(1, (join,))]
 
 
 def test_leaver(idle: upkeep.Upkeep, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -132,9 +132,11 @@ def test_a_logout_takes_the_runtime_directory_away(
         assert not there.exists()
 
 
-def test_an_old_state_comes_back(tmp_path: Path) -> None:
+@pytest.mark.parametrize("is_whole", [True, False])
+def test_an_old_state_comes_back(tmp_path: Path, is_whole: bool) -> None:
     """Somebody puts back a state.json from before changes of the map: its epochs would be used
-    again. What the nodes have says so; nothing is touched, and the right one still works."""
+    again. What the nodes have says so, also if none of their logs ends whole; nothing is touched,
+    and the right one still works."""
     data = ["--data-dir", str(tmp_path / "data")]
     path = tmp_path / "data" / "manager" / "state.json"
     with Cluster(2, 2, data) as cluster, cluster.connect() as store:
@@ -143,6 +145,13 @@ def test_an_old_state_comes_back(tmp_path: Path) -> None:
         cluster.kill_node(1)
         cluster.wait_in_sync()
         store.put("key", b"value")
+        if not is_whole:
+            cluster.kill_everything()
+    if not is_whole:
+        from .test_disks import flip_end_mark  # it needs lmdb
+
+        for node in (1, 2):
+            flip_end_mark(tmp_path, node)
     new = path.read_text()
     path.write_text(old)
     done = managerd("2", "2", "--port", "0", *data)
