@@ -18,11 +18,10 @@ import tempfile
 import time
 from pathlib import Path
 
-from machine import about, cpu_s, print_table
-from restart import load
-
 from gtstore import Client
 from gtstore.testing import Cluster
+from machine import about, cpu_s, print_table
+from restart import load
 
 QUIET = 0.03
 """What nodes take of a processor together when they have done what a start brings."""

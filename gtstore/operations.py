@@ -340,7 +340,8 @@ that is its ACK, and whose version it is."""
 
 def begin_put(routes: Routes, source: Source, key: bytes, value: bytes, flags: int = 0) -> Begun:
     """Place the key, draw a version and make the frame of a put. The map must be known."""
-    route = routes.find(key)
+    rows = routes.by_partition  # as find does it
+    route = rows[routes.hash(key) % len(rows)]
     number, time = source.next_version(routes.clock.offset_us)
     identity = source.identity
     client = identity.client
@@ -965,7 +966,8 @@ def _failure(key: bytes, reason: int, entry: bytes) -> OperationFailed:
 
 def begin_get(routes: Routes, source: Source, key: bytes) -> Begun:
     """Place the key and make the frame of a get. The map must be known."""
-    route = routes.find(key)
+    rows = routes.by_partition  # as find does it
+    route = rows[routes.hash(key) % len(rows)]
     # As next_number does it.
     source._number = number = source._number + 1
     if number == _NUMBER_MAX:

@@ -364,7 +364,8 @@ class Routes:
         """Nodes that some operation is asking the manager about: the others wait for its answer."""
         self.turns = Turns()
         """Of this client's calls at keys that several of them want to change."""
-        self._routes: list[Route] = []
+        self.by_partition: list[Route] = []
+        """The route of each; replaced as a whole."""
 
     def replace(self, cluster: Cluster, rows: Iterable[Row], clock: ClusterTime) -> None:
         """Start over with what the manager said of the cluster.
@@ -387,28 +388,28 @@ class Routes:
         self.hash = hash_function
         self.clock = clock
         self.members = {member.node: member for member in cluster.members}
-        self._routes = routes
+        self.by_partition = routes
         self.epoch = cluster.epoch
         self.cluster_id = cluster_of(cluster.epoch)
 
     @property
     def partitions(self) -> int:
         """How many there are."""
-        return len(self._routes)
+        return len(self.by_partition)
 
     def of(self, partition: int) -> Route:
         """The route of a partition's keys."""
-        return self._routes[partition]
+        return self.by_partition[partition]
 
     def find(self, key: bytes) -> Route:
         """The route of a key: one hash and one look-up."""
-        routes = self._routes
+        routes = self.by_partition
         return routes[self.hash(key) % len(routes)]
 
     def patch(self, row: Row) -> bool:
         """Take a row if it is newer than ours. Rows never go backwards, and other clusters' rows do
         not count."""
-        routes = self._routes
+        routes = self.by_partition
         if cluster_of(row.list_epoch) != self.cluster_id or row.partition >= len(routes):
             return False
         held = routes[row.partition].epoch

@@ -840,7 +840,7 @@ def one_epoch_for_all(patch: Patch) -> None:
 
     def find_newest(routes: Routes, key: bytes) -> Route:
         route = Route(find(routes, key).row)
-        route.epoch = max(known.epoch for known in routes._routes)
+        route.epoch = max(known.epoch for known in routes.by_partition)
         route.label = LABEL.pack(route.epoch, route.partition)
         return route
 
