@@ -836,15 +836,19 @@ def any_incarnation_is_mine(patch: Patch) -> None:
 
 def one_epoch_for_all(patch: Patch) -> None:
     """Each request carries the highest epoch that the client knows, of whatever partition."""
-    find = Routes.find
 
-    def find_newest(routes: Routes, key: bytes) -> Route:
-        route = Route(find(routes, key).row)
-        route.epoch = max(known.epoch for known in routes.by_partition)
-        route.label = LABEL.pack(route.epoch, route.partition)
-        return route
+    def label_all(change: Callable[..., Any]) -> Callable[..., Any]:
+        def change_and_label(routes: Routes, *arguments: Any) -> Any:
+            result = change(routes, *arguments)
+            newest = max(route.epoch for route in routes.by_partition)
+            for route in routes.by_partition:
+                route.label = LABEL.pack(newest, route.partition)
+            return result
 
-    patch.setattr(Routes, "find", find_newest)
+        return change_and_label
+
+    for name in ("patch", "replace"):
+        patch.setattr(Routes, name, label_all(getattr(Routes, name)))
 
 
 def believe_that_it_is_undone(patch: Patch) -> None:
