@@ -475,14 +475,21 @@ class Manager:
             "that it was started with",
             numbers,
         )
+        how = "its process ended while there was no manager"
+        ends = {known.node: how for known in saved.processes if known.node not in running}
+        ended: dict[int, list[Action]] = {}
+
+        def end_all(membership: Membership = self._membership) -> list[Action]:
+            ended.update(membership.all_exited(ends, time.monotonic()))
+            return [action for actions in ended.values() for action in actions]
+
+        self._apply(end_all)
         for known in saved.processes:
             node = known.node
             if node in running:
                 self._start_keeper(node, running[node])
             else:
-                how = "its process ended while there was no manager"
-                event = partial(self._membership.exited, node, how, time.monotonic())
-                self._start_keeper(node, None, known.incarnation, self._apply(event))
+                self._start_keeper(node, None, known.incarnation, ended[node])
         self._serve()
         self._publish(_PUBLISH_TIMEOUT_S)
 
@@ -1184,14 +1191,19 @@ class Manager:
                 detail=messages.AliveDetail(self._options.replicas, alive),
             )
         if not alive:
+            is_back = any(member.state != messages.DEAD for member in members)
+            if self._options.engine == MEMORY:
+                why = "are dead, and its data is gone: it begins anew, empty, when one returns"
+            elif is_back:
+                why = (
+                    "had died, and those that are back may not have everything: they compare what "
+                    "they have, or wait for somebody (the manager's log, docs/OPERATIONS.md)"
+                )
+            else:
+                why = "are dead, and its data is on their disks: it opens again when one returns"
             raise RemoteProtocolError(
                 messages.UNAVAILABLE,
-                f"all owners of partition {partition} are dead, "
-                + (
-                    "and its data is gone: it begins anew, empty, when one of them returns"
-                    if self._options.engine == MEMORY
-                    else "and its data is on their disks: it opens again when one of them returns"
-                ),
+                f"all owners of partition {partition} {why}",
                 detail=messages.AliveDetail(self._options.replicas, alive),
             )
         return messages.Owners(row, members)

@@ -284,6 +284,7 @@ class Membership:
         self.held = set(held)
         self._full: dict[int, int] = {}  # nodes without room: messages.FULL_MEMORY or FULL_DISK
         self._away: set[int] = set()  # dead, and no start is on its way
+        self._ending: set[int] = set()  # see all_exited
 
     def tick(self, now: float) -> list[Action]:
         """Probe every living node once an interval. ``next_tick`` says when to call again."""
@@ -474,6 +475,15 @@ class Membership:
         self._repair()
         # Also if no row has changed: the member's state has. And a start comes after it (M2).
         return [*actions, Publish(), *starts]
+
+    def all_exited(self, ends: Mapping[int, str], now: float) -> dict[int, list[Action]]:
+        """The same of several nodes, which had all ended before any map without one of them was
+        known: so whichever of them were in sync still are, and each may open a partition (M5).
+        Return the actions that come of each end."""
+        self._ending = set(ends)
+        actions = {node: self.exited(node, how, now) for node, how in ends.items()}
+        self._ending.clear()
+        return actions
 
     def _next_start(self, node: int, now: float) -> list[Action]:
         if not self._respawns or node in self.held:
@@ -711,7 +721,7 @@ class Membership:
         return {
             node: member.incarnation
             for node, member in self.members.items()
-            if member.state != DEAD
+            if member.state != DEAD and node not in self._ending
         }
 
     def _change(

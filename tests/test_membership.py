@@ -1337,6 +1337,20 @@ def test_an_owner_that_dies_again_stays_awaited() -> None:
     assert membership.map is before
 
 
+def test_owners_that_have_ended_together_all_stay() -> None:
+    """M5: nobody has gone on without one of them, so whichever has everything opens the partition,
+    and not the one whose end was told last."""
+    membership = cluster(4, 2, is_durable=True)
+    joins = {node: joins_of(membership, node) for node in (1, 2)}
+    actions = membership.all_exited({1: "killed", 2: "killed"}, NOW)
+    assert [action.node for action in actions[2] if isinstance(action, Start)] == [2]
+    assert [nodes_of(membership, p) for p in range(2)] == [[(1, 1), (2, 1)], [(3, 1)]]
+    membership.all_returned([Returned(member(2, 2), [], joins[2])], NOW)
+    assert membership.alive_owners(0) == 0
+    membership.all_returned([Returned(member(1, 2), joins[1])], NOW)
+    assert nodes_of(membership, 0) == [(1, 1), (2, 0)]
+
+
 def test_an_older_copy_of_a_disk_does_not_count() -> None:
     """M6a: where another owner is back it joins anew, and nobody is told of losses."""
     membership = durable_and_dead(2, 2)

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from gtstore import Unavailable
-from gtstore.testing import Cluster
+from gtstore.testing import Cluster, wait_until
 
 pytest.importorskip("lmdb", reason="entries on disk need py-lmdb (the extra durable)")
 
@@ -111,6 +111,29 @@ def test_no_log_ends_whole(tmp_path: Path) -> None:
         cluster.start()
         assert client.get("key1") == b"new"
         assert cluster.log().count("partitions are opened when their owners have compared") == 3
+
+
+def test_owners_that_died_while_there_was_no_manager(tmp_path: Path) -> None:
+    """M5, N2a: each of them has everything, so one whose log does not end whole does not go on
+    alone, whichever end the successor is told of last."""
+    with cluster_on(tmp_path, 4, 2) as cluster, cluster.connect() as client:
+        client.put("key1", "old")
+        client.put("key1", "new")
+        owners = client.where("key1").owners
+        cluster.kill_manager()
+        for node in owners:
+            cluster.kill_node(node)
+        flip_last_record(tmp_path, max(owners))
+        cluster.start()
+
+        def value() -> bytes | None:
+            try:
+                return client.get("key1")
+            except Unavailable as error:
+                return b"not open: " + str(error).encode()
+
+        wait_until(lambda: not (value() or b"").startswith(b"not open"), "an open partition")
+        assert value() == b"new"
 
 
 def test_the_only_log_does_not_end_whole(tmp_path: Path) -> None:
