@@ -314,8 +314,10 @@ class LogStore:
             text = f"{self._log(self._file)}: {error}"
             if error.errno not in _FULL:
                 raise self._failed(StoreFailed(text)) from error
-            # What was written of it is over the mark that says that the log ends here.
-            self._write_end(self._file, self._at)
+            # What was written of it is over the mark that says that the log ends here. Where there
+            # was none, nothing says so, and no later process may take the log for whole.
+            if not self._at_first:
+                self._write_end(self._file, self._at)
             raise StoreFull(text) from error
         self._number += 1
         self._at += len(record) - write_ahead_log.END_SIZE

@@ -128,7 +128,13 @@ class StorageNode:
         if self._store:
             self._store.claim({"cluster": cluster_of(shape.epoch), "node": options.node})
             if self._store.not_whole:
-                self._commit_now({**doubted(self._store), NOT_WHOLE: None})
+                try:
+                    self._commit_now({**doubted(self._store), NOT_WHOLE: None})
+                except StoreFull as error:
+                    raise ClusterError(
+                        f"its log does not end whole, and there is no room to note that: {error}; "
+                        "it starts once there is some"
+                    ) from error
             self._put_mark()
         memory_max = options.max_memory_mb
         self._replicas = Replicas(

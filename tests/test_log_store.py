@@ -475,6 +475,39 @@ def test_where_there_was_no_room_the_log_still_ends(
         directory.store.flush()  # then it is at the start of a file
 
 
+@pytest.mark.parametrize("written", [0, 20, 30, 200])
+@pytest.mark.parametrize("kept", [0, 3, 50])
+def test_where_there_was_no_room_a_log_that_does_not_end_whole_still_does_not(
+    directory: Directory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, written: int, kept: int
+) -> None:
+    """N2a: the conclusions were not drawn, so the next process has to draw them."""
+    directory.commit({ONE: b"1"})
+    first = directory.store._at
+    directory.commit({TWO: b"2" * 100})
+    file = directory.path / "log-0"
+    file.write_bytes(file.read_bytes()[: first + kept])
+    directory.open_again()
+    assert directory.store.not_whole
+    write = os.pwritev
+
+    def fail(file: int, data: tuple[bytes], at: int, flags: int) -> int:
+        if len(data[0]) < 100:
+            return write(file, data, at, flags)
+        write(file, (data[0][:written],), at, flags)
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "pwritev", fail)
+    with pytest.raises(StoreFull):
+        directory.store.commit({log_store.NOT_WHOLE: None, OTHER: b"3" * 200})
+    monkeypatch.undo()
+    after = directory.crash(tmp_path / "crashed")
+    assert (after.store.get(ONE), after.store.get(OTHER)) == (b"1", None)
+    assert after.store.not_whole
+    after.commit({log_store.NOT_WHOLE: None, OTHER: b"3"})
+    after.open_again()
+    assert (after.store.not_whole, after.store.get(OTHER)) == ("", b"3")
+
+
 def test_a_flush_that_fails_is_tried_again(
     directory: Directory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
