@@ -294,7 +294,10 @@ def serve(run_node: Callable[[dict[str, Any]], int]) -> None:
             answer = {"pid": _fork(run_node, command["start"])}
         else:
             answer = {"code": _reap(command["reap"])}
-        print(json.dumps(answer), flush=True)
+        try:
+            print(json.dumps(answer), flush=True)
+        except BrokenPipeError:
+            os._exit(0)  # the manager was killed meanwhile; a node that was started notices that
 
 
 def _reap(pid: int) -> int | None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -195,3 +197,17 @@ def test_a_source_that_hangs_holds_up_no_other(cluster: Cluster, store: Client) 
     wait_until(is_node_4_done, "copies from node 4")
     cluster.resume_node(2)
     cluster.wait_in_sync()
+
+
+def test_a_nursery_whose_manager_is_killed() -> None:
+    """It ends without a word, also with an answer that nobody reads any more."""
+    command = [sys.executable, "-m", "gtstore.storaged", "--nursery"]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        print('{"reap": 1}', file=process.stdin, flush=True)
+        assert process.stderr.read() == ""
+        assert process.wait(60) == 0
