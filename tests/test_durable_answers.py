@@ -280,7 +280,6 @@ def test_there_are_few_ways_out() -> None:
         if isinstance(node, ast.Attribute) and node.attr in ("send", "sendall", "sendmsg")
     }
     assert senders == {
-        "verify_request",  # refuses a connection, before any request
         "_serve",  # takes the socket's own method where nothing has to wait
         "_leave",
         "_send",

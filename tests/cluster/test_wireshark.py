@@ -122,7 +122,9 @@ def make_traffic(cluster: Cluster, value: bytes) -> None:
             messages.KeyNodes(b"key1"),  # UNKNOWN_KIND, at a node
         )
         raw(node, messages.MapUpdate(bytes(16), epoch, ()))  # NOT_ALLOWED
-        raw(cluster.address, messages.Leave(bytes(16), 1, messages.Join(0, epoch)))  # the same
+        raw(node, messages.Differs(bytes(16), 0, bytes(16), b"key"))  # the same
+        raw(cluster.address, messages.Leave(bytes(16), 1, messages.Join(0, epoch)))
+        raw(cluster.address, messages.NewMark(bytes(16), 1, 1, bytes(16)))
         raw(node, Get(epoch, 100_000, b"key1"))  # MALFORMED to the node, but a whole GET
         cluster.kill_node(1)
         assert client.get("key1") == items["key1"]
