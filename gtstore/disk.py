@@ -338,9 +338,10 @@ def remembered_joins(store: Store) -> tuple[tuple[Join, ...], tuple[Join, ...]]:
 
 def doubted(store: Store) -> Changes:
     """What is to be committed before anything else, where the log does not end whole: that the last
-    of what was acknowledged may be missing (N2a). From then on the log does end whole."""
+    of what was acknowledged may be missing (N2a). From then on the log does end whole. Where this
+    node was no owner there is nothing to doubt."""
     states = ((name, _state_of(store, name)) for name in store.names(b"P"))
-    return {name: _STATE.pack(*state[:-1], True) for name, state in states if state is not None}
+    return {name: _STATE.pack(*state[:-1], True) for name, state in states if state and state[1]}
 
 
 def marks_on(store: Store) -> bytes:

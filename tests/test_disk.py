@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gtstore.disk import DiskEngine, remembered_joins, sealed, unsealed
+from gtstore.disk import DiskEngine, doubted, remembered_joins, sealed, unsealed
 from gtstore.engine import Partition, Remembered
 from gtstore.errors import RecordDamaged, StoreDamaged
 from gtstore.wire.messages import Join
@@ -155,6 +155,24 @@ def test_what_is_remembered() -> None:
         None,
     ]
     assert remembered_joins(after.store) == ((Join(0, 5), Join(1, 6)), ())
+
+
+def test_what_may_be_missing() -> None:
+    """N2a: of what this node was an owner of. Where it was none it would stay doubtful for ever."""
+    disk = Disk()
+    for number, join_epoch in enumerate((5, 0)):
+        disk.remembered[number] = Remembered(join_epoch, b"", 0, 0, 0)
+        disk.partitions[number].changed()
+    disk.commit()
+    after = disk.crash()
+    after.store.commit(doubted(after.store))
+    after.store.refresh()
+    assert [p.remembered and p.remembered.is_doubtful for p in after.crash().partitions] == [
+        True,
+        False,
+        None,
+    ]
+    assert remembered_joins(after.store) == ((), (Join(0, 5),))
 
 
 def test_discarding_is_one_step() -> None:
