@@ -475,6 +475,10 @@ class Manager:
             "that it was started with",
             numbers,
         )
+        if self._options.accepts_loss:
+            logger.warning(
+                "--accept-data-loss counts only where all nodes are started: stop them first"
+            )
         how = "its process ended while there was no manager"
         ends = {known.node: how for known in saved.processes if known.node not in running}
         ended: dict[int, list[Action]] = {}
@@ -516,7 +520,10 @@ class Manager:
 
         def are_back() -> bool:
             assert self._returns is not None
-            return len(self._ended | self._returns.keys()) == len(members)
+            # Before anything is given up, each has had its time; one that has ended is started
+            # again meanwhile.
+            ended = set() if self._options.accepts_loss else self._ended
+            return len(ended | self._returns.keys()) == len(members)
 
         with self._changed:
             end = time.monotonic() + messages.START_TIMEOUT_S
@@ -534,7 +541,10 @@ class Manager:
                 raise ClusterError("no storage node has started; their lines above say why")
             self._check_age(saved, returns.values())
             # In the same step: whoever dies now has returned.
-            self._apply(partial(membership.all_returned, returns.values(), time.monotonic()))
+            accepts_loss = self._options.accepts_loss
+            self._apply(
+                partial(membership.all_returned, returns.values(), time.monotonic(), accepts_loss)
+            )
         self._publish(_FIRST_PUBLISH_TIMEOUT_S)
         self._check_published()
         with self._changed:
@@ -577,7 +587,6 @@ class Manager:
             self._options.respawns,
             is_durable=self._options.engine != MEMORY,
             held=held,
-            accepts_loss=self._options.accepts_loss,
         )
 
     # --- the nodes' ports ------------------------------------------------------------------------

@@ -235,8 +235,6 @@ class Membership:
         joins_first: the same, of a node that holds nothing yet.
         is_durable: whether nodes come back with what they held.
         held: nodes that are to stay away, as after ``hold``.
-        accepts_loss: whether partitions are opened also with what may not be all of it, where there
-            is nothing better.
 
     Times are those of one clock that only goes forward, in seconds.
     """
@@ -253,7 +251,6 @@ class Membership:
         joins_first: int = JOINS_FIRST,
         is_durable: bool = False,
         held: Iterable[int] = (),
-        accepts_loss: bool = False,
     ) -> None:
         self.members = {member.node: member for member in members}
         self.map = partition_map
@@ -266,7 +263,6 @@ class Membership:
         self._is_durable = is_durable
         # Since its last answer: how many probes a node has missed, and what they count for.
         self._silent_probes: Counter[int] = Counter()
-        self._accepts_loss = accepts_loss
         self._doubtful: dict[int, Mapping[int, int]] = {}  # of living nodes: see Returned
         self._misses: dict[int, Fraction] = dict.fromkeys(self.members, Fraction(0))
         self._spared: dict[int, str] = {}  # silent, and not killed for this reason
@@ -530,11 +526,17 @@ class Membership:
         """A node that was started again has registered: a new incarnation. See all_returned."""
         return self.all_returned([Returned(member, joins)], now)
 
-    def all_returned(self, returned: Iterable[Returned], now: float) -> list[Action]:
+    def all_returned(
+        self, returned: Iterable[Returned], now: float, accepts_loss: bool = False
+    ) -> list[Action]:
         """Nodes that were started again have registered, each with what its disk has.
 
         A partition whose owners in sync had all died opens again with those of them that are back
         with everything (M5). Of the others these nodes own nothing yet (N0).
+
+        Args:
+            accepts_loss: whether partitions are opened also with what may not be all of it, where
+                there is nothing better among these nodes: nobody else is waited for any more.
         """
         actions: list[Action] = []
         whole: dict[int, Mapping[int, int]] = {}
@@ -554,7 +556,7 @@ class Membership:
             else:
                 self._doubtful[node] = _by_partition(doubtful)
         self._reopen(whole)
-        if self._accepts_loss:
+        if accepts_loss:
             actions += self._accept_loss(older)
         for node in whole:
             actions += self._report_what_is_missing(node, older[node])
@@ -634,6 +636,8 @@ class Membership:
         actions: list[Action] = []
         if older:
             text = f"node {node} has an older copy of its disk: it copies what differs"
+            if any(o.node == node and o.in_sync for row in self.map.rows for o in row.owners):
+                text = f"node {node} has an older copy of its disk, which counts from now on"
             if old:
                 text = (
                     f"node {node} has an older copy of its disk; {len(old)} partitions of which "

@@ -255,7 +255,7 @@ class Upkeep:
                     "partitions are not opened yet; it goes on in %g s: %s", _REPORT_AGAIN_S, error
                 )
                 time.sleep(_REPORT_AGAIN_S)
-            time.sleep(_LOOK_PAUSE_S)
+            time.sleep(_LOOK_PAUSE_S if todo else SETTLE_AFTER_S)
 
     def _gather_some(self, todo: list[int], gathered: list[Join]) -> None:
         session = Session(self._locate)
@@ -326,7 +326,8 @@ class Upkeep:
             )
             portion = session.run(looking, _SCRUB_TIMEOUT_S)
             after = portion.after
-            for found in portion.differences:
+            # What ends this look comes first: then the other owner is not to leave, too.
+            for found in sorted(portion.differences, key=lambda each: each.wrong.name):
                 self._on_difference(partition, portion.other, found)
             spent_s = time.thread_time() - began_s
             time.sleep(spent_s / self._scrub_share)

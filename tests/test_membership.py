@@ -6,6 +6,7 @@ import dataclasses
 import itertools
 from collections import Counter
 from collections.abc import Collection, Mapping
+from functools import partial
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -1386,8 +1387,9 @@ def test_an_older_copy_is_one_as_long_as_the_saved_map_may_open_with_it() -> Non
 
 
 def accepting(nodes: int, replicas: int) -> Membership:
+    """One whose nodes return under --accept-data-loss."""
     membership = durable_and_dead(nodes, replicas)
-    membership._accepts_loss = True
+    membership.all_returned = partial(membership.all_returned, accepts_loss=True)  # type: ignore[method-assign]
     return membership
 
 

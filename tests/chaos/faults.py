@@ -118,9 +118,13 @@ class Faults:
     def wait_for_all(self) -> None:
         """Wait until each kind has come once, but not for ever."""
         ends_at = time.monotonic() + ALL_S
-        while not self._has_had_all.is_set() and time.monotonic() < ends_at:
+        while not self._has_had_each() and time.monotonic() < ends_at:
             if self._shared.is_over.wait(0.05):
                 return
+
+    def _has_had_each(self) -> bool:
+        is_missed = self._is_durable and not self.counts["kill everything"]
+        return self._has_had_all.is_set() and not is_missed
 
     # --- the thread ------------------------------------------------------------------------------
 
