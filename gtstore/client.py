@@ -138,10 +138,18 @@ class Client:
                 begun = operations.begin_put(self._routes, source, key, value, EXPIRES)
             replies: list[Any] = []
             if is_direct:
+                nodes = begun[0].nodes
                 try:
-                    replies = session.exchange(begun[0].nodes, begun[1], begun[2], begun[5])
-                    if replies.count(ACKED) == len(replies):
-                        return operations.end_put(source, key, begun)
+                    if len(nodes) == 1:
+                        ack = begun[5]
+                        reply = session.ask(nodes[0], begun[1], begun[2], ack)
+                        if reply == ack:
+                            return operations.end_put(source, key, begun)
+                        replies = [as_frame(reply)]
+                    else:
+                        replies = session.exchange(nodes, begun[1], begun[2], begun[5])
+                        if replies.count(ACKED) == len(replies):
+                            return operations.end_put(source, key, begun)
                 except Unfinished as unfinished:
                     replies = unfinished.slots
             operation = operations.put(self._routes, source, key, value, 0, begun)

@@ -354,10 +354,12 @@ class Session:
         replies.reverse()
         return replies
 
-    def ask(self, node: int, request_id: int, frame: bytes) -> bytes:
-        """exchange with one node, for a reply that is no ACK: returned as it is, a whole frame.
+    def ask(self, node: int, request_id: int, frame: bytes, ack: bytes | None = None) -> bytes:
+        """exchange with one node: the reply is returned as it is, a whole frame; ``ack`` is one
+        that need not be looked at.
 
-        The same steps without lists and loops.
+        The same steps without lists and loops. Nothing goes to others, so it does not matter how
+        long the frame is, or whether the node may refuse it.
         """
         owed = self._owed
         data = frame
@@ -376,6 +378,8 @@ class Session:
             raise
         try:
             data = connection.recv(self._receive_size)
+            if data == ack:
+                return data
             # As _check_plain does; its call would cost more than what it looks at.
             word, reply_id, length = unpack_words(data)
             if (
