@@ -26,7 +26,7 @@ from .wire.messages import COMMITTED, KIB, TOMBSTONE, Copied, Copy, Row
 
 QUIET_S: Final = 60
 """What was written since may still be on its way to somebody."""
-PORTION_KEYS: Final = 32
+PORTION_KEYS: Final = 16
 _PORTION_SIZE: Final = 64 * KIB
 """A portion is read under the lock, and every client waits for that."""
 _LOOKS: Final = 3

@@ -86,7 +86,7 @@ CLIENT_TIMEOUT_S: Final = 5.0
 CLIENT_CONNECTIONS_MAX: Final = 64
 TTL_MAX_S: Final = 100 * 365 * 24 * 60 * 60
 MARKS_MAX: Final = 64
-SCRUB_PERCENT: Final = 0.1
+SCRUB_PERCENT: Final = 0.05
 
 
 @dataclass(frozen=True)
