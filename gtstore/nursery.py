@@ -80,11 +80,14 @@ class NodeProcess:
         return Look.at(self.pid)
 
     def gets_on(self) -> bool:
-        """Whether it has done anything worth mentioning since it was asked for last, or since its
-        start: used a processor, read or written."""
+        """Whether it has done anything worth mentioning since it last had when it was asked for, or
+        since its start: used a processor, read or written."""
         ran_s, size = self._work
-        self._work = sum(ran for ran, _ in self.look().threads.values()), _moved_size(self.pid)
-        return self._work[0] > ran_s + _WORTH_MENTIONING_S or self._work[1] > size
+        work = sum(ran for ran, _ in self.look().threads.values()), _moved_size(self.pid)
+        if work[0] <= ran_s + _WORTH_MENTIONING_S and work[1] <= size:
+            return False
+        self._work = work
+        return True
 
     def has_ended(self) -> bool:
         """Also if nobody has reaped it yet."""

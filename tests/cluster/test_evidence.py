@@ -54,7 +54,7 @@ def test_a_process_that_gets_on() -> None:
         with programs(code, 1) as (pid,):
             process = NodeProcess(pid, 1, nobody)
             for _ in range(4):
-                wait_until(process.gets_on, "that it gets on")
+                wait_until(process.gets_on, "that it gets on", 50)
     with programs("import signal; signal.pause()", 1) as (pid,):
         process = NodeProcess(pid, 1, nobody)
         wait_until(lambda: not any(process.gets_on() for _ in range(100)), "that it sleeps")
