@@ -593,9 +593,8 @@ class Session:
                 data, connection.unread = connection.unread, b""
                 if self._connections.get(connection.node) is connection:
                     self._take_in(connection, data)
-            for connection in self._unsent:
-                self._flush(connection)
-            self._unsent.clear()
+            while self._unsent:  # one that fails may have something sent over others
+                self._flush(self._unsent.pop())
             if self._ready:
                 continue
             wake_at = min(self._deadline.at, self._pauses[0][0] if self._pauses else math.inf)

@@ -414,6 +414,20 @@ def test_deadline(peers: Callable[..., Peer], begin: Begin) -> None:
     session.close()
 
 
+def test_a_send_that_fails_has_something_sent_to_others(peers: Callable[..., Peer]) -> None:
+    """A WRITE goes first to one of two that are not known; that its connection is broken shows when
+    it is sent, and then it goes to the other one."""
+    session = session_of(peers(answer), peers(answer))
+    for node in (1, 2):
+        session.run(send((node,), node, ping(node)), 5)
+    session._known.clear()
+    session._connections[1].sock.shutdown(socket.SHUT_RDWR)
+    lost, acked = session.run(send((1, 2), 3, write(3)), 5)
+    assert isinstance(lost, Lost)
+    assert acked[0] == ACK
+    session.close()
+
+
 def test_an_operation_may_finish_after_its_deadline_passed(peers: Callable[..., Peer]) -> None:
     """The replies that were awaited are handed over before anything is thrown."""
     session = session_of(peers(hold))
