@@ -9,10 +9,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gtstore.disk import DiskEngine, doubted, remembered_joins, sealed, unsealed
+from gtstore.disk import (
+    DiskEngine,
+    doubted,
+    marked,
+    marks_on,
+    remembered_joins,
+    sealed,
+    unsealed,
+)
 from gtstore.engine import Partition, Remembered
 from gtstore.errors import RecordDamaged, StoreDamaged
-from gtstore.wire.messages import Join
+from gtstore.wire.messages import MARKS_MAX, Join
 
 from .forgetful_store import ForgetfulStore
 
@@ -438,3 +446,20 @@ def test_it_is_as_if_there_were_two_dicts(script: list[tuple[str, int, bytes]]) 
                 assert partition.shown(k) in (
                     (on_disk.get(k),) if is_shown else (on_disk.get(k), None)
                 )
+
+
+def test_marks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """M6a: the newest ones stay, the last one last; none where they are damaged."""
+    store = ForgetfulStore()
+    marks = [bytes((number,)) * 16 for number in range(MARKS_MAX + 2)]
+    assert marks_on(store) == b""
+    for mark in marks:
+        store.commit(marked(store, mark))
+        store.refresh()
+    assert marks_on(store) == b"".join(marks[2:])
+
+    def fail(name: bytes) -> bytes:
+        raise RecordDamaged(name)
+
+    monkeypatch.setattr(store, "get", fail)
+    assert marks_on(store) == b""

@@ -173,13 +173,17 @@ def test_put_goes_on_from_a_first_round_that_was_made_already() -> None:
     assert client.steps[1] == (get_begun[0].primary, get_begun[1], get_begun[2])
 
 
-@pytest.mark.parametrize("begin", [operations.begin_get, operations.begin_put])
-def test_the_last_of_an_identitys_numbers(begin: Callable[..., operations.Begun]) -> None:
+def next_number(_: Routes, source: operations.Source, __: bytes) -> tuple[None, int]:
+    return None, source.next_number()
+
+
+@pytest.mark.parametrize("begin", [operations.begin_get, operations.begin_put, next_number])
+def test_the_last_of_an_identitys_numbers(begin: Callable[..., Any]) -> None:
     """Request ids have 32 bits and are used once by each identity: then comes another one."""
     _, client = cluster()
     source = client.source
     source._number = 0xFFFF_FFFD
-    value = [] if begin is operations.begin_get else [b"v"]
+    value = [b"v"] if begin is operations.begin_put else []
     first = source.identity
     numbers = [begin(client.routes, source, KEY, *value)[1] for _ in range(3)]
     assert numbers == [0xFFFF_FFFE, 0xFFFF_FFFF, 1]
