@@ -22,7 +22,7 @@ from gtstore.errors import (
     Unavailable,
 )
 from gtstore.operations import MANAGER, Lost, Pause, Source
-from gtstore.placement import epoch_of, row_without
+from gtstore.placement import Routes, epoch_of, row_without
 from gtstore.results import Location, Version
 from gtstore.wire import messages
 from gtstore.wire.codec import (
