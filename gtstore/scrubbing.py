@@ -16,6 +16,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
+from functools import partial
 from typing import Final, NamedTuple
 
 from .copying import PATIENCE_S, copy_frame, taken_apart
@@ -77,12 +78,13 @@ def look(
         next_number: a new request id.
         now_us: cluster time.
     """
-    portion = yield from _look_once(replicas, lock, partition, after, token, next_number, now_us)
+    look_once = partial(_look_once, replicas, lock, partition, after, token, next_number, now_us)
+    portion = yield from look_once()
     for _ in range(_LOOKS - 1):
         if not portion.differences:
             break
         yield Pause(_LOOK_AGAIN_S)
-        again = yield from _look_once(replicas, lock, partition, after, token, next_number, now_us)
+        again = yield from look_once()
         portion = portion._replace(differences=portion.differences & again.differences)
     return portion
 
