@@ -43,7 +43,15 @@ from .inputs import (
 from .lanes import Lane, Lanes
 from .living import Living
 from .mapping import StoreMapping
-from .operations import ACKED, Operation, Source
+from .operations import (
+    ACKED,
+    Operation,
+    Source,
+    begin_get,
+    begin_put,
+    end_put,
+    plain_value,
+)
 from .placement import Routes, format_address
 from .results import ClusterStatus, Location, PutResult, ScannedEntry, StoredEntry, Version
 from .scan_operation import Scanner
@@ -132,10 +140,10 @@ class Client:
         try:
             session, source = lane.session, lane.source
             if ttl is None:
-                begun = operations.begin_put(self._routes, source, key, value)
+                begun = begin_put(self._routes, source, key, value)
             else:
                 value = self._expiry(lane, ttl) + value
-                begun = operations.begin_put(self._routes, source, key, value, EXPIRES)
+                begun = begin_put(self._routes, source, key, value, EXPIRES)
             replies: list[Any] = []
             if is_direct:
                 nodes = begun[0].nodes
@@ -144,12 +152,12 @@ class Client:
                         ack = begun[5]
                         reply = session.ask(nodes[0], begun[1], begun[2], ack)
                         if reply == ack:
-                            return operations.end_put(source, key, begun)
+                            return end_put(source, key, begun)
                         replies = [as_frame(reply)]
                     else:
                         replies = session.exchange(nodes, begun[1], begun[2], begun[5])
                         if replies.count(ACKED) == len(replies):
-                            return operations.end_put(source, key, begun)
+                            return end_put(source, key, begun)
                 except Unfinished as unfinished:
                     replies = unfinished.slots
             operation = operations.put(self._routes, source, key, value, 0, begun)
@@ -177,12 +185,12 @@ class Client:
             self._lanes.look(lane, started)
         try:
             session, source = lane.session, lane.source
-            begun = operations.begin_get(self._routes, source, key)
+            begun = begin_get(self._routes, source, key)
             replies: list[Any] = []
             if is_direct:
                 try:
                     reply = session.ask(begun[0].nodes[0], begun[1], begun[2])
-                    value = operations.plain_value(begun, reply)
+                    value = plain_value(begun, reply)
                     if value is not None:
                         return value
                     replies = [as_frame(reply)]

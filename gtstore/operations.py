@@ -246,19 +246,6 @@ class Source:
             self.identity = Identity(self._new_client())
         return number
 
-    def next_version(self, offset_us: int) -> tuple[int, int]:
-        """next_number and next_time in one call, for the hot path."""
-        self._number = number = self._number + 1
-        if number == _NUMBER_MAX:
-            self._number = 0
-            self.identity = Identity(self._new_client())
-        identity = self.identity
-        time = self._steady_ns() // 1000 + offset_us + self._learned_us
-        if time <= identity.time:
-            time = identity.time + 1
-        identity.time = time
-        return number, time
-
     def owe(self, nodes: tuple[int, ...], frame: bytes) -> None:
         """C7: owe a COMMIT to a key's owners. The primary's goes in front of the next request to
         it, because the next reader comes there. The others' wait until there are many for them:
@@ -342,8 +329,16 @@ def begin_put(routes: Routes, source: Source, key: bytes, value: bytes, flags: i
     """Place the key, draw a version and make the frame of a put. The map must be known."""
     rows = routes.by_partition  # as find does it
     route = rows[routes.hash(key) % len(rows)]
-    number, time = source.next_version(routes.clock.offset_us)
+    # As next_number and next_time do it.
+    source._number = number = source._number + 1
+    if number == _NUMBER_MAX:
+        source._number = 0
+        source.identity = Identity(source._new_client())
     identity = source.identity
+    time = source._steady_ns() // 1000 + routes.clock.offset_us + source._learned_us
+    if time <= identity.time:
+        time = identity.time + 1
+    identity.time = time
     client = identity.client
     head = _pack_head(time, client, number, flags)
     # As _write_frame does it.
@@ -817,8 +812,9 @@ class _Change(_Mutation):
         self._operand = operand
         self._expected = expected
         self._flags = flags
-        self._counter, self._time = source.next_version(routes.clock.offset_us)
+        self._counter = source.next_number()
         self._identity = source.identity
+        self._time = source.next_time(self._identity, routes.clock.offset_us)
         self._versions = 1
         self._executed = b""
         self._unresolved = False

@@ -59,6 +59,7 @@ from .wire.messages import (
     ENTRY_HEAD_SIZE,
     EXPIRES,
     KEY_SIZE_MAX,
+    LONG_FRAME_SIZE,
     ORDERED,
     TOMBSTONE,
     VALUE_SIZE_MAX,
@@ -229,7 +230,9 @@ class Replicas:
         # The flag first: what does not expire costs neither a call nor a look at the clock.
         if entry[FLAGS_AT] & EXPIRES and has_expired(entry, self._now_us()):
             entry = self._get_expired(replica, key)
-        return reply_frame(_ENTRY, request_id, entry)
+        if (size := len(entry)) > LONG_FRAME_SIZE:
+            return reply_frame(_ENTRY, request_id, entry)
+        return pack_words(_ENTRY, request_id, size) + entry  # the same, without its call
 
     def _get_expired(self, replica: Replica, key: bytes) -> bytes:
         """What GET answers, where what is shown has expired."""

@@ -81,6 +81,10 @@ _READ: Final = selectors.EVENT_READ
 _WRITE: Final = selectors.EVENT_WRITE
 
 
+Group: TypeAlias = tuple[tuple[Connection, ...], tuple[Connection, ...]]
+"""The connections to some nodes, in their order, and the other way round."""
+
+
 class Unfinished(Exception):
     """The hot path could not finish an exchange. For each node, ``slots`` holds its reply; or the
     Connection, if the reply is still to come; or None, if nothing was sent to it yet."""
@@ -123,6 +127,40 @@ class Round:
         }
         for nodes in self.to:
             yield [next_of[node]() for node in nodes]
+
+
+class Known:
+    """Nodes that have taken the last request over the connection that there is, and so are likely
+    to take the next one. A WRITE goes first to an owner that is not known, alone: nobody is to have
+    what that one refuses, because all its connections are taken, or because it is full.
+
+    ``groups`` has the connections to a key's owners, in their order, where all of them are known:
+    what the hot path needs, found in one step.
+    """
+
+    __slots__ = ("_nodes", "groups")
+
+    def __init__(self) -> None:
+        self._nodes: set[int] = set()
+        self.groups: dict[tuple[int, ...], Group] = {}
+
+    def __contains__(self, node: object) -> bool:
+        return node in self._nodes
+
+    def has_all(self, nodes: Iterable[int]) -> bool:
+        return self._nodes.issuperset(nodes)
+
+    def add(self, node: int) -> None:
+        self._nodes.add(node)
+
+    def discard(self, node: int) -> None:
+        """To be called before the node's connection is another one, or none."""
+        self._nodes.discard(node)
+        self.groups.clear()
+
+    def clear(self) -> None:
+        self._nodes.clear()
+        self.groups.clear()
 
 
 class _Unusual(Exception):
@@ -171,11 +209,8 @@ class Session:
         self._calls_max = calls_max
         self._owed = {} if owed is None else owed
         self._connections: dict[int, Connection] = {}
-        self._known: set[int] = set()
-        """Nodes that have taken the last request over the connection that there is, and so are
-        likely to take the next one. A WRITE goes first to an owner that is not known, alone:
-        nobody is to have what that one refuses, because all its connections are taken, or because
-        it is full."""
+        self._known = Known()
+        self._groups = self._known.groups
         self._receive_size = SHORT_RECEIVE_SIZE  # of exchange
         # The selector loop's state, empty between runs.
         self._selector: selectors.BaseSelector | None = None
@@ -308,21 +343,24 @@ class Session:
 
         Raises Unfinished if that did not simply work; see go_on.
         """
-        if len(frame) > _DIRECT_SIZE_MAX or not self._known.issuperset(nodes):
+        if len(frame) > _DIRECT_SIZE_MAX:
             raise Unfinished([])
-        connections = self._connections
+        try:
+            there, back = self._groups[nodes]
+        except KeyError:
+            there, back = self._group(nodes)
         owed = self._owed
         data = frame
         size = sent = 0
         try:
-            for node in nodes:
-                connection = connections[node]
+            for connection in there:
+                node = connection.node
                 data = owed.pop(node) + frame if node in owed else frame
                 size = write(connection.descriptor, data)
                 if size != len(data):
                     raise _Unusual
                 sent += 1
-        except (_Unusual, KeyError, OSError) as error:
+        except (_Unusual, OSError) as error:
             raise self._half_sent(nodes, sent, data[size:], error) from None
         except BaseException:
             self.abort()  # interrupted between a request and its reply
@@ -332,8 +370,7 @@ class Session:
         try:
             # The last one was sent to last, so it is likely to answer last: whoever waits for it
             # wakes up once, and finds the other answers there, without the system call that waits.
-            for node in nodes[::-1]:
-                connection = connections[node]
+            for connection in back:
                 if replies:
                     try:
                         data = read(connection.descriptor, receive_size)
@@ -353,6 +390,15 @@ class Session:
             raise
         replies.reverse()
         return replies
+
+    def _group(self, nodes: tuple[int, ...]) -> Group:
+        """See Known. Raises Unfinished if one of these is not."""
+        connections = self._connections
+        if not self._known.has_all(nodes) or any(node not in connections for node in nodes):
+            raise Unfinished([])
+        there = tuple(connections[node] for node in nodes)
+        self._groups[nodes] = there, there[::-1]
+        return self._groups[nodes]
 
     def ask(self, node: int, request_id: int, frame: bytes, ack: bytes | None = None) -> bytes:
         """exchange with one node: the reply is returned as it is, a whole frame; ``ack`` is one
@@ -413,7 +459,7 @@ class Session:
                 if node not in shares:
                     shares[node] = Share()
                 shares[node].begun.append(one)
-        if not self._known.issuperset(shares):
+        if not self._known.has_all(shares):
             return round_
         try:
             for node, share in shares.items():

@@ -69,7 +69,8 @@ session.close()
 session.run(send((1,), 3), 5)
 session._connections[2] = Connection.open("node 2", "127.0.0.1", silent, Deadline(5))
 session._connections[2].node = 2
-session._known = {1, 2}
+for node in (1, 2):
+    session._known.add(node)
 turns = 0
 frame = encode(messages.Ping(), 4)
 began_at = time.monotonic()

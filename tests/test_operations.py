@@ -1883,12 +1883,11 @@ def test_numbers_that_are_used_up_renew_the_identity() -> None:
 def test_times_rise_while_the_clock_stands() -> None:
     """A version is never used twice, however coarse the clock is."""
     source = Source(lambda: 1, lambda: 5_000_000, lambda: 0.5)
-    times = [
-        source.next_version(0)[1],
-        source.next_time(source.identity, 0),
-        source.next_version(0)[1],
-    ]
-    assert times == [5000, 5001, 5002]
+    assert [source.next_time(source.identity, 0) for _ in range(3)] == [5000, 5001, 5002]
+    _, client = cluster()
+    client.source._steady_ns = lambda: 5_000_000
+    times = [operations.begin_put(client.routes, client.source, KEY, b"v")[3][0] for _ in range(3)]
+    assert times == [times[0], times[0] + 1, times[0] + 2]
 
 
 def test_backoff() -> None:

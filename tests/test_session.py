@@ -398,7 +398,8 @@ def test_deadline(peers: Callable[..., Peer], begin: Begin) -> None:
     """What was sent may have been done; the connection is closed; then comes DeadlineExceeded."""
     silent = peers(hold, answer)
     session = session_of(silent, peers(answer))
-    session._known |= {1, 2}
+    for node in (1, 2):
+        session._known.add(node)
     seen: list[Reply] = []
 
     def operation() -> Operation[None]:

@@ -92,7 +92,7 @@ def print_figures(report: Report) -> None:
     print(f"outcome unknown: {share}")
     print(f"reads that failed: {report.failed_reads}; did not happen: {_listed(report.failed)}")
     print(f"faults: {_listed(report.faults)}")
-    print(f"longest operation: {report.longest_s:.3f} s")
+    print(f"longest operation: {report.longest_s:.3f} s, {report.longest}")
     for error in report.errors:
         print(f"FAILED: {error}", file=sys.stderr)
     for violation in report.violations:

@@ -193,6 +193,8 @@ class Recorder:
         self.failed: Counter[str] = Counter()
         """Calls that surely did nothing, by kind and exception."""
         self.longest_ns = 0
+        self.longest = ""
+        """Which one took so long, in words."""
 
     def call(self, block: int, done: Done, work: Callable[[Done], None]) -> bool:
         """Do one operation. ``work`` does it and enters its results in ``done``. Returns whether
@@ -200,11 +202,13 @@ class Recorder:
         done.client = self._number
         done.start = self._shared.now()
         is_over = True
+        outcome = "it was done"
         try:
             work(done)
-        except gtstore.OutcomeUnknown:
+        except gtstore.OutcomeUnknown as error:
             self.unknown += 1
             is_over = False
+            outcome = f"unknown: {error}"
         except gtstore.VersionMismatch as error:
             done.result = False
             done.version = _pair(error.version)
@@ -218,14 +222,22 @@ class Recorder:
             if isinstance(error, gtstore.ConnectionLost) and done.what != "get":
                 raise
             self.failed[f"{done.what} {type(error).__name__}"] += 1
+            outcome = f"{type(error).__name__}: {error}"
             return False
         finally:
             end = self._shared.now()
             self.counts[done.what] += 1
-            self.longest_ns = max(self.longest_ns, end - done.start)
+            if end - done.start > self.longest_ns:
+                self.longest_ns = end - done.start
+                self.longest = self._told(done, outcome)
         done.end = end if is_over else None
         self._write(block, done)
         return is_over
+
+    def _told(self, done: Done, outcome: str) -> str:
+        key = done.key.decode()
+        begin_s = done.start / 1e9
+        return f"{done.what} of {key} by client {self._number}, begun at {begin_s:.2f} s: {outcome}"
 
     def _write(self, block: int, done: Done) -> None:
         if block != self._block or self._file is None:
@@ -442,9 +454,11 @@ def _work_on(shared: Shared, worker: Worker) -> None:
 
 def _summed(recorders: Sequence[Recorder]) -> dict[str, Any]:
     """The figures of a process."""
+    slowest = max(recorders, key=lambda recorder: recorder.longest_ns)
     return {
         "counts": sum((recorder.counts for recorder in recorders), Counter()),
         "unknown": sum(recorder.unknown for recorder in recorders),
         "failed": sum((recorder.failed for recorder in recorders), Counter()),
-        "longest_ns": max(recorder.longest_ns for recorder in recorders),
+        "longest_ns": slowest.longest_ns,
+        "longest": slowest.longest,
     }

@@ -53,6 +53,7 @@ class Report:
         failed: operations that surely did nothing, by kind and exception.
         faults: by kind.
         longest_s: the longest operation.
+        longest: which one that was, in words.
         checked: how many operations the histories have.
         errors: what went wrong otherwise.
     """
@@ -63,6 +64,7 @@ class Report:
     failed: Counter[str] = field(default_factory=Counter)
     faults: Counter[str] = field(default_factory=Counter)
     longest_s: float = 0.0
+    longest: str = ""
     checked: int = 0
     violations: list[Violation] = field(default_factory=list)
     errors: list[str] = field(default_factory=list)
@@ -242,4 +244,7 @@ def _add_client(report: Report, number: int, path: Path) -> None:
     report.counts.update(figures.get("counts", {}))
     report.failed.update(figures.get("failed", {}))
     report.unknown += figures.get("unknown", 0)
-    report.longest_s = max(report.longest_s, figures.get("longest_ns", 0) / 1e9)
+    longest_s = figures.get("longest_ns", 0) / 1e9
+    if longest_s > report.longest_s:
+        report.longest_s = longest_s
+        report.longest = figures["longest"]
