@@ -1,13 +1,14 @@
 """Is this tree as fast as another commit was? Both in one run, in turn.
 
 Each side is a process of its own, with a cluster and a client of its checkout (bench/side.py); the
-Python, its packages and the machine are the same. They take turns: in each round both sides do the
-same number of operations, one side a half of them before and a half of them after the other's, and
-which side that is changes from round to round. What counts is the ratio of the sides in a round, as
-what disturbs the machine disturbs both, and the median of the rounds' ratios. A piece of work
-passes if that is at least 0.97, either of the operations a second, or of the operations a second of
-CPU time that client and nodes use. What does not pass is measured for up to twice as many rounds
-more: then noise goes, and what is slow stays.
+Python, its packages and the machine are the same. In each round both sides begin anew, as how fast
+a process is also depends on where its memory is, by a fifth and more. Then they take short turns,
+so that what disturbs the machine disturbs both; of a side's turns the upper quartile counts, as
+whatever disturbs makes slower. What is compared is the ratio of the sides in a round, and the
+median of the rounds' ratios: two copies of the same code came within 0.988 and 1.009 of each other
+by CPU time, in twelve rounds. A piece of work passes if that is at least 0.97, either of the
+operations a second, or of the operations a second of CPU time that client and nodes use. What does
+not pass is measured for up to twice as many rounds more: then noise goes, and what is slow stays.
 
 - k=1, k=3: put and get by one synchronous client; put_many and get_many of 100 keys; 100 tasks of
   one AsyncClient, half puts, half gets. Values of 100 bytes, 7 nodes; everything on one CPU
@@ -40,8 +41,11 @@ from machine import about, cpus, print_table, ratios
 
 RATIO_MIN = 0.97
 REPEATS_MAX = 2
-ROUNDS_A_START = 3
-"""Then both sides begin anew: how fast a process is also depends on where its memory is."""
+TURNS = 20
+"""Of each side in a round."""
+TURNS_MIN = 4
+COUNTS_FROM = 0.75
+"""Which of a side's turns counts, in the order of their speeds."""
 WARM_UP = 1000
 DURABLE_WARM_UP = 100
 UNIT = 100
@@ -157,38 +161,50 @@ def measure(
     found = {work: Compared(Turns(), Turns()) for work in section.works}
     for _ in range(1 + REPEATS_MAX):
         todo = [work for work, each in found.items() if not (each.ours.rates and each.passes)]
-        for begin in range(0, options.rounds if todo else 0, ROUNDS_A_START):
+        for round_ in range(options.rounds if todo else 0):
             with ExitStack() as stack:
                 there = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=place)))
                 sides = [
                     stack.enter_context(Side(tree, section, there / name))
                     for name, tree in (("theirs", checkout), ("ours", TREE))
                 ]
-                counts = {work: count_for(sides, work, section, options.seconds) for work in todo}
-                for round_ in range(begin, min(begin + ROUNDS_A_START, options.rounds)):
-                    for work, count in counts.items():
-                        compare(sides, work, count, found[work], round_ % 2)
+                for work in todo:
+                    turns, count = turns_for(sides, work, section, options.seconds)
+                    compare(sides, work, turns, count, found[work], round_ % 2)
     return found
 
 
-def compare(sides: Sequence[Side], work: str, count: int, into: Compared, first: int) -> None:
-    """One round: the ``first`` side, twice the other one, and the first one again."""
-    took = [[0.0, 0.0], [0.0, 0.0]]
-    for which in (first, 1 - first, 1 - first, first):
-        for unit, amount in enumerate(sides[which].do(work, count)):
-            took[which][unit] += amount
-    for (seconds, cpu_s), turns in zip(took, into, strict=True):
-        turns.rates.append(2 * count / seconds)
-        turns.cpu_rates.append(2 * count / cpu_s)
+def compare(
+    sides: Sequence[Side], work: str, turns: int, count: int, into: Compared, first: int
+) -> None:
+    """One round: the ``first`` side, twice the other one, twice the first one, and so on."""
+    rates: list[list[float]] = [[], []]
+    cpu_rates: list[list[float]] = [[], []]
+    for turn in range(turns):
+        for which in (first, 1 - first) if turn % 2 == 0 else (1 - first, first):
+            seconds, cpu_s = sides[which].do(work, count)
+            rates[which].append(count / seconds)
+            cpu_rates[which].append(count / cpu_s)
+    for which, side in enumerate(into):
+        side.rates.append(that_counts(rates[which]))
+        side.cpu_rates.append(that_counts(cpu_rates[which]))
 
 
-def count_for(sides: Sequence[Side], work: str, section: Section, seconds: float) -> int:
-    """How many operations take half of that time, when both sides are warm."""
+def that_counts(rates: Sequence[float]) -> float:
+    return sorted(rates)[int(len(rates) * COUNTS_FROM)]
+
+
+def turns_for(
+    sides: Sequence[Side], work: str, section: Section, seconds: float
+) -> tuple[int, int]:
+    """How many turns take that time, and of how many operations, when both sides are warm."""
     warm_up = DURABLE_WARM_UP if section.is_durable else WARM_UP
     for side in sides:
         side.do(work, warm_up)
     took_s, _ = sides[0].do(work, warm_up)
-    return max(1, round(warm_up / took_s * seconds / 2 / UNIT)) * UNIT
+    units = max(TURNS_MIN, round(warm_up / took_s * seconds / UNIT))
+    turns = min(TURNS, units)
+    return turns, units // turns * UNIT
 
 
 def interval(values: Sequence[float]) -> tuple[float, float]:
