@@ -526,7 +526,8 @@ class _FrameHandler(socketserver.BaseRequestHandler):
                         release(None)
                 except Exception as error:
                     self._on_error(handler, request_id, body, error)
-                    answer = b""
+                    at = self._handle_many(data, end)
+                    break
                 at = end
                 if answer and at < size:  # unlike the usual end: one answer, to the last frame
                     answers.append(answer)

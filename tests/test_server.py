@@ -8,6 +8,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from itertools import chain, cycle, product
 
 import pytest
 
@@ -67,6 +68,7 @@ def serve(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> It
 
     def start(**options: int) -> FrameServer:
         attempts: list[int] = []
+        behind = cycle([True, False])
 
         def on_ping(_: Ping) -> Pong:
             return PONG
@@ -81,6 +83,8 @@ def serve(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> It
                     raise ZeroDivisionError
                 case b"again" if len(attempts) < 1:
                     attempts.append(1)
+                    raise Retriable
+                case b"behind" if next(behind):
                     raise Retriable
                 case b"large":
                     return LARGE
@@ -134,6 +138,33 @@ def test_pipelined_requests_are_answered_in_order(serve: Serve) -> None:
         replies = [talk.reply() for _ in range(5 * 20)]
         expected = [PONG, NotFound(), None, PONG, NotFound(), LARGE] * 20
         assert replies == [(i, reply) for i, reply in enumerate(expected) if reply is not None]
+
+
+def test_every_answer_leaves_before_more_is_received(serve: Serve) -> None:
+    """Whatever becomes of the frames that come together, in whatever order: each one is answered
+    though nothing follows."""
+    requests: list[tuple[messages.Message, str]] = [
+        (GET, "NOT_FOUND"),
+        (Commit(1, bytes(16), b"key"), ""),
+        (Get(0, 0, b"refuse"), "MALFORMED"),
+        (Get(0, 0, b"behind"), "NOT_FOUND"),
+        (Get(0, 0, b"large"), "ENTRY"),
+        (messages.KeyNodes(b"key"), "UNKNOWN_KIND"),
+    ]
+
+    def told(answer: tuple[int, messages.Message] | None) -> tuple[int, str]:
+        assert answer is not None
+        request_id, reply = answer
+        is_error = isinstance(reply, messages.Error)
+        return request_id, messages.ERRORS[reply.code].name if is_error else reply.name
+
+    with Talk(serve().port) as talk:
+        talk.send(encode(GET, 0))  # a connection's first request goes another way
+        assert told(talk.reply()) == (0, "NOT_FOUND")
+        for block in chain(product(requests, repeat=2), product(requests, repeat=3)):
+            talk.send(*(encode(request, i) for i, (request, _) in enumerate(block, 1)))
+            expected = [(i, answer) for i, (_, answer) in enumerate(block, 1) if answer]
+            assert [told(talk.reply()) for _ in expected] == expected
 
 
 def test_bytewise_requests(serve: Serve) -> None:
