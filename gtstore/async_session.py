@@ -42,6 +42,7 @@ from .session import (
     trouble_in,
     unpack_words,
 )
+from .turns import Ticket
 from .wire import messages
 from .wire.codec import ACK, WRITE, Frame, head_word
 from .wire.messages import CLIENT_IDLE_S
@@ -217,7 +218,7 @@ class AsyncSession:
                         step = operation.throw(self._at_the_end(trouble))
                         continue
                     if isinstance(step, Pause):
-                        await asyncio.sleep(min(step.seconds, deadline - now))
+                        await _pause(min(step.seconds, deadline - now), step.ticket)
                         replies = []
                     else:
                         exchange = self.exchange(*step, now, deadline)
@@ -514,6 +515,27 @@ class AsyncSession:
                 next_at = min(next_at, silent_at)
         if next_at < self._wakes_at:
             self._wake_at(next_at)
+
+
+async def _pause(seconds: float, ticket: Ticket | None) -> None:
+    """So long; or until another task calls the ticket."""
+    if ticket is None:
+        await asyncio.sleep(seconds)
+        return
+    loop = asyncio.get_running_loop()
+    called = loop.create_future()
+
+    def wake() -> None:
+        if not called.done():
+            called.set_result(None)
+
+    ticket.wake = wake
+    if not ticket.is_due:
+        timer = loop.call_later(seconds, wake, context=Context())
+        try:
+            await called
+        finally:
+            timer.cancel()
 
 
 def _of_another_loop(loop: asyncio.AbstractEventLoop) -> GTStoreError:

@@ -517,7 +517,7 @@ class Client:
             self._lanes.serve()
 
     def _after_fork(self) -> None:
-        self._routes.asked_about.clear()
+        self._routes.after_fork()
         self._lanes.after_fork()
 
 

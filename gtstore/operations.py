@@ -150,9 +150,10 @@ class Lost(NamedTuple):
 
 
 class Pause(NamedTuple):
-    """Wait this long, then go on."""
+    """Wait this long, or until the ticket is called, then go on."""
 
     seconds: float
+    ticket: Ticket | None = None
 
 
 class Limited(tuple[tuple[int, ...], int, bytes]):
@@ -513,10 +514,9 @@ class _Mutation:
 
     def _take_turn(self) -> Generator[Step, Sequence[Reply], None]:
         """Wait until none of this client's calls that have lost before is in front of this one."""
-        turns = self._routes.turns
-        self._ticket = self._ticket or turns.join(self._key)
-        while wait_s := turns.wait_s(self._key, self._ticket):
-            yield Pause(min(wait_s, _PAUSE_MAX_S))
+        self._ticket = ticket = self._ticket or self._routes.turns.join(self._key)
+        while wait_s := ticket.wait_s():
+            yield Pause(wait_s, ticket)
 
     def _end_turn(self) -> None:
         if self._ticket is not None:

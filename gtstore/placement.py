@@ -367,6 +367,11 @@ class Routes:
         self.by_partition: list[Route] = []
         """The route of each; replaced as a whole."""
 
+    def after_fork(self) -> None:
+        """In a forked child, where no other call goes on."""
+        self.asked_about.clear()
+        self.turns = Turns()
+
     def replace(self, cluster: Cluster, rows: Iterable[Row], clock: ClusterTime) -> None:
         """Start over with what the manager said of the cluster.
 

@@ -16,15 +16,16 @@ its late answer can never be taken for another one's.
 from __future__ import annotations
 
 import heapq
-import math
 import selectors
 import struct
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Container, Iterable, Iterator, Sequence
+from contextlib import suppress
 from itertools import chain, repeat
 from os import read, write
-from typing import Any, Final, TypeAlias, TypeVar
+from typing import Any, Final, NamedTuple, TypeAlias, TypeVar
 
 from .connection import (
     Connection,
@@ -52,6 +53,7 @@ from .operations import (
     refusal_of,
 )
 from .placement import Routes, format_address
+from .turns import Ticket
 from .wire import messages
 from .wire.codec import ERROR, HEADER, HEADER_WORDS, WRITE, Frame, head_word
 from .wire.messages import CLIENT_IDLE_S
@@ -74,6 +76,10 @@ ERROR_WORD: Final = head_word(ERROR)
 _CALLS_MAX: Final = 250
 """How many operations of a batch are under way at once. Twice as many make puts up to a tenth
 faster, but each takes its time to end when the deadline has passed (bench/deadlines.py)."""
+
+_LOOK_S: Final = 0.005
+"""So often a call of a batch looks whether its ticket was called: what the selector waits for are
+connections."""
 
 _NO_PLACE: Final = (messages.BUSY, messages.NO_SPACE)
 _NOTHING: Final[list[Any]] = []
@@ -189,6 +195,21 @@ class _Call:
         self.trouble: GTStoreError | None = None  # the last failure or refusal, for its user
 
 
+class _Paused(NamedTuple):
+    """A call that pauses, until a time of the monotonic clock, or until its ticket is called."""
+
+    at: float
+    call: _Call
+    ticket: Ticket | None
+
+    def look_at(self, now: float) -> float:
+        """When to look whether it is over."""
+        return self.at if self.ticket is None else min(self.at, now + _LOOK_S)
+
+    def is_over(self, now: float) -> bool:
+        return self.at <= now or (self.ticket is not None and self.ticket.is_due)
+
+
 class Session:
     """Connections to a cluster's peers.
 
@@ -215,9 +236,9 @@ class Session:
         # The selector loop's state, empty between runs.
         self._selector: selectors.BaseSelector | None = None
         self._ready: deque[_Call] = deque()
-        self._pauses: list[tuple[float, int, _Call]] = []
-        self._pause_count = 0
+        self._pauses: list[_Paused] = []
         self._limits: list[tuple[float, int, _Call, float]] = []  # of Limited steps
+        self._limit_count = 0
         self._deadline = Deadline(0)
         self._active = 0  # calls that have begun and not ended
         self._in_flight_size = 0  # bytes of their frames
@@ -643,26 +664,55 @@ class Session:
                 self._flush(self._unsent.pop())
             if self._ready:
                 continue
-            wake_at = min(self._deadline.at, self._pauses[0][0] if self._pauses else math.inf)
+            now = time.monotonic()
+            wake_at = self._deadline.at
+            if self._pauses and self._active == 1:
+                # Nothing is awaited, and a selector would wait a millisecond at least.
+                self._sleep(min(wake_at, self._pauses[0].at) - now, self._pauses[0].ticket)
+                wake_at = now
+            for paused in self._pauses:
+                wake_at = min(wake_at, paused.look_at(now))
             for connection in self._connecting:
                 wake_at = min(wake_at, connection.try_until)
             if self._limits:
                 wake_at = min(wake_at, self._limits[0][0])
-            left_s = max(wake_at - time.monotonic(), 0)
-            if self._pauses and self._active == 1:
-                # Nothing is awaited, and a selector would wait a millisecond at least.
-                time.sleep(left_s)
-                left_s = 0
+            left_s = max(wake_at - now, 0)
             for key, events in self._selector.select(left_s):
                 self._on_events(key.data, events)
             for connection in [one for one in self._connecting if one.is_due()]:
                 self._go_on_connecting(connection)
             if self._deadline.has_passed():
                 self._expire()
-            while self._pauses and self._pauses[0][0] <= time.monotonic():
-                self._ready.append(heapq.heappop(self._pauses)[2])
+            if self._pauses:
+                self._end_pauses()
             while self._limits and self._limits[0][0] <= time.monotonic():
                 self._on_limit(*heapq.heappop(self._limits)[1:])
+
+    def _end_pauses(self) -> None:
+        now = time.monotonic()
+        over = [paused for paused in self._pauses if paused.is_over(now)]
+        for paused in over:
+            self._pauses.remove(paused)
+            self._ready.append(paused.call)
+
+    @staticmethod
+    def _sleep(seconds: float, ticket: Ticket | None) -> None:
+        """So long; or until another thread calls the ticket."""
+        if seconds <= 0:
+            return
+        if ticket is None:
+            time.sleep(seconds)
+            return
+        bell = threading.Lock()
+        bell.acquire()
+
+        def wake() -> None:
+            with suppress(RuntimeError):  # it was woken before
+                bell.release()
+
+        ticket.wake = wake
+        if not ticket.is_due:
+            bell.acquire(timeout=seconds)
 
     def _next_call(self, calls: Iterator[_Call]) -> _Call | None:
         """A call that has its replies; or the next one of a batch, if few enough are under way."""
@@ -701,15 +751,13 @@ class Session:
         """Begin a step, or what the hot path left of it (see _exchange for the slots)."""
         if isinstance(step, Pause):
             call.replies = []
-            self._pause_count += 1  # so that the heap never compares two calls
-            at = time.monotonic() + step.seconds
-            heapq.heappush(self._pauses, (at, self._pause_count, call))
+            self._pauses.append(_Paused(time.monotonic() + step.seconds, call, step.ticket))
             return
         if isinstance(step, Limited):
-            self._pause_count += 1
-            call.limit = self._pause_count
+            self._limit_count += 1  # so that the heap never compares two calls
+            call.limit = self._limit_count
             at = time.monotonic() + step.limit_s
-            heapq.heappush(self._limits, (at, self._pause_count, call, step.limit_s))
+            heapq.heappush(self._limits, (at, self._limit_count, call, step.limit_s))
         nodes, request_id, _ = call.step = step
         call.replies = slots or [None] * len(nodes)
         call.missing = len(nodes)
@@ -918,7 +966,7 @@ class Session:
             if connection.awaiting:
                 text = f"{connection.waits_for()} within {self._deadline.timeout_s:g} s"
                 self._fail(connection, DeadlineExceeded(connection.peer, text))
-        self._ready += [call for _, _, call in self._pauses]
+        self._ready += [paused.call for paused in self._pauses]
         self._pauses.clear()
 
 

@@ -12,47 +12,25 @@ that have begun since, with later versions. As long as no call has lost, nobody 
 
 Nothing depends on it: a call that does not wait is only likely to lose. So there is no lock, and
 what belongs to a call that was abandoned, in whatever way, holds the others up for a moment only.
+
+The first of a queue is called when it becomes the first. How a call is woken is its shell's: it
+sets ``Ticket.wake`` while the call waits.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Final
 
-TURN_MIN_S: Final = 0.0005
-TURN_MAX_S: Final = 0.008
-"""How long a turn is taken to last, at least and at most: who waits looks again when it is likely
-to be its turn."""
+LOOK_S: Final = 0.25
+"""So long a call waits to be called; then it looks who is in front."""
 PATIENCE_S: Final = 1.0
-"""So long a call waits while nobody in front of it gets ready; then the first one is skipped."""
+"""So long a call waits while the same one is the first; then that one is skipped."""
 PACE_FIRST_S: Final = 0.002
 PACE_MAX_S: Final = 0.016
 PACE_FALLS: Final = 0.8
 _KEYS_MAX: Final = 1000
 """Of so many keys is known that other clients want them, too."""
-
-
-class Ticket:
-    """A call's place in a queue."""
-
-    __slots__ = ("front", "pause_s", "place", "turn_s", "waited_s")
-
-    def __init__(self) -> None:
-        self.front: Ticket | None = None  # who was the first when it looked last
-        self.place = 0  # then
-        self.pause_s = 0.0  # since then
-        self.turn_s = TURN_MIN_S
-        self.waited_s = 0.0  # since that one is the first
-
-    def look(self, front: Ticket, place: int) -> float:
-        """How long to wait before the next look."""
-        if place < self.place:
-            self.turn_s = max(self.turn_s / 4, TURN_MIN_S)
-        elif self.place:
-            self.turn_s = min(self.turn_s * 2, TURN_MAX_S)
-        self.waited_s = 0.0 if front is not self.front else self.waited_s + self.pause_s
-        self.front, self.place = front, place
-        self.pause_s = self.turn_s * (place - 0.5)
-        return self.pause_s
 
 
 class _Key:
@@ -66,8 +44,55 @@ class _Key:
         self.time = 0
 
 
+class Ticket:
+    """A call's place in a queue."""
+
+    __slots__ = ("_at", "_front", "_waited_s", "is_due", "wake")
+
+    def __init__(self, at: _Key) -> None:
+        self.is_due = False
+        """Whether it was called."""
+        self.wake: Callable[[], object] | None = None
+        """Ends the call's wait; set it first, then look whether it ``is_due``."""
+        self._at = at
+        self._front: Ticket | None = None  # who was the first when it looked last
+        self._waited_s = 0.0  # since that one is the first
+        at.tickets.append(self)
+
+    def wait_s(self) -> float:
+        """How long to wait before looking again, unless it is called before; 0: it is its turn."""
+        tickets = self._at.tickets
+        try:
+            front = tickets[0]
+            if front is self or self not in tickets:  # it was skipped
+                return 0.0
+        except IndexError:
+            return 0.0
+        self._waited_s = 0.0 if front is not self._front else self._waited_s + LOOK_S
+        self._front = front
+        if self._waited_s >= PATIENCE_S:
+            front.leave()
+        return LOOK_S
+
+    def leave(self) -> None:
+        """Give the place up."""
+        tickets = self._at.tickets
+        try:
+            tickets.remove(self)
+            tickets[0].call()
+        except (ValueError, IndexError):
+            pass  # it was skipped; or nobody waits
+
+    def call(self) -> None:
+        """It is the first now."""
+        self.is_due = True
+        wake = self.wake
+        if wake is not None:
+            wake()
+
+
 class Turns:
-    """The turns of one client. A list's append, index and remove are one step for threads."""
+    """The turns of one client. Each step with a list or a dict is one for threads, too."""
 
     __slots__ = ("_keys",)
 
@@ -79,40 +104,14 @@ class Turns:
 
     def join(self, key: bytes) -> Ticket:
         """Take the last place."""
-        ticket = Ticket()
-        self._keys.setdefault(key, _Key()).tickets.append(ticket)
-        return ticket
-
-    def wait_s(self, key: bytes, ticket: Ticket) -> float:
-        """How long to wait before looking again; 0: it is its turn."""
-        at = self._keys.get(key)
-        tickets = at.tickets if at else []
-        try:
-            place = tickets.index(ticket)
-            front = tickets[0]
-        except (ValueError, IndexError):
-            return 0.0  # it was skipped, or the key was given up when it came
-        if not place:
-            return 0.0
-        pause_s = ticket.look(front, place)
-        if ticket.waited_s > PATIENCE_S:
-            self._remove(tickets, front)
-        return pause_s
+        return Ticket(self._keys.setdefault(key, _Key()))
 
     def leave(self, key: bytes, ticket: Ticket) -> None:
         """Give the place up."""
+        ticket.leave()
         at = self._keys.get(key)
-        if at is not None:
-            self._remove(at.tickets, ticket)
-            if not at.tickets and not at.pace_s:
-                self._keys.pop(key, None)
-
-    @staticmethod
-    def _remove(tickets: list[Ticket], ticket: Ticket) -> None:
-        try:
-            tickets.remove(ticket)
-        except ValueError:
-            pass  # it was skipped
+        if at is not None and not at.tickets and not at.pace_s:
+            self._keys.pop(key, None)
 
     def known(self, key: bytes) -> tuple[float, int]:
         """How long who comes now should wait at most, and the highest time that was met."""

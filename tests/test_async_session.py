@@ -19,6 +19,7 @@ from gtstore import addresses, async_session
 from gtstore.async_session import AsyncSession, Exchange
 from gtstore.errors import ConnectError, ConnectionLost, DeadlineExceeded, OperationFailed
 from gtstore.operations import ACKED, Lost, Operation, Pause, Source
+from gtstore.turns import Ticket, Turns
 from gtstore.wire import messages
 from gtstore.wire.codec import encode, error_frame
 
@@ -212,7 +213,7 @@ def test_what_nobody_waits_for_is_not_sent(peers: Callable[..., Peer]) -> None:
             seen.append(request_id)
             sock.sendall(encode(messages.Ack(), request_id))
 
-    session = new_session(peers(slow, slow), timeout_s=0.5)
+    session = new_session(peers(slow, slow), timeout_s=2)
 
     async def work() -> None:
         first = write(session, 1, 1, size=12 << 20)
@@ -358,6 +359,32 @@ def test_a_pause_ends_with_the_call() -> None:
     async def work() -> None:
         with pytest.raises(OperationFailed, match="no time was left after"):
             await session.run(sleepy(), time.monotonic())
+
+    run(session, work)
+
+
+def test_a_pause_ends_when_its_ticket_is_called() -> None:
+    """Before, or while the call waits; and a call that is cancelled there is called in vain."""
+    turns = Turns()
+    first, second, third, fourth = (turns.join(b"key1") for _ in range(4))
+    session = new_session()
+
+    def patient(ticket: Ticket) -> Operation[str]:
+        yield Pause(60, ticket)
+        return "called"
+
+    async def work() -> None:
+        first.leave()
+        assert await session.run(patient(second), time.monotonic()) == "called"
+        waiting = asyncio.ensure_future(session.run(patient(third), time.monotonic()))
+        cancelled = asyncio.ensure_future(session.run(patient(fourth), time.monotonic()))
+        await asyncio.sleep(0)
+        cancelled.cancel()
+        second.leave()
+        assert await waiting == "called"
+        third.leave()
+        with pytest.raises(asyncio.CancelledError):
+            await cancelled
 
     run(session, work)
 

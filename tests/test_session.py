@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -30,6 +31,7 @@ from gtstore.placement import format_address
 from gtstore.server import FrameServer
 from gtstore.session import Session, Unfinished, as_frame
 from gtstore.testing import wait_until
+from gtstore.turns import Ticket, Turns
 from gtstore.wire import messages
 from gtstore.wire.codec import ACK, encode, error_frame
 from gtstore.wire.stream import FrameBuffer
@@ -446,6 +448,33 @@ def test_pauses_and_their_deadline() -> None:
     assert session.run(sleepy(0.001), 5) == "awake"
     assert session.run_many([sleepy(0.003), sleepy(0.001)], 5, 2) == ["awake", "awake"]
     assert session.run(sleepy(60), 0.02) == "awake"  # nobody waits beyond the deadline
+
+
+@pytest.mark.parametrize("beside", [0, 1], ids=["alone", "in a batch"])
+def test_a_pause_that_ends_when_its_ticket_is_called(beside: int) -> None:
+    """By another thread: before, or while the call waits."""
+    session = session_of()
+
+    def patient(ticket: Ticket) -> Operation[str]:
+        yield Pause(60, ticket)
+        return "called"
+
+    def sleepy() -> Operation[str]:
+        yield Pause(0.05)
+        return "awake"
+
+    turns = Turns()
+    first, second, third = (turns.join(b"key1") for _ in range(3))
+    first.leave()
+    others = ["awake"] * beside
+    todo = [patient(second), *(sleepy() for _ in others)]
+    assert session.run_many(todo, 30, len(todo)) == ["called", *others]
+    waker = threading.Timer(0.02, second.leave)
+    waker.start()
+    todo = [patient(third), *(sleepy() for _ in others)]
+    assert session.run_many(todo, 30, len(todo)) == ["called", *others]
+    waker.join()
+    assert not session._pauses
 
 
 def test_a_step_with_a_time_limit_of_its_own(peers: Callable[..., Peer]) -> None:

@@ -2,16 +2,7 @@
 
 from __future__ import annotations
 
-from gtstore.turns import (
-    _KEYS_MAX,
-    PACE_FIRST_S,
-    PACE_MAX_S,
-    PATIENCE_S,
-    TURN_MAX_S,
-    TURN_MIN_S,
-    Ticket,
-    Turns,
-)
+from gtstore.turns import _KEYS_MAX, LOOK_S, PACE_FIRST_S, PACE_MAX_S, PATIENCE_S, Turns
 
 KEY = b"key1"
 
@@ -21,29 +12,29 @@ def test_first_come_first_served() -> None:
     assert KEY not in turns
     first, second, third = (turns.join(KEY) for _ in range(3))
     assert KEY in turns
-    assert turns.wait_s(KEY, first) == 0
-    assert 0 < turns.wait_s(KEY, second) < turns.wait_s(KEY, third)
+    assert [ticket.wait_s() for ticket in (first, second, third)] == [0, LOOK_S, LOOK_S]
     turns.leave(KEY, first)
-    assert turns.wait_s(KEY, second) == 0
-    assert turns.wait_s(KEY, third) > 0
+    assert second.is_due
+    assert not third.is_due
+    assert [ticket.wait_s() for ticket in (second, third)] == [0, LOOK_S]
     turns.leave(KEY, third)
     turns.leave(KEY, second)
+    assert not third.is_due
     assert KEY not in turns
     turns.leave(KEY, second)
-    assert turns.wait_s(KEY, second) == 0
+    assert second.wait_s() == 0
 
 
-def test_turns_that_take_long() -> None:
-    """Who waits looks less often then, and again more often when it goes on."""
+def test_who_waits_is_woken_when_it_is_the_first() -> None:
     turns = Turns()
-    tickets = [turns.join(KEY) for _ in range(4)]
-    last = tickets[-1]
-    waits = [turns.wait_s(KEY, last) for _ in range(8)]
-    assert waits[0] == TURN_MIN_S * 2.5
-    assert waits == sorted(waits)
-    assert waits[-1] == TURN_MAX_S * 2.5
-    turns.leave(KEY, tickets[0])
-    assert turns.wait_s(KEY, last) < waits[-1] / 3
+    first, second, third = (turns.join(KEY) for _ in range(3))
+    woken: list[int] = []
+    second.wake = lambda: woken.append(2)
+    third.wake = lambda: woken.append(3)
+    turns.leave(KEY, first)
+    assert woken == [2]
+    turns.leave(KEY, second)
+    assert woken == [2, 3]
 
 
 def test_one_that_was_abandoned_is_skipped() -> None:
@@ -51,14 +42,29 @@ def test_one_that_was_abandoned_is_skipped() -> None:
     turns = Turns()
     first, second, third = (turns.join(KEY) for _ in range(3))
     waited_s = 0.0
-    while pause_s := turns.wait_s(KEY, second):
+    while pause_s := second.wait_s():
         waited_s += pause_s
         assert waited_s < 2 * PATIENCE_S
     assert waited_s > PATIENCE_S
-    assert turns.wait_s(KEY, first) == 0
-    assert turns.wait_s(KEY, third) > 0
+    assert first.wait_s() == 0
+    assert third.wait_s() > 0
     turns.leave(KEY, first)
-    assert turns.wait_s(KEY, Ticket()) == 0
+    assert third.wait_s() > 0
+
+
+def test_who_comes_while_a_queue_is_given_up() -> None:
+    """It waits for those that are in that queue, and nobody is forgotten there."""
+    turns = Turns()
+    first = turns.join(KEY)
+    at = turns._keys[KEY]
+    turns.leave(KEY, first)
+    turns._keys[KEY] = at  # as two threads had it that were about to join
+    second, third = turns.join(KEY), turns.join(KEY)
+    del turns._keys[KEY]
+    turns.leave(KEY, second)
+    assert third.is_due
+    turns.leave(KEY, third)
+    assert KEY not in turns
 
 
 def test_the_pace_where_other_clients_win() -> None:

@@ -620,7 +620,9 @@ class Call(Generic[Result]):
     def _take_step(self) -> None:
         network = self.client.network
         if isinstance(self._step, Pause):
-            network.now_us += round(self._step.seconds * 1e6)
+            # Most of those who wait for their turn are called long before.
+            seconds = self._step.seconds if self._step.ticket is None else 0.001
+            network.now_us += round(seconds * 1e6)
         try:
             if self._step is None:
                 self._step = next(self.operation)
