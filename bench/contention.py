@@ -71,7 +71,7 @@ def program(address: str, timeout_s: float, threads: int, calls: int) -> Outcome
 def redis_program(port: int, _: float, threads: int, calls: int) -> Outcome:
     import redis  # type: ignore[import-untyped,import-not-found,unused-ignore]
 
-    with closing(redis.Redis(port=port)) as store:
+    with closing(redis.Redis(port=port, max_connections=threads + 1)) as store:
         return threads_of(lambda: store.incr(KEY), threads, calls)
 
 
