@@ -1,9 +1,10 @@
 """The client: the public operations, over operations.py (the rules) and session.py (the sockets).
 
-A put's way: ``Client.put`` checks key and value and takes a lane; ``operations.put`` places the
-key, makes the frame and says to whom it goes; ``Session.run`` sends it to all owners and receives
-from all; on each node ``server.py`` cuts out the frame and ``replica.Replicas.write`` stores the
-entry.
+A put's way: ``Client.put`` checks key and value and takes a lane; ``operations.begin_put`` places
+the key, draws a version and makes the frame; ``Session.exchange`` sends it to all owners and
+receives from all; on each node ``server.py`` cuts out the frame and ``replica.Replicas.write``
+stores the entry. What does not simply work, ``operations.put`` sees to, and ``Session.go_on``
+drives it.
 """
 
 from __future__ import annotations

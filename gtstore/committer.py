@@ -22,6 +22,7 @@ from collections.abc import Callable, Mapping
 from queue import SimpleQueue
 from typing import Final
 
+from . import exit_codes
 from .disk import Changes, DiskEngine, Store
 from .engine import Remembered
 from .errors import StoreError, StoreFailed, StoreFull
@@ -31,8 +32,6 @@ from .threads import END, Supervised
 
 logger = logging.getLogger("gtstore.committer")
 
-DISK_FAILED_EXIT: Final = 74
-"""A node's exit code when its disk fails (EX_IOERR of sysexits.h); the manager says it in words."""
 _IDLE_S: Final = 0.5
 """What nobody waits for (committed flags) is committed after that time; and so often it is tried
 whether a full disk has room again."""
@@ -331,7 +330,7 @@ class Committer(Reactor):
 def end_node(error: StoreError) -> None:
     """M6: what is on the disk is not known any more, so nothing may be answered."""
     logger.critical("the disk failed: %s: this node ends", error)
-    os._exit(DISK_FAILED_EXIT)
+    os._exit(exit_codes.DISK_FAILED)
 
 
 def _lost() -> ConnectionAbortedError:

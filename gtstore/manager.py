@@ -29,8 +29,8 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
+from . import exit_codes
 from .cluster_time import Reached, offset_at_start
-from .committer import DISK_FAILED_EXIT
 from .connection import call_once, describe
 from .data_directory import DataDirectory
 from .errors import (
@@ -65,7 +65,7 @@ from .server import FrameServer, Gathered, Handler, on_control_message, on_messa
 from .session import Session
 from .state_file import MEMORY, Process, SavedState, StateFile
 from .steady_clock import boot_id, steady_us, wall_us
-from .threads import GO_ON, INTERNAL_ERROR_EXIT, NO_MEMORY_EXIT, supervised
+from .threads import GO_ON, supervised
 from .wire import messages
 from .wire.codec import RowEncoder, decode, encode, head_word, reply_frame
 from .wire.fields import MARK_SIZE, TOKEN_SIZE
@@ -85,7 +85,7 @@ _SAVE_RETRY_S = 0.5
 _HOLDER_TIMEOUT_S = 0.5
 _MAP_BODIES_MAX = 16
 _DAMAGE_EXITS = (
-    DISK_FAILED_EXIT,
+    exit_codes.DISK_FAILED,
     -signal.SIGBUS,  # a part of the file is not there, or cannot be read
     -signal.SIGSEGV,
     -signal.SIGABRT,
@@ -1292,11 +1292,11 @@ def _describe_exit(code: int | None) -> str:
         return "its process ended"
     if code < 0:
         return f"its process was killed by {signal.Signals(-code).name}"
-    if code == DISK_FAILED_EXIT:
+    if code == exit_codes.DISK_FAILED:
         return "its disk has failed (its own line above says how)"
-    if code == NO_MEMORY_EXIT:
+    if code == exit_codes.NO_MEMORY:
         return "its memory did not suffice (its own line above says where)"
-    if code == INTERNAL_ERROR_EXIT:
+    if code == exit_codes.INTERNAL_ERROR:
         return "an internal error has ended it (its own lines above say which)"
     return f"its process ended with exit status {code}"
 

@@ -748,7 +748,7 @@ class Session:
         self._active -= 1
 
     def _take_step(self, call: _Call, step: Step, slots: list[Any]) -> None:
-        """Begin a step, or what the hot path left of it (see _exchange for the slots)."""
+        """Begin a step, or what the hot path left of it (see Unfinished for the slots)."""
         if isinstance(step, Pause):
             call.replies = []
             self._pauses.append(_Paused(time.monotonic() + step.seconds, call, step.ticket))

@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from . import logs, nursery
+from . import exit_codes, logs, nursery
 from .allocator import use_one_heap
 from .command_line import (
     DONE,
@@ -29,7 +29,6 @@ from .command_line import (
     raise_file_limit,
     share_processor,
 )
-from .committer import DISK_FAILED_EXIT
 from .connection import parse_address
 from .errors import ClusterError, StoreError
 from .lifeline import hold_on
@@ -135,7 +134,7 @@ def run_node(arguments: dict[str, Any]) -> int:
             file=sys.stderr,
             flush=True,
         )
-        return DISK_FAILED_EXIT
+        return exit_codes.DISK_FAILED
     node.start()
 
     seconds = itertools.count()

@@ -20,16 +20,14 @@ from _thread import allocate_lock, start_new_thread
 from collections.abc import Callable
 from typing import Final
 
+from . import exit_codes
+
 logger = logging.getLogger("gtstore.threads")
 
 GO_ON: Final = "go on"
 END: Final = "end"
 OVER: Final = "over"
 
-INTERNAL_ERROR_EXIT: Final = 70
-"""The exit code of a process that a thread has ended (EX_SOFTWARE of sysexits.h)."""
-NO_MEMORY_EXIT: Final = 71
-"""The same, if what it lacked was memory (EX_OSERR)."""
 BEGIN_TIMEOUT_S: Final = 10.0
 _AGAIN_S: Final = 1.0
 
@@ -92,7 +90,11 @@ class Supervised:
         except BaseException as error:
             self._tell(error)
             if self._then == END:
-                os._exit(NO_MEMORY_EXIT if isinstance(error, MemoryError) else INTERNAL_ERROR_EXIT)
+                os._exit(
+                    exit_codes.NO_MEMORY
+                    if isinstance(error, MemoryError)
+                    else exit_codes.INTERNAL_ERROR
+                )
             return self._then == GO_ON
         return False
 

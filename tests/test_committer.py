@@ -11,7 +11,8 @@ from collections.abc import Iterator
 import pytest
 
 from gtstore import committer as module
-from gtstore.committer import DISK_FAILED_EXIT, Committer
+from gtstore import exit_codes
+from gtstore.committer import Committer
 from gtstore.disk import DiskEngine
 from gtstore.engine import Remembered
 from gtstore.errors import StoreFailed, StoreFull
@@ -198,7 +199,7 @@ def test_a_disk_that_fails_ends_the_node(
     with node.lock:
         node.entries[b"key"] = b"entry"
     assert ended.wait(20)
-    assert codes == [DISK_FAILED_EXIT]
+    assert codes == [exit_codes.DISK_FAILED]
     assert "the disk failed: input/output error: this node ends" in caplog.text
 
 

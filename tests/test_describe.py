@@ -1,6 +1,6 @@
 """explain.py, describe/, and the test vectors: what the document prints is what the codec does.
 
-The vectors are read both ways, and whole, byte by byte and with more bytes behind (STYLE.md 6).
+The vectors are read both ways, and whole, byte by byte and with more bytes behind.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Imports point one way, and the pure core does no input or output (STYLE.md, section 1).
+"""Imports point one way, and the pure core does no input or output.
 
 The import statements are read, not run: one inside a function or under TYPE_CHECKING counts too.
 """
@@ -21,6 +21,7 @@ LAYERS = (
         "gtstore.results",
         "gtstore.cluster_time",
         "gtstore.version",
+        "gtstore.exit_codes",
         "gtstore.living",
         "gtstore.wire",
         "gtstore.bench",

@@ -1016,7 +1016,8 @@ ERRORS: Final = {
         ),
         ErrorCode(
             UNAVAILABLE, "UNAVAILABLE", AliveDetail, "no", False, "no",
-            "no owner of the key's partition is alive, and its data is gone",
+            "all owners of the key's partition are dead: what only memory held is gone, and what "
+            "is on their disks waits for one of them",
         ),
         ErrorCode(
             INTERNAL, "INTERNAL", None, "yes", True, "maybe",
