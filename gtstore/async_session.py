@@ -183,6 +183,7 @@ class AsyncSession:
         self._timer: asyncio.TimerHandle | None = None
         self._wakes_at = math.inf
         self._idle_timer: asyncio.TimerHandle | None = None
+        self._pausing: set[asyncio.Future[None]] = set()  # of calls that wait for their turn
         self._is_closed = False
 
     def enter(self) -> None:
@@ -218,7 +219,7 @@ class AsyncSession:
                         step = operation.throw(self._at_the_end(trouble))
                         continue
                     if isinstance(step, Pause):
-                        await _pause(min(step.seconds, deadline - now), step.ticket)
+                        await self._pause(min(step.seconds, deadline - now), step.ticket)
                         replies = []
                     else:
                         exchange = self.exchange(*step, now, deadline)
@@ -239,6 +240,28 @@ class AsyncSession:
             return result
         finally:
             operation.close()
+
+    async def _pause(self, seconds: float, ticket: Ticket | None) -> None:
+        """So long; or until another task calls the ticket, or this is closed."""
+        if ticket is None:
+            await asyncio.sleep(seconds)
+            return
+        loop = asyncio.get_running_loop()
+        called = loop.create_future()
+
+        def wake() -> None:
+            if not called.done():
+                called.set_result(None)
+
+        ticket.wake = wake
+        if not ticket.is_due:
+            timer = loop.call_later(seconds, wake, context=Context())
+            self._pausing.add(called)
+            try:
+                await called
+            finally:
+                self._pausing.discard(called)
+                timer.cancel()
 
     def _at_the_end(self, trouble: GTStoreError | None) -> DeadlineExceeded:
         if self._is_closed:
@@ -342,6 +365,9 @@ class AsyncSession:
         self._owed.clear()
         for connection in list(self._connections.values()):
             self._fail(connection, ConnectionLost(connection.peer, "this client was closed"))
+        for pausing in self._pausing:
+            if not pausing.done():
+                pausing.set_result(None)
         for timer in (self._timer, self._idle_timer):
             if timer is not None:
                 timer.cancel()
@@ -515,27 +541,6 @@ class AsyncSession:
                 next_at = min(next_at, silent_at)
         if next_at < self._wakes_at:
             self._wake_at(next_at)
-
-
-async def _pause(seconds: float, ticket: Ticket | None) -> None:
-    """So long; or until another task calls the ticket."""
-    if ticket is None:
-        await asyncio.sleep(seconds)
-        return
-    loop = asyncio.get_running_loop()
-    called = loop.create_future()
-
-    def wake() -> None:
-        if not called.done():
-            called.set_result(None)
-
-    ticket.wake = wake
-    if not ticket.is_due:
-        timer = loop.call_later(seconds, wake, context=Context())
-        try:
-            await called
-        finally:
-            timer.cancel()
 
 
 def _of_another_loop(loop: asyncio.AbstractEventLoop) -> GTStoreError:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 import random
 import secrets
+import threading
 import time
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from functools import partial
@@ -99,7 +100,7 @@ class Client:
         self._timeout_s = as_timeout(timeout)
         self._manager = parse_address(manager)
         self._is_direct = self._timeout_s >= DIRECT_TIMEOUT_MIN_S
-        self._routes = Routes()
+        self._routes = Routes(threading.get_ident)
         self._lanes = Lanes(
             partial(_new_lane, partial(locate, self._routes, self._manager)),
             as_max_connections(max_connections),
@@ -131,6 +132,7 @@ class Client:
             value = as_value(value)
         started = time.monotonic()
         is_direct = self._is_direct
+        lane: Lane | None
         try:
             lane = self._idle.pop()
         except IndexError:
@@ -163,10 +165,17 @@ class Client:
                     replies = unfinished.slots
             operation = operations.put(self._routes, source, key, value, 0, begun)
             return session.go_on(operation, replies, started, self._timeout_s)
+        except GTStoreError:
+            raise
+        except BaseException:  # interrupted: perhaps in the middle of a frame (Lanes)
+            interrupted, lane = lane, None
+            interrupted.session.abort()
+            raise
         finally:
-            self._idle.append(lane)
-            if self._wanted:
-                self._lanes.serve()
+            if lane is not None:
+                self._idle.append(lane)
+                if self._wanted:
+                    self._lanes.serve()
 
     @overload
     def get(self, key: str | bytes) -> bytes | None: ...
@@ -177,6 +186,7 @@ class Client:
         key = as_key(key)
         started = time.monotonic()
         is_direct = self._is_direct
+        lane: Lane | None
         try:
             lane = self._idle.pop()
         except IndexError:
@@ -200,10 +210,17 @@ class Client:
             operation = operations.get(self._routes, source, key, begun)
             entry = session.go_on(operation, replies, started, self._timeout_s)
             return default if entry is None else entry.value
+        except GTStoreError:
+            raise
+        except BaseException:  # interrupted: perhaps in the middle of a frame (Lanes)
+            interrupted, lane = lane, None
+            interrupted.session.abort()
+            raise
         finally:
-            self._idle.append(lane)
-            if self._wanted:
-                self._lanes.serve()
+            if lane is not None:
+                self._idle.append(lane)
+                if self._wanted:
+                    self._lanes.serve()
 
     def get_entry(self, key: str | bytes) -> StoredEntry | None:
         """Return a key's value, its version and the node that answered, or None if it has none."""
@@ -410,14 +427,11 @@ class Client:
         while True:
             # A lane for each step, not for the whole: the caller may never come back.
             started = time.monotonic()
-            lane = self._take_lane(started)
-            try:
+            with self._lanes.lent(self._take_lane(started)) as lane:
                 steps = scanner.steps(lane.source)
                 if not steps:
                     return
                 outcomes = lane.session.run_many(steps, self._timeout_s, len(steps), started)
-            finally:
-                self._give_back(lane)
             for outcome in outcomes:
                 if isinstance(outcome, GTStoreError):
                     raise outcome
@@ -478,19 +492,15 @@ class Client:
     def _run_on(
         self, lane: Lane, make: Callable[[Lane], Operation[Result]], started: float
     ) -> Result:
-        try:
+        with self._lanes.lent(lane):
             return lane.session.go_on(make(lane), [], started, self._timeout_s)
-        finally:
-            self._give_back(lane)
 
     def _run_batch(
         self, lane: Lane, keys: list[Any], run: Callable[[Lane], Sequence[Any]]
     ) -> dict[Any, Any]:
         """The results by their keys; ``run`` returns the outcomes in the keys' order."""
-        try:
+        with self._lanes.lent(lane):
             outcomes = run(lane)
-        finally:
-            self._give_back(lane)
         return by_key(keys, outcomes)
 
     def _take_lane(self, started: float) -> Lane:
@@ -511,11 +521,6 @@ class Client:
     def _has_much_time(self, started: float) -> bool:
         """Whether a call that may have waited for its lane can still go the direct way."""
         return time.monotonic() <= started + self._timeout_s - DIRECT_TIMEOUT_MIN_S
-
-    def _give_back(self, lane: Lane) -> None:
-        self._idle.append(lane)
-        if self._wanted:
-            self._lanes.serve()
 
     def _after_fork(self) -> None:
         self._routes.after_fork()

@@ -3,7 +3,8 @@
 Many threads use one client, and so do signal handlers and finalizers, in the middle of a call, and
 in the middle of everything below. So there is no lock here that anything could wait for while its
 holder cannot go on: ``pop`` and ``append`` of a list are atomic, and so is each other step. The
-usual call takes a lane with ``idle.pop()`` and gives it back with ``idle.append``.
+usual call takes a lane with ``idle.pop()`` and gives it back with ``idle.append``. A call that was
+interrupted gives none back: what it has sent may end in the middle of a frame.
 
 At most so many lanes are alive. If all are in use, a call waits for one: no longer than its
 deadline, so also a finalizer's call ends that needs a lane which its own thread holds.
@@ -21,6 +22,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
+from types import TracebackType
 
 from .errors import DeadlineExceeded, GTStoreError
 from .living import Living
@@ -160,6 +162,17 @@ class Lanes:
                 self.wanted.remove(waiter)
             self.serve()  # whoever woke this one may have woken no other
 
+    def lent(self, lane: Lane) -> Lent:
+        """For ``with``: the lane, given back if the call ends as calls do, with a result or a
+        GTStoreError."""
+        return Lent(self, lane)
+
+    def give_back(self, lane: Lane) -> None:
+        """What has been sent with it is answered."""
+        self.idle.append(lane)
+        if self.wanted:
+            self.serve()
+
     def serve(self) -> None:
         """See to those who want a lane, after one was given back."""
         if self.is_closed:
@@ -211,6 +224,33 @@ class Lanes:
         self.wanted.clear()
         if self.is_closed:
             self.wanted.append(_Waiter())
+
+
+class Lent:
+    """See Lanes.lent."""
+
+    __slots__ = ("_lane", "_lanes")
+
+    def __init__(self, lanes: Lanes, lane: Lane) -> None:
+        self._lanes = lanes
+        self._lane: Lane | None = lane
+
+    def __enter__(self) -> Lane:
+        assert self._lane is not None
+        return self._lane
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        lane, self._lane = self._lane, None
+        assert lane is not None
+        if kind is None or issubclass(kind, GTStoreError):
+            self._lanes.give_back(lane)
+        else:
+            lane.session.abort()
 
 
 def _wake_first(wanted: deque[_Waiter]) -> None:

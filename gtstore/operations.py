@@ -137,6 +137,9 @@ MEASURE_TIMEOUT_S: Final = 0.25
 """Who only wants to know cluster time better (``measure``) waits no longer for the manager."""
 _PAUSE_FIRST_S: Final = 0.001
 _PAUSE_MAX_S: Final = 0.050
+_ASKED_US: Final = 250_000
+"""So long others wait for the answer to what one operation has asked the manager. Then they ask,
+too: that one may be what a signal handler has interrupted, and not go on before they have ended."""
 
 
 class Lost(NamedTuple):
@@ -514,7 +517,11 @@ class _Mutation:
 
     def _take_turn(self) -> Generator[Step, Sequence[Reply], None]:
         """Wait until none of this client's calls that have lost before is in front of this one."""
-        self._ticket = ticket = self._ticket or self._routes.turns.join(self._key)
+        ticket = self._ticket
+        if ticket is None:
+            # Held before it joins: wherever this is interrupted, it is left.
+            self._ticket = ticket = self._routes.turns.ticket(self._key)
+            ticket.join()
         while wait_s := ticket.wait_s():
             yield Pause(wait_s, ticket)
 
@@ -1245,10 +1252,11 @@ def _ask_next_primary(
 ) -> Generator[Step, Sequence[Reply], None]:
     """The report's ProvideNextPrimaryID: tell the manager which node failed, and take the row that
     it answers with once it has looked for itself."""
-    if node in routes.asked_about:
+    now_us = source.steady_us()
+    if 0 <= now_us - routes.asked_about.get(node, now_us - _ASKED_US) < _ASKED_US:
         return  # another operation is asking about this node: wait for its answer
     logger.info("%s, asking the manager", why)
-    routes.asked_about.add(node)
+    routes.asked_about[node] = now_us
     try:
         owners = yield from _ask_manager(source, messages.NextPrimary(node, key))
         assert isinstance(owners, messages.Owners)
@@ -1267,7 +1275,7 @@ def _ask_next_primary(
             raise
         logger.info("the cluster is still starting")
     finally:
-        routes.asked_about.discard(node)
+        routes.asked_about.pop(node, None)
 
 
 def shown(key: bytes) -> str:

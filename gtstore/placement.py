@@ -347,9 +347,13 @@ class Routes:
     One reference in a list is replaced at a time, so readers need no lock. Two threads that patch
     the same partition at once may leave the older row there; its next request is answered with
     STALE_EPOCH and mends that.
+
+    Args:
+        owner: see Turns.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, owner: Callable[[], object] = lambda: None) -> None:
+        self._owner = owner
         self.cluster_id = 0  # no cluster has been asked yet
         self.nodes = 0
         self.replicas = 0
@@ -360,9 +364,10 @@ class Routes:
         self.epoch = 0
         """Of the newest map whose changes were asked for as a whole."""
         self.members: dict[int, Member] = {}
-        self.asked_about: set[int] = set()
-        """Nodes that some operation is asking the manager about: the others wait for its answer."""
-        self.turns = Turns()
+        self.asked_about: dict[int, int] = {}
+        """Nodes that some operation is asking the manager about, since when, on the steady clock:
+        for a while the others wait for its answer."""
+        self.turns = Turns(owner)
         """Of this client's calls at keys that several of them want to change."""
         self.by_partition: list[Route] = []
         """The route of each; replaced as a whole."""
@@ -370,7 +375,7 @@ class Routes:
     def after_fork(self) -> None:
         """In a forked child, where no other call goes on."""
         self.asked_about.clear()
-        self.turns = Turns()
+        self.turns = Turns(self._owner)
 
     def replace(self, cluster: Cluster, rows: Iterable[Row], clock: ClusterTime) -> None:
         """Start over with what the manager said of the cluster.

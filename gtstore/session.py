@@ -258,7 +258,10 @@ class Session:
         deadline = Deadline(timeout_s)
         deadline.at = started + timeout_s
         call = _Call(operation, slots)
-        self._drive(iter((call,)), deadline)
+        try:
+            self._drive(iter((call,)), deadline)
+        finally:
+            operation.close()  # or what it holds is held as long as the error of an interruption
         if call.error is not None:
             raise call.error
         result: Result = call.result
@@ -310,7 +313,11 @@ class Session:
                 calls.append(_Call(operation, slots))
                 yield calls[-1]
 
-        self._drive(start(), deadline, at_once)
+        try:
+            self._drive(start(), deadline, at_once)
+        finally:
+            for call in calls:
+                call.operation.close()
         # One error serves all whose turn did not come: there may be very many.
         too_late = DeadlineExceeded("the batch", f"{timeout_s:g} s were over before its turn came")
         return [*map(_outcome, calls), *repeat(too_late, total - len(calls))]
@@ -564,7 +571,7 @@ class Session:
         self, nodes: tuple[int, ...], sent: int, rest: bytes, error: Exception
     ) -> Unfinished:
         """The first ``sent`` nodes were sent to; at the next one there was an error."""
-        slots: list[Any] = [self._connections[node] for node in nodes[:sent]]
+        slots: list[Any] = [self._state_of(node) for node in nodes[:sent]]
         slots += [None] * (len(nodes) - sent)
         connection = self._connections.get(nodes[sent])
         if connection is not None:
@@ -586,10 +593,12 @@ class Session:
         """The replies of the last nodes are here, the last one's first; that of the node before
         them is not, or is unusual: ``data``."""
         waiting = nodes[: len(nodes) - len(replies)]
-        slots = [*(self._connections[node] for node in waiting), *reversed(replies)]
+        slots = [*map(self._state_of, waiting), *reversed(replies)]
         at = len(waiting) - 1
-        connection = self._connections[nodes[at]]
-        if is_not_yet(error):
+        connection = slots[at]
+        if not isinstance(connection, Connection):
+            pass  # it is lost
+        elif is_not_yet(error):
             pass  # the selector waits for it
         elif isinstance(error, OSError):
             slots[at] = self._drop(connection, describe(error), sent=True)
@@ -608,6 +617,14 @@ class Session:
                 slots[at] = self._drop(connection, reason, sent=True)
         return Unfinished(slots)
 
+    def _state_of(self, node: int) -> Connection | Lost:
+        """What stands for the reply of a node that was sent to."""
+        connection = self._connections.get(node)
+        if connection is None:
+            error = ConnectionLost(f"node {node}", "this process is a fork, made meanwhile")
+            return Lost(0, node, True, error)
+        return connection
+
     def _drop(self, connection: Connection, reason: str, sent: bool) -> Lost:
         """Close a connection that failed under the hot path; the Lost stands in for its reply."""
         self._close(connection)
@@ -622,8 +639,9 @@ class Session:
         self._deadline = deadline
         self._active = len(at_once)
         self._in_flight_size = 0
-        self._ready.extend(at_once)
         try:
+            self._clear()  # what an interrupt of the end below has left
+            self._ready.extend(at_once)
             self._selector = _new_selector()
             self._loop(calls)
         except OSError as error:  # of a socket it would have been handled: too many open files
@@ -635,17 +653,20 @@ class Session:
         finally:
             if self._selector is not None:
                 self._selector.close()
-            self._selector = None
-            self._ready.clear()
-            self._pauses.clear()
-            self._limits.clear()
-            self._unsent.clear()
-            self._unread.clear()
-            for connection in self._connecting:  # nobody waits for it any more
-                self.forget(connection.node)
-            self._connecting.clear()
-            for connection in self._connections.values():
-                connection.watched = 0
+            self._clear()
+
+    def _clear(self) -> None:
+        self._selector = None
+        self._ready.clear()
+        self._pauses.clear()
+        self._limits.clear()
+        self._unsent.clear()
+        self._unread.clear()
+        for connection in self._connecting:  # nobody waits for it any more
+            self.forget(connection.node)
+        self._connecting.clear()
+        for connection in self._connections.values():
+            connection.watched = 0
 
     def _loop(self, calls: Iterator[_Call]) -> None:
         assert self._selector is not None
@@ -842,7 +863,7 @@ class Session:
         call.trouble = trouble_in(reply, call.trouble)
         if is_refusal(reply):
             self._known.discard(call.step[0][slot])
-        elif reply[0]:
+        elif reply[0] and call.step[0][slot] in self._connections:
             self._known.add(call.step[0][slot])
         if call.unsent and is_end(reply):
             unasked = not_asked(call.step[0], call.unsent)

@@ -10,6 +10,9 @@ that have begun since, with later versions. As long as no call has lost, nobody 
   which grows with each call that other clients make lose more than once, and falls with each one
   that wins at once.
 
+A call of a signal handler or a finalizer goes in front of the call that its thread was at, which
+cannot go on before it.
+
 Nothing depends on it: a call that does not wait is only likely to lose. So there is no lock, and
 what belongs to a call that was abandoned, in whatever way, holds the others up for a moment only.
 
@@ -45,26 +48,40 @@ class _Key:
 
 
 class Ticket:
-    """A call's place in a queue."""
+    """A call's place in a queue, once it has joined it.
 
-    __slots__ = ("_at", "_front", "_waited_s", "is_due", "wake")
+    Args:
+        at: the key.
+        owner: who cannot make another call before this one has ended, but from inside it; or None.
+    """
 
-    def __init__(self, at: _Key) -> None:
+    __slots__ = ("_at", "_front", "_has_left", "_waited_s", "is_due", "owner", "wake")
+
+    def __init__(self, at: _Key, owner: object) -> None:
+        self.owner = owner
         self.is_due = False
         """Whether it was called."""
         self.wake: Callable[[], object] | None = None
         """Ends the call's wait; set it first, then look whether it ``is_due``."""
         self._at = at
+        self._has_left = False
         self._front: Ticket | None = None  # who was the first when it looked last
         self._waited_s = 0.0  # since that one is the first
-        at.tickets.append(self)
+
+    def join(self) -> None:
+        """Take the last place."""
+        tickets = self._at.tickets
+        if self.owner is not None and any(other.owner == self.owner for other in list(tickets)):
+            tickets.insert(0, self)
+        else:
+            tickets.append(self)
 
     def wait_s(self) -> float:
         """How long to wait before looking again, unless it is called before; 0: it is its turn."""
         tickets = self._at.tickets
         try:
             front = tickets[0]
-            if front is self or self not in tickets:  # it was skipped
+            if front is self or self._has_left:  # it was skipped
                 return 0.0
         except IndexError:
             return 0.0
@@ -77,6 +94,7 @@ class Ticket:
     def leave(self) -> None:
         """Give the place up."""
         tickets = self._at.tickets
+        self._has_left = True
         try:
             tickets.remove(self)
             tickets[0].call()
@@ -92,19 +110,24 @@ class Ticket:
 
 
 class Turns:
-    """The turns of one client. Each step with a list or a dict is one for threads, too."""
+    """The turns of one client. Each step with a list or a dict is one for threads, too.
 
-    __slots__ = ("_keys",)
+    Args:
+        owner: returns who is calling: see Ticket.
+    """
 
-    def __init__(self) -> None:
+    __slots__ = ("_keys", "_owner")
+
+    def __init__(self, owner: Callable[[], object] = lambda: None) -> None:
+        self._owner = owner
         self._keys: dict[bytes, _Key] = {}
 
     def __contains__(self, key: bytes) -> bool:
         return key in self._keys
 
-    def join(self, key: bytes) -> Ticket:
-        """Take the last place."""
-        return Ticket(self._keys.setdefault(key, _Key()))
+    def ticket(self, key: bytes) -> Ticket:
+        """One that is to join the key's queue."""
+        return Ticket(self._keys.setdefault(key, _Key()), self._owner())
 
     def leave(self, key: bytes, ticket: Ticket) -> None:
         """Give the place up."""

@@ -366,7 +366,9 @@ def test_a_pause_ends_with_the_call() -> None:
 def test_a_pause_ends_when_its_ticket_is_called() -> None:
     """Before, or while the call waits; and a call that is cancelled there is called in vain."""
     turns = Turns()
-    first, second, third, fourth = (turns.join(b"key1") for _ in range(4))
+    first, second, third, fourth = (turns.ticket(b"key1") for _ in range(4))
+    for ticket in (first, second, third, fourth):
+        ticket.join()
     session = new_session()
 
     def patient(ticket: Ticket) -> Operation[str]:

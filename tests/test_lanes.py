@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import gc
+import os
 import pickle
 import sys
 import threading
@@ -17,7 +18,7 @@ from typing import Any
 import pytest
 
 import gtstore
-from gtstore import client, lanes
+from gtstore import client, lanes, session
 from gtstore.errors import DeadlineExceeded, GTStoreError, InvalidInput, OperationFailed
 from gtstore.lanes import Lane
 from gtstore.living import Living
@@ -87,14 +88,14 @@ def test_first_come_first_served(cluster: FakeCluster) -> None:
         def work(number: int) -> None:
             got = store._take_lane(time.monotonic())
             served.append(number)
-            store._give_back(got)
+            store._lanes.give_back(got)
 
         threads = []
         for number in range(5):
             threads.append(threading.Thread(target=work, args=(number,)))
             threads[-1].start()
             wait_until(lambda n=number: len(store._wanted) == n + 1, "one more that waits")  # type: ignore[misc]
-        store._give_back(lane)
+        store._lanes.give_back(lane)
         for thread in threads:
             thread.join()
         assert served == [0, 1, 2, 3, 4]
@@ -137,7 +138,7 @@ def test_no_lane_in_time(
         with pytest.raises(error, match=r"calls for 0\.25 s; give it a larger max_connections, or"):
             call(store)
         assert not store._wanted
-        store._give_back(lane)
+        store._lanes.give_back(lane)
         set_timeout(store, 30)
         assert store.get("key") is None
 
@@ -161,17 +162,17 @@ def test_a_handler_that_waits_goes_first(cluster: FakeCluster) -> None:
             nonlocal is_inside
             if not is_inside:
                 is_inside = True
-                giver = threading.Timer(0.05, store._give_back, (lane,))
+                giver = threading.Timer(0.05, store._lanes.give_back, (lane,))
                 giver.start()
                 got = store._take_lane(time.monotonic())
                 order.append("the handler")
                 giver.join()
-                store._give_back(got)
+                store._lanes.give_back(got)
             real_wait(waiter, seconds)
 
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(lanes._Waiter, "wait", wait)
-            store._give_back(store._take_lane(time.monotonic()))
+            store._lanes.give_back(store._take_lane(time.monotonic()))
             order.append("the call")
         assert order == ["the handler", "the call"]
 
@@ -212,7 +213,7 @@ def test_who_waits_when_the_client_is_closed(cluster: FakeCluster) -> None:
     thread.join()
     assert errors == ["this client was closed"]
     assert lane.session._connections
-    store._give_back(lane)
+    store._lanes.give_back(lane)
     assert not lane.session._connections
     store.close()
 
@@ -244,7 +245,7 @@ def test_lanes_of_a_burst_are_closed(cluster: FakeCluster, monkeypatch: pytest.M
     with gtstore.connect(cluster.address) as store:
         burst = [store._lanes.take(time.monotonic(), 1) for _ in range(20)]
         for lane in burst:
-            store._give_back(lane)
+            store._lanes.give_back(lane)
         for _ in range(20):
             store.get("key")
         del lane
@@ -310,6 +311,62 @@ def test_the_manager_is_asked_over_a_fresh_connection(
         store.where("key")
         assert lane.session._connections[0] is not before
         assert before.sock.fileno() == -1
+
+
+# --- calls that are interrupted ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("where", ["in the frame", "in the loop", "in the batch"])
+def test_an_interrupted_call_gives_no_lane_back(
+    cluster: FakeCluster, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    """Ctrl-C, or a handler that raises, after a part of a frame has left: what comes next over that
+    connection would be taken for the rest of it, and stored with another key's value."""
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with gtstore.connect(cluster.address) as store:
+        store.put("key", "value")
+        calls: dict[str, list[Callable[[], object]]] = {
+            "in the frame": [lambda: store.put("key", bytes(1000)), lambda: store.get("key")],
+            "in the loop": [
+                lambda: store.get_entry("key"),
+                lambda: store.delete("key"),
+                lambda: store.put_many({"key": "value"}),
+                lambda: list(store.scan()),
+            ],
+            "in the batch": [
+                lambda: store.put_many({"key": "value"}),
+                lambda: store.get_many(["key"]),
+            ],
+        }
+        for call in calls[where]:
+            with monkeypatch.context() as patch:
+                if where == "in the frame":
+                    patch.setattr(session, "write", lambda fd, data: os.write(fd, data[:20]))
+                    patch.setattr(session.Session, "_half_sent", interrupted)
+                elif where == "in the loop":
+                    patch.setattr(session.Session, "send_many", lambda *_: session.Round([], []))
+                    patch.setattr(session.Session, "_loop", interrupted)
+                else:
+                    patch.setattr(session.Session, "receive_many", interrupted)
+                with pytest.raises(KeyboardInterrupt):
+                    call()
+            assert store._idle == []
+            store.put("other", "another value")
+            assert store.get("other") == b"another value"
+            assert store.get("key") == b"value"
+            gc.collect()
+            assert len(lanes_of(store)) == 1
+
+
+def test_a_threads_own_calls_know_each_other(cluster: FakeCluster) -> None:
+    """A handler's call at a busy key goes in front of the call that it has interrupted."""
+    with gtstore.connect(cluster.address) as store:
+        assert store._routes.turns.ticket(b"key").owner == threading.get_ident()
+        store._after_fork()
+        assert store._routes.turns.ticket(b"key").owner == threading.get_ident()
 
 
 # --- anything may come between -------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import selectors
 import signal
 import socket
@@ -438,6 +439,68 @@ def test_an_operation_may_finish_after_its_deadline_passed(peers: Callable[..., 
     session.close()
 
 
+def test_who_closes_its_connection_is_not_known_any_more(peers: Callable[..., Peer]) -> None:
+    """Its next connection may be refused, so nobody else is to have the next WRITE before it."""
+
+    def broken(sock: socket.socket) -> None:
+        requests = frames_of(sock)
+        sock.sendall(encode(messages.Ack(), next(requests)[1]))
+        sock.sendall(error_frame(next(requests)[1], messages.INTERNAL, "an error"))
+
+    asked: list[int] = []
+
+    def note(sock: socket.socket) -> None:
+        for _, request_id in frames_of(sock):
+            asked.append(request_id)
+            sock.sendall(encode(messages.Ack(), request_id))
+
+    def full(sock: socket.socket) -> None:
+        busy = error_frame(next(frames_of(sock))[1], messages.BUSY, "", messages.BusyDetail(1))
+        sock.sendall(busy)
+
+    session = session_of(peers(note), peers(broken, full))
+    for request_id in (1, 2):
+        in_exchange(session, (1, 2), request_id, write(request_id))
+    assert 2 not in session._known
+    in_exchange(session, (1, 2), 3, write(3))
+    assert asked == [1, 2]
+    session.close()
+
+
+@pytest.mark.parametrize("when", ["write", "read"])
+def test_a_fork_in_the_middle_of_an_exchange(
+    peers: Callable[..., Peer], monkeypatch: pytest.MonkeyPatch, when: str
+) -> None:
+    """A handler forks there, and the child goes on: its connections are closed (after_fork), and
+    the operation learns that they are lost."""
+    session = session_of(peers(answer, answer), peers(answer, answer))
+    in_exchange(session, (1, 2), 1, write(1))
+
+    def forked(*_: object) -> bytes:
+        session.abort()
+        raise OSError(errno.EBADF, "bad file descriptor")
+
+    real = os.write
+    sent: list[int] = []
+
+    def second(descriptor: int, data: bytes) -> int:
+        if sent and when == "write":
+            forked()
+        sent.append(descriptor)
+        return real(descriptor, data)
+
+    monkeypatch.setattr("gtstore.session.write", second)
+    monkeypatch.setattr("gtstore.session.read", forked)
+    with pytest.raises(Unfinished) as unfinished:
+        session.exchange((1, 2), 2, write(2), encode(messages.Ack(), 2))
+    lost, other = unfinished.value.slots
+    assert isinstance(lost, Lost)
+    assert lost.sent
+    assert "fork" in str(lost.error)
+    assert other is None if when == "write" else other[0]
+    session.close()
+
+
 def test_pauses_and_their_deadline() -> None:
     session = session_of()
 
@@ -464,7 +527,9 @@ def test_a_pause_that_ends_when_its_ticket_is_called(beside: int) -> None:
         return "awake"
 
     turns = Turns()
-    first, second, third = (turns.join(b"key1") for _ in range(3))
+    first, second, third = (turns.ticket(b"key1") for _ in range(3))
+    for ticket in (first, second, third):
+        ticket.join()
     first.leave()
     others = ["awake"] * beside
     todo = [patient(second), *(sleepy() for _ in others)]

@@ -2,15 +2,29 @@
 
 from __future__ import annotations
 
-from gtstore.turns import _KEYS_MAX, LOOK_S, PACE_FIRST_S, PACE_MAX_S, PATIENCE_S, Turns
+from gtstore.turns import (
+    _KEYS_MAX,
+    LOOK_S,
+    PACE_FIRST_S,
+    PACE_MAX_S,
+    PATIENCE_S,
+    Ticket,
+    Turns,
+)
 
 KEY = b"key1"
+
+
+def joined(turns: Turns, key: bytes = KEY) -> Ticket:
+    ticket = turns.ticket(key)
+    ticket.join()
+    return ticket
 
 
 def test_first_come_first_served() -> None:
     turns = Turns()
     assert KEY not in turns
-    first, second, third = (turns.join(KEY) for _ in range(3))
+    first, second, third = (joined(turns) for _ in range(3))
     assert KEY in turns
     assert [ticket.wait_s() for ticket in (first, second, third)] == [0, LOOK_S, LOOK_S]
     turns.leave(KEY, first)
@@ -27,7 +41,7 @@ def test_first_come_first_served() -> None:
 
 def test_who_waits_is_woken_when_it_is_the_first() -> None:
     turns = Turns()
-    first, second, third = (turns.join(KEY) for _ in range(3))
+    first, second, third = (joined(turns) for _ in range(3))
     woken: list[int] = []
     second.wake = lambda: woken.append(2)
     third.wake = lambda: woken.append(3)
@@ -40,7 +54,7 @@ def test_who_waits_is_woken_when_it_is_the_first() -> None:
 def test_one_that_was_abandoned_is_skipped() -> None:
     """Whatever became of the first: it holds the others up for a moment only."""
     turns = Turns()
-    first, second, third = (turns.join(KEY) for _ in range(3))
+    first, second, third = (joined(turns) for _ in range(3))
     waited_s = 0.0
     while pause_s := second.wait_s():
         waited_s += pause_s
@@ -52,14 +66,42 @@ def test_one_that_was_abandoned_is_skipped() -> None:
     assert third.wait_s() > 0
 
 
+def test_one_that_was_made_and_never_joined() -> None:
+    """Its call was interrupted at that moment."""
+    turns = Turns()
+    made, other = turns.ticket(KEY), joined(turns)
+    turns.leave(KEY, made)
+    assert made.wait_s() == 0
+    assert other.wait_s() == 0
+    turns.leave(KEY, other)
+    assert KEY not in turns
+
+
+def test_who_cannot_go_on_before_a_call_has_ended_lets_it_go_first() -> None:
+    """A signal handler's call, in the middle of one that waits, or is at its turn."""
+    owner = "main"
+    turns = Turns(lambda: owner)
+    main = joined(turns)
+    owner = "another thread"
+    other = joined(turns)
+    owner = "main"
+    inside = joined(turns)
+    assert inside.wait_s() == 0
+    assert main.wait_s() > 0
+    turns.leave(KEY, inside)
+    assert main.is_due
+    assert main.wait_s() == 0
+    assert other.wait_s() > 0
+
+
 def test_who_comes_while_a_queue_is_given_up() -> None:
     """It waits for those that are in that queue, and nobody is forgotten there."""
     turns = Turns()
-    first = turns.join(KEY)
+    first = joined(turns)
     at = turns._keys[KEY]
     turns.leave(KEY, first)
     turns._keys[KEY] = at  # as two threads had it that were about to join
-    second, third = turns.join(KEY), turns.join(KEY)
+    second, third = joined(turns), joined(turns)
     del turns._keys[KEY]
     turns.leave(KEY, second)
     assert third.is_due
@@ -73,7 +115,7 @@ def test_the_pace_where_other_clients_win() -> None:
     turns.lost(KEY, 5, True)
     turns.won(KEY, 5, True)
     assert turns.known(KEY) == (0, 0)
-    ticket = turns.join(KEY)
+    ticket = joined(turns)
     turns.lost(KEY, 7, False)
     assert turns.known(KEY) == (0, 7)
     turns.lost(KEY, 6, True)
@@ -87,7 +129,7 @@ def test_the_pace_where_other_clients_win() -> None:
     for _ in range(30):
         turns.won(KEY, 12, True)
     assert turns.known(KEY) == (0, 12)
-    turns.leave(KEY, turns.join(KEY))
+    turns.leave(KEY, joined(turns))
     assert KEY not in turns
 
 
@@ -95,6 +137,6 @@ def test_so_many_keys_are_remembered() -> None:
     turns = Turns()
     for number in range(_KEYS_MAX + 1):
         key = b"%d" % number
-        turns.join(key)
+        joined(turns, key)
         turns.lost(key, 1, True)
     assert b"0" not in turns
