@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -34,11 +35,15 @@ class World:
     def mixed(self, seed: int) -> World:
         """With some more kinds, which the seed chooses; but none that needs another machine."""
         chance = random.Random(seed)
-        drawn = {
+        drawn: dict[str, Any] = {
             field.name: True
             for field in fields(self)
             if field.type == "bool" and field.name != "has_full_disk" and chance.random() < 0.5
         }
+        if chance.random() < 0.3:
+            drawn["busy"] = 2
+        if chance.random() < 0.3:
+            drawn["memory_mb"] = 8
         return replace(self, **drawn)
 
     def __str__(self) -> str:
