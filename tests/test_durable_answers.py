@@ -22,6 +22,7 @@ from gtstore.committer import Committer
 from gtstore.disk import DiskEngine
 from gtstore.errors import RemoteProtocolError
 from gtstore.placement import epoch_of
+from gtstore.read_modify_write import VERSION_SIZE
 from gtstore.replica import Replicas
 from gtstore.server import FrameServer, TokenLock, guarded
 from gtstore.storage import on_disk
@@ -32,12 +33,17 @@ from gtstore.wire.messages import (
     APPEND,
     COPY_SIZE,
     EXPIRES,
+    INCREMENT,
     KIB,
     LONG_FRAME_SIZE,
     PUT_IF_ABSENT,
+    PUT_IF_VALUE,
+    PUT_IF_VERSION,
+    TOUCH,
     Copy,
     Entry,
     Execute,
+    Failed,
     Get,
     Message,
     Owner,
@@ -130,8 +136,10 @@ def write(key: bytes, entry: bytes) -> Write:
     return Write(EPOCH, partition_of(key), key, entry)
 
 
-def execute(key: bytes, operation: int, operand: bytes, time: int = NOW_US) -> Execute:
-    return Execute(EPOCH, partition_of(key), key, operation, b"", entry(operand, time))
+def execute(
+    key: bytes, operation: int, operand: bytes, time: int = NOW_US, expected: bytes = b""
+) -> Execute:
+    return Execute(EPOCH, partition_of(key), key, operation, expected, entry(operand, time))
 
 
 def get(key: bytes) -> Get:
@@ -151,6 +159,14 @@ def requests_of(key: bytes, size: int) -> dict[str, tuple[list[Message], Message
         "append": ([], append),
         "append to what is there": ([whole], execute(key, APPEND, b"more", NOW_US + 1)),
         "append once more": ([append], append),
+        "increment": ([write(key, entry(b"1"))], execute(key, INCREMENT, b"2", NOW_US + 1)),
+        "put if absent": ([], execute(key, PUT_IF_ABSENT, value)),
+        "put if value": ([whole], execute(key, PUT_IF_VALUE, value, NOW_US + 1, value)),
+        "put if version": (
+            [whole],
+            execute(key, PUT_IF_VERSION, value, NOW_US + 1, whole.entry[:VERSION_SIZE]),
+        ),
+        "touch": ([whole], execute(key, TOUCH, b"", NOW_US + 1)),
         "failed": ([whole], execute(key, PUT_IF_ABSENT, b"", NOW_US + 1)),
         "copy": ([whole], Copy(TOKEN, 2, ROWS[partition_of(key)], b"", ())),
     }
@@ -183,7 +199,9 @@ def test_an_answer_waits_for_what_it_depends_on(node: Node, kind: str) -> None:
             assert not has_answer(talk), f"it left before the sync: {size} bytes"
             node.gate.set()
             for each in [talk, *[writer] * len(before)]:
-                assert each.reply() is not None
+                answer = each.reply()
+                assert answer is not None
+                assert kind == "failed" or not isinstance(answer[1], Failed)
             assert key in {name[8:] for name in node.store.synced}
 
 
