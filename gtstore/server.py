@@ -255,6 +255,7 @@ class FrameServer(socketserver.TCPServer):
         self.open_sockets: set[socket.socket] = set()  # guarded by lock; so are the next two
         self.counted_sockets: set[socket.socket] = set()
         self.trusted_sockets: set[socket.socket] = set()  # have brought the cluster's token
+        self.refuses_since = 0.0  # connections, since all places are taken; 0: it does not
         self.is_crowded = False
         self.has_long_turns = False
         self.memory = Trimmer()
@@ -363,6 +364,11 @@ class FrameServer(socketserver.TCPServer):
             for sockets in (self.open_sockets, self.counted_sockets, self.trusted_sockets):
                 sockets.discard(request)
             self._look_around()
+            # Not at each one that leaves while others wait to come.
+            if self.refuses_since and self.counted_connections <= self.connections_max * 0.9:
+                refused_s = time.monotonic() - self.refuses_since
+                self.refuses_since = 0.0
+                logger.info("there are places for connections again, after %.1f s", refused_s)
         super().shutdown_request(request)
 
     @property
@@ -375,6 +381,12 @@ class FrameServer(socketserver.TCPServer):
             is_free = self.counted_connections < self.connections_max and sock in self.open_sockets
             if is_free:
                 self.counted_sockets.add(sock)
+            elif self.counted_connections >= self.connections_max and not self.refuses_since:
+                self.refuses_since = time.monotonic()
+                logger.error(
+                    "connections are refused: all %d places are taken (--max-connections)",
+                    self.connections_max,
+                )
         return is_free
 
     def trust(self, sock: socket.socket) -> None:

@@ -304,8 +304,12 @@ def test_recover_and_try_again(serve: Serve) -> None:
         assert talk.reply() == (1, NotFound())
 
 
-def test_connections_are_counted_once_they_use_a_counted_kind(serve: Serve) -> None:
-    """A full server still answers PING, and has room again when one leaves."""
+def test_connections_are_counted_once_they_use_a_counted_kind(
+    serve: Serve, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A full server still answers PING, and has room again when one leaves. The log says once that
+    it is full, and when that is over."""
+    caplog.set_level("INFO")
     server = serve(connections_max=2)
     with Talk(server.port) as one, Talk(server.port) as two, Talk(server.port) as three:
         for talk in (one, two):
@@ -316,11 +320,16 @@ def test_connections_are_counted_once_they_use_a_counted_kind(serve: Serve) -> N
         three.send(encode(GET, 2))
         assert three.error() == (2, "BUSY", messages.BusyDetail(2))
         assert three.reply() is None
+        with Talk(server.port) as another:
+            another.send(encode(GET, 1))
+            assert another.error() == (1, "BUSY", messages.BusyDetail(2))
+        assert caplog.text.count("connections are refused: all 2 places are taken") == 1
         one.sock.close()
         wait_until(lambda: server.counted_connections == 1, "a free place")
         with Talk(server.port) as four:
             four.send(encode(GET, 1))
             assert four.reply() == (1, NotFound())
+        assert caplog.text.count("there are places for connections again, after") == 1
 
 
 def is_closed(talk: Talk) -> bool:
