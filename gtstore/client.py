@@ -169,7 +169,7 @@ class Client:
             raise
         except BaseException:  # interrupted: perhaps in the middle of a frame (Lanes)
             interrupted, lane = lane, None
-            interrupted.session.abort()
+            self._lanes.drop(interrupted)
             raise
         finally:
             if lane is not None:
@@ -214,7 +214,7 @@ class Client:
             raise
         except BaseException:  # interrupted: perhaps in the middle of a frame (Lanes)
             interrupted, lane = lane, None
-            interrupted.session.abort()
+            self._lanes.drop(interrupted)
             raise
         finally:
             if lane is not None:

@@ -173,6 +173,14 @@ class Lanes:
         if self.wanted:
             self.serve()
 
+    def drop(self, lane: Lane) -> None:
+        """What has been sent with it may end anywhere: nobody uses it any more. Its place is free
+        at once: an error's traceback may keep the lane for long."""
+        lane.session.abort()
+        return_place, lane._on_end = lane._on_end, None
+        if return_place is not None:
+            return_place()
+
     def serve(self) -> None:
         """See to those who want a lane, after one was given back."""
         if self.is_closed:
@@ -250,7 +258,7 @@ class Lent:
         if kind is None or issubclass(kind, GTStoreError):
             self._lanes.give_back(lane)
         else:
-            lane.session.abort()
+            self._lanes.drop(lane)
 
 
 def _wake_first(wanted: deque[_Waiter]) -> None:

@@ -23,7 +23,7 @@ from gtstore.errors import DeadlineExceeded, GTStoreError, InvalidInput, Operati
 from gtstore.lanes import Lane
 from gtstore.living import Living
 from gtstore.testing import wait_until
-from gtstore.wire.messages import CLIENT_IDLE_S, IDLE_TIMEOUT_S
+from gtstore.wire.messages import CLIENT_CONNECTIONS_MAX, CLIENT_IDLE_S, IDLE_TIMEOUT_S
 
 from .blocking import set_timeout
 from .test_hostile_peers import FakeCluster
@@ -351,9 +351,11 @@ def test_an_interrupted_call_gives_no_lane_back(
                     patch.setattr(session.Session, "_loop", interrupted)
                 else:
                     patch.setattr(session.Session, "receive_many", interrupted)
-                with pytest.raises(KeyboardInterrupt):
+                with pytest.raises(KeyboardInterrupt) as kept:
                     call()
             assert store._idle == []
+            assert len(store._lanes._places) == CLIENT_CONNECTIONS_MAX, "the traceback keeps none"
+            del kept
             store.put("other", "another value")
             assert store.get("other") == b"another value"
             assert store.get("key") == b"value"
